@@ -1,0 +1,424 @@
+"""Owns the service: routes, reading uploads, rendering errors, wiring the parts, the command line."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import math
+import os
+import re
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dotenv import dotenv_values
+from flask import Flask, Response, g, jsonify, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+import face_checks
+import images
+import logs
+import server
+from covering import CoveringModel
+from engine import Engine, Vector, cosine_of, load_engine, similarity_of
+from errors import FaceError
+from gallery import Candidate, Gallery
+from settings import PROJECT, Settings, SettingsError, add_flags, load_settings
+from store import Store, open_store
+from weights import ModelUnavailable
+
+logger = logging.getLogger("face_api")
+
+CODE_OF_HTTP = {404: "not_found", 405: "method_not_allowed", 413: "file_too_large"}
+SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
+SANE_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
+# Beside the photo itself: the other fields and the multipart framing.
+FORM_ALLOWANCE = 64 * 1024
+
+
+class ModelSlots:
+    """How many photos are in the models at once, and how many may wait for that."""
+
+    def __init__(self, slots: int, queue_limit: int) -> None:
+        self._free = threading.BoundedSemaphore(slots)
+        self._places = threading.BoundedSemaphore(slots + queue_limit)
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold a slot, waiting for it in the bounded queue; FaceError `overloaded` when the queue is full."""
+        if not self._places.acquire(blocking=False):
+            raise FaceError("overloaded", headers={"Retry-After": "2"})
+        try:
+            with self._free:
+                yield
+        finally:
+            self._places.release()
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Time one stage of the current request for its log line."""
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        g.stages[name] = round(1000 * (time.perf_counter() - begun), 1)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """From a photo's bytes to the template of its one face, each model at most once and only when needed."""
+
+    settings: Settings
+    engine: Engine
+    covering_model: CoveringModel
+    slots: ModelSlots
+
+    def template(self, data: bytes) -> Vector:
+        """Decode, detect, check and embed.
+
+        Raises:
+            FaceError: the codes of `images.decode` and `face_checks.check_photo`, or `overloaded`.
+        """
+        with self.slots.one():
+            with stage("decode"):
+                image = images.decode(
+                    data, max_bytes=self.settings.max_file_bytes, max_pixels=self.settings.max_image_pixels
+                )
+            with stage("detect"):
+                faces = self.engine.detect(image)
+            with stage("check"):
+                face, checks = face_checks.check_photo(image, faces, self.settings, self.covering_model)
+            g.figures = {check.code: check.measured for check in checks}
+            with stage("embed"):
+                try:
+                    return self.engine.embed(image, face)
+                except ValueError as error:
+                    raise FaceError("landmarks_hidden") from error
+
+
+def create_app(
+    settings: Settings, engine: Engine, covering_model: CoveringModel, store: Store, gallery: Gallery
+) -> Flask:
+    """Make the WSGI application of parts that are ready: a warmed engine, a prepared store, a caught-up gallery."""
+    app = Flask("face_api", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_file_bytes + FORM_ALLOWANCE
+    app.config["MAX_FORM_MEMORY_SIZE"] = FORM_ALLOWANCE
+    app.config["MAX_FORM_PARTS"] = 32
+    pipeline = Pipeline(settings, engine, covering_model, ModelSlots(settings.model_slots, settings.queue_limit))
+    log_requests(app)
+    render_errors(app)
+
+    @app.get("/", provide_automatic_options=False)
+    def running() -> Response:
+        return jsonify(status="success", message="Face Recognition API is running")
+
+    @app.get("/health", provide_automatic_options=False)
+    def health() -> Response:
+        store.ping()
+        return jsonify(
+            status="success",
+            message="ready",
+            model={"name": engine.name, "description": engine.describe()},
+            store=store.describe(),
+            gallery=gallery.status(),
+        )
+
+    @app.post("/signUp", provide_automatic_options=False)
+    @app.post("/signup", provide_automatic_options=False)
+    def sign_up() -> Response:
+        request_key = read_idempotency_key()
+        template = pipeline.template(read_upload("file", settings.max_file_bytes))
+        with stage("enrol"):
+            user_id = gallery.enrol(
+                template,
+                duplicate_cosine=cosine_of(settings.duplicate_threshold, engine.cosine_at_half),
+                request_key=request_key,
+            )
+        return jsonify(status="success", message=f"Face stored successfully with user_id: {user_id}", user_id=user_id)
+
+    @app.post("/verify", provide_automatic_options=False)
+    def verify() -> Response:
+        threshold = read_threshold(settings)
+        claimed = read_user_id()
+        template = pipeline.template(read_upload("file", settings.max_file_bytes))
+        with stage("search"):
+            if claimed is not None:
+                candidate: Candidate | None = Candidate(claimed, float(gallery.find(claimed) @ template))
+            else:
+                candidate = gallery.search(template)
+        if candidate is None:
+            raise no_match()
+        similarity = similarity_of(candidate.cosine, engine.cosine_at_half)
+        g.figures["similarity"] = round(similarity, 4)
+        if similarity < threshold:
+            raise no_match()
+        return jsonify(
+            status="success",
+            message=f"Face verified successfully with confidence: {similarity:.2f}",
+            verified=True,
+            user_id=candidate.user_id,
+            similarity=round(similarity, 4),
+            threshold=threshold,
+        )
+
+    return app
+
+
+def log_requests(app: Flask) -> None:
+    """Give every request an id, and the log one line for it."""
+
+    @app.before_request
+    def begin() -> None:
+        sent = request.headers.get("X-Request-ID", "")
+        g.request_id = sent if SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+        g.begun = time.perf_counter()
+        g.stages, g.figures, g.code = {}, {}, "ok"
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        response.headers["X-Request-ID"] = g.request_id
+        fields = {
+            "request_id": g.request_id,
+            "status": response.status_code,
+            "code": g.code,
+            "ms": round(1000 * (time.perf_counter() - g.begun), 1),
+            "stages_ms": g.stages,
+            "figures": g.figures,
+        }
+        # The route's own pattern, never the path that was sent.
+        route = request.url_rule.rule if request.url_rule else "(no such route)"
+        logger.info(
+            "%s %s", request.method, route, extra={logs.FIELDS: {key: one for key, one in fields.items() if one != {}}}
+        )
+        return response
+
+
+def render_errors(app: Flask) -> None:
+    """Word every error as the API does: its code, one sentence, and nothing of the library that raised it."""
+
+    @app.errorhandler(FaceError)
+    def refused(error: FaceError) -> Response:
+        return render(error)
+
+    @app.errorhandler(HTTPException)
+    def http_error(error: HTTPException) -> Response:
+        status = error.code or 500
+        if status == 413 and (request.content_length or 0) <= app.config["MAX_CONTENT_LENGTH"]:
+            status = 400  # too many or too large fields, not too large a photo
+        code = CODE_OF_HTTP.get(status, "internal_error" if status >= 500 else "bad_request")
+        allowed = error.valid_methods if isinstance(error, MethodNotAllowed) else None
+        return render(FaceError(code, headers={"Allow": ", ".join(sorted(allowed))} if allowed else None))
+
+    @app.errorhandler(Exception)
+    def unforeseen(error: Exception) -> Response:
+        logger.error("unforeseen error", exc_info=error, extra={logs.FIELDS: {"request_id": g.request_id}})
+        return render(FaceError("internal_error"))
+
+
+def render(error: FaceError) -> Response:
+    """The one place where an error becomes a response."""
+    g.code = error.code
+    if "checks" in error.fields:
+        g.figures = {check["code"]: check["measured"] for check in error.fields["checks"]}
+    body = {"status": "error", "code": error.code, "message": error.message, "request_id": g.request_id}
+    response = jsonify({**body, **error.fields})
+    response.status_code = error.status
+    response.headers.update(error.headers)
+    return response
+
+
+def no_match() -> FaceError:
+    """`no_match` as the API words it; RFC 9110 asks for a challenge on every 401."""
+    return FaceError("no_match", fields={"verified": False}, headers={"WWW-Authenticate": "FaceMatch"})
+
+
+def read_upload(field: str, max_bytes: int) -> bytes:
+    """Return the bytes of the one file in `field`, at most one more than `max_bytes` of them.
+
+    Raises:
+        FaceError: `no_file`, `empty_file`, `bad_request` (several files).
+    """
+    files = request.files.getlist(field)
+    if len(files) > 1:
+        raise FaceError("bad_request", f"Send exactly one photo in the field '{field}'.")
+    if not files:
+        raise FaceError("no_file")
+    data = files[0].stream.read(max_bytes + 1)
+    files[0].close()
+    if not data and not files[0].filename:
+        raise FaceError("no_file")
+    if not data:
+        raise FaceError("empty_file")
+    return data
+
+
+def read_field(name: str, code: str) -> str | None:
+    """Return the one value of a form field, None when it was not sent; FaceError `code` when sent twice."""
+    values = request.form.getlist(name)
+    if len(values) > 1:
+        raise FaceError(code, f"Send the field '{name}' once.")
+    return values[0] if values else None
+
+
+def read_threshold(settings: Settings) -> float:
+    """Return the caller's threshold, or the operator's; FaceError `invalid_threshold`."""
+    text = read_field("threshold", "invalid_threshold")
+    if text is None:
+        return settings.verify_threshold
+    # float() alone would take nan, infinities, underscores and every script's digits.
+    value = float(text) if DECIMAL.fullmatch(text.strip()) and len(text) <= 64 else math.nan
+    if not settings.threshold_floor <= value <= 1.0:
+        raise FaceError(
+            "invalid_threshold", f"The threshold must be a number between {settings.threshold_floor:g} and 1."
+        )
+    return value
+
+
+def read_user_id() -> str | None:
+    """Return the claimed user_id in its canonical form, None when none was sent; FaceError `invalid_user_id`."""
+    text = read_field("user_id", "invalid_user_id")
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text, re.ASCII):
+        raise FaceError("invalid_user_id")
+    return text.lower()
+
+
+def read_idempotency_key() -> str | None:
+    """Return what is stored of the Idempotency-Key header (its SHA-256), None when none was sent."""
+    sent = request.headers.get("Idempotency-Key")
+    if sent is None:
+        return None
+    if not SANE_IDEMPOTENCY_KEY.fullmatch(sent):
+        raise FaceError("bad_request", "The Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    return hashlib.sha256(sent.encode()).hexdigest()
+
+
+def prepare_uploads(folder: Path) -> None:
+    """Make `folder` the place of every temporary file of this process, and empty it of a killed process's left-overs.
+
+    The web server and the form parser keep what outgrows memory in nameless files there (mode 0600; gone with
+    their last reader, even after a kill); where a file system has no nameless files they are named at random and
+    unlinked at once.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left_over in folder.iterdir():
+        if left_over.is_file() or left_over.is_symlink():
+            left_over.unlink()
+    tempfile.tempdir = str(folder)
+
+
+def wait_for_store(store: Store, patience_s: float) -> None:
+    """Prepare the store, trying again for `patience_s` seconds; FaceError `database_unavailable` after that."""
+    deadline = time.monotonic() + patience_s
+    pause = 0.5
+    while True:
+        try:
+            store.prepare()
+        except FaceError as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            logger.warning(
+                "%s cannot be reached (%s); trying again, for %.0f s more",
+                store.describe(),
+                type(error.__cause__).__name__,
+                left,
+            )
+            time.sleep(min(pause, max(left, 0.1)))
+            pause = min(5.0, pause * 2)
+        else:
+            return
+
+
+def build(settings: Settings) -> Flask:
+    """Load and connect everything that the settings name, announce it in plain words, and return the application.
+
+    Raises:
+        ValueError: a connection string that cannot be parsed.
+        FaceError: `database_unavailable`, the store stayed out of reach.
+        ModelUnavailable: the model cannot be had.
+    """
+    prepare_uploads(settings.uploads_dir)
+    store = open_store(
+        settings.mongo_uri,
+        mongo_db=settings.mongo_db,
+        mongo_collection=settings.mongo_collection,
+        data_dir=settings.data_dir,
+    )
+    wait_for_store(store, settings.store_wait_s)
+    engine = load_engine(
+        settings.face_model,
+        models_dir=settings.models_dir,
+        hub_timeout_s=settings.hub_timeout_s,
+        threads=settings.model_threads,
+        may_fall_back=not settings.mongo_uri,
+    )
+    covering_model = CoveringModel(settings.models_dir, threads=1)
+    gallery = Gallery(store, engine.name, engine.dimension, settings.plain_model or None)
+    gallery.refresh()
+    announce(engine, store, gallery)
+    return create_app(settings, engine, covering_model, store, gallery)
+
+
+def announce(engine: Engine, store: Store, gallery: Gallery) -> None:
+    """Say which model and which store the service runs on, and what in the gallery it cannot use."""
+    status = gallery.status()
+    logger.info("Model: %s", engine.describe())
+    logger.info("Store: %s", store.describe())
+    logger.info("Gallery: %d people enrolled with this model", status["enrolled"])
+    for model, count in status["other_models"].items():
+        logger.warning(
+            "The gallery also holds %d records of another model (%s): they are never compared with this one's. "
+            "Run with that model, or enrol these people again.",
+            count,
+            model,
+        )
+    if status["unreadable"]:
+        logger.warning("%d records could not be read and are left out of every decision", status["unreadable"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the service until it is told to stop; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Face recognition API. Every flag is also an environment variable, and a line of .env, in capitals."
+    )
+    add_flags(parser)
+    flags = vars(parser.parse_args(arguments))
+    # The hub's own library reads its settings (HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN) from the environment.
+    for key, value in (dotenv_values(PROJECT / ".env") if (PROJECT / ".env").is_file() else {}).items():
+        if key.startswith("HF_") and value:
+            os.environ.setdefault(key, value)
+    try:
+        settings = load_settings(flags)
+    except SettingsError as error:
+        parser.exit(2, f"Settings: {error}\n")
+    logs.configure(settings.log_format, "DEBUG" if settings.debug else settings.log_level)
+    try:
+        app = build(settings)
+        if settings.debug:
+            app.run(settings.host, settings.port, debug=True, use_debugger=False, use_reloader=False, threaded=True)
+        else:
+            server.serve(app, settings)
+    except ModelUnavailable as error:
+        logger.critical("The face model is not available. %s", error)
+        return 1
+    except FaceError as error:
+        logger.critical("%s Start-up gave up after STORE_WAIT_S=%g seconds.", error.message, settings.store_wait_s)
+        return 1
+    except (OSError, ValueError) as error:
+        logger.critical("Start-up failed: %s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

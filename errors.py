@@ -1,0 +1,89 @@
+"""Owns the one error that clients ever see, and the table of its codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any
+
+# code -> (HTTP status, default message). The codes and statuses are the API's contract and never change;
+# a message may be reworded.
+CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
+    {
+        "no_file": (400, "No photo was sent. Post it as the form-data field 'file'."),
+        "empty_file": (400, "The photo that was sent is empty."),
+        "unreadable_image": (400, "The photo is damaged and could not be read. Please send it again."),
+        "invalid_threshold": (400, "The threshold must be a number between the service's floor and 1."),
+        "invalid_user_id": (400, "The user_id must be a UUID."),
+        "bad_request": (400, "The request could not be understood."),
+        "unauthorized": (401, "An API key is required."),
+        "no_match": (401, "No matching face found"),
+        "forbidden": (403, "This API key does not allow that."),
+        "not_found": (404, "There is nothing at this address."),
+        "unknown_user": (404, "Nobody is enrolled under this user_id."),
+        "method_not_allowed": (405, "This address does not accept that method."),
+        "duplicate_face": (409, "This face already exists in the database"),
+        "file_too_large": (413, "The photo's file is too large."),
+        "image_too_large": (413, "The photo has too many pixels."),
+        "unsupported_format": (415, "Invalid file format. Please use JPG, JPEG or PNG"),
+        "no_face": (422, "No face was found in the photo."),
+        "multiple_faces": (422, "More than one face was found in the photo."),
+        "face_too_small": (422, "The face is too small in the photo."),
+        "face_too_large": (422, "The face fills too much of the photo."),
+        "face_cut_off": (422, "The face is cut off by the edge of the photo."),
+        "blurred": (422, "The face is blurred."),
+        "too_dark": (422, "The face is too dark."),
+        "too_bright": (422, "The face is too bright."),
+        "low_contrast": (422, "The face has too little contrast."),
+        "uneven_light": (422, "The light on the face is too uneven."),
+        "head_tilted": (422, "The head is tilted to one side."),
+        "head_turned": (422, "The head is turned away."),
+        "head_raised_or_lowered": (422, "The head is raised or lowered."),
+        "unnatural_colour": (422, "The colours of the face are not natural."),
+        "landmarks_hidden": (422, "The eyes, nose or mouth cannot be seen clearly."),
+        "eyes_closed": (422, "The eyes are closed."),
+        "mask": (422, "A mask covers the face."),
+        "sunglasses": (422, "Sunglasses cover the eyes."),
+        "face_covered": (422, "Something covers part of the face."),
+        "rate_limited": (429, "Too many requests. Please wait and try again."),
+        "internal_error": (500, "Something went wrong on our side. Please try again."),
+        "overloaded": (503, "The service is busy. Please try again shortly."),
+        "database_unavailable": (503, "The database cannot be reached. Please try again shortly."),
+        "not_ready": (503, "The service is still starting. Please try again shortly."),
+    }
+)
+
+
+class FaceError(Exception):
+    """A request that cannot be answered as asked, with the code, sentence and status that the client gets.
+
+    Raised where the fact is known; rendered in one place, `app.py`.
+
+    Args:
+        code: a key of `CODES`.
+        message: one sentence a person can act on; the table's own when omitted.
+        status: the HTTP status; the table's own when omitted.
+        fields: further keys of the JSON body, such as `checks`.
+        headers: further response headers, such as `Retry-After`.
+
+    Raises:
+        KeyError: the code is not in the table.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str | None = None,
+        status: int | None = None,
+        *,
+        fields: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        table_status, table_message = CODES[code]
+        self.code = code
+        self.message = message or table_message
+        self.status = HTTPStatus(status or table_status)
+        self.fields = dict(fields or {})
+        self.headers = dict(headers or {})
+        super().__init__(f"{code}: {self.message}")

@@ -1,0 +1,100 @@
+"""Owns turning an upload's bytes into pixels; the only importer of the image decoder."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from errors import FaceError
+
+Pixels = npt.NDArray[np.uint8]
+
+# Judged by content. Every decoder that is reachable is attack surface, hence the short list: what phones and
+# browsers send. MPO is what some phones call a JPEG that carries a second picture.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
+
+# The header is judged by our own limit before anything is decoded; the library's own guess at bombs comes second.
+Image.MAX_IMAGE_PIXELS = None
+
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,  # the decoder's own word for a broken PNG chunk
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    ZeroDivisionError,
+    MemoryError,
+    Image.DecompressionBombError,
+)
+
+
+def decode(data: bytes, *, max_bytes: int, max_pixels: int) -> Pixels:
+    """Decode one photo, upright, as the first frame of whatever it is.
+
+    Args:
+        data: the file's bytes; its name is never looked at.
+        max_bytes: the largest file that is read.
+        max_pixels: the most pixels (width x height by the header) that are decoded.
+
+    Returns:
+        uint8[height, width, 3], BGR, EXIF orientation applied, transparency laid over white, 16 bits scaled to 8.
+
+    Raises:
+        FaceError: `empty_file`, `file_too_large`, `unsupported_format`, `image_too_large`, `unreadable_image`.
+    """
+    if not data:
+        raise FaceError("empty_file")
+    if len(data) > max_bytes:
+        raise FaceError("file_too_large", f"The photo's file is larger than {max_bytes / 2**20:.3g} MiB.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the decoder's remarks on odd metadata are no business of the log
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError as error:
+            # A known signature with a broken header is damage, not a foreign format.
+            raise FaceError("unreadable_image" if _has_known_signature(data) else "unsupported_format") from error
+        except _DECODER_ERRORS as error:
+            raise FaceError("unreadable_image") from error
+        with image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise FaceError(
+                    "image_too_large",
+                    f"The photo has {width}x{height} pixels; at most {max_pixels / 1e6:.3g} megapixels are read.",
+                )
+            try:
+                image.load()
+                return _bgr(_upright(image))
+            except _DECODER_ERRORS as error:
+                raise FaceError("unreadable_image") from error
+
+
+def _has_known_signature(data: bytes) -> bool:
+    return data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DECODER_ERRORS:
+        return image  # nonsense in the metadata is no reason to refuse good pixels: they are taken as they lie
+
+
+def _bgr(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        # The library clips 16-bit greys to 255 instead of scaling them.
+        grey = np.asarray(image, dtype=np.float32)
+        grey8 = np.clip(grey / 257.0, 0, 255).round().astype(np.uint8)
+        return np.ascontiguousarray(np.repeat(grey8[..., None], 3, axis=2))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGBA", rgba.size, "white")
+        image.alpha_composite(rgba)
+    return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])

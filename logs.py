@@ -1,0 +1,73 @@
+"""Owns how log lines look: text for people, JSON for machines; and what may never be in one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import TextIO
+
+# Attributes that a caller gives with `extra={"fields": {...}}` become keys of the JSON object and k=v in text.
+FIELDS = "fields"
+
+
+class TextFormatter(logging.Formatter):
+    """One line for people: time, level, message, then key=value."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        fields = getattr(record, FIELDS, {})
+        return line + "".join(f" {key}={_plain(value)}" for key, value in fields.items())
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        entry = {
+            "time": f"{stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, FIELDS, {}),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False, default=str)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{key}:{_plain(one)}" for key, one in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def configure(log_format: str, level: str, stream: TextIO | None = None) -> None:
+    """Send the process's log to `stream` (standard error by default) in one of the two forms.
+
+    Args:
+        log_format: `text` or `json`.
+        level: the least severe level that is logged.
+        stream: where to.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(
+        JsonFormatter() if log_format == "json" else TextFormatter("%(asctime)s %(levelname)-7s %(message)s")
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for chatty in (
+        "waitress.queue",
+        "werkzeug",
+        "pymongo",
+        "httpx",
+        "httpx2",
+        "httpcore2",
+        "urllib3",
+        "huggingface_hub",
+    ):
+        # A driver's debug line can carry a document, that is, an embedding.
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -1,0 +1,94 @@
+"""Owns the production web server: listening, refusing what is no request, and stopping without losing requests."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from waitress.channel import HTTPChannel
+from waitress.server import BaseWSGIServer, create_server
+from waitress.task import ErrorTask
+from waitress.wasyncore import loop
+
+from errors import CODES
+from settings import Settings
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+logger = logging.getLogger("face_api")
+
+# Larger bodies are not even read; up to here the client gets its answer on the same connection.
+READ_ANYWAY_BYTES = 64 * 1024 * 1024
+
+
+class _JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress carries no types
+    """What the web server itself refuses (a malformed header, too large a body), worded as the API words errors."""
+
+    def execute(self) -> None:
+        status = int(self.request.error.code)
+        code = {413: "file_too_large"}.get(status, "internal_error" if status >= 500 else "bad_request")
+        request_id = uuid.uuid4().hex
+        body = json.dumps(
+            {"status": "error", "code": code, "message": CODES[code][1], "request_id": request_id}
+        ).encode()
+        self.status = f"{status} {self.request.error.reason}"
+        self.response_headers.extend(
+            [("Content-Type", "application/json"), ("X-Request-ID", request_id), ("Connection", "close")]
+        )
+        self.content_length = len(body)
+        self.set_close_on_finish()
+        self.write(body)
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress carries no types
+    error_task_class = _JsonErrorTask
+
+
+def serve(app: WSGIApplication, settings: Settings) -> None:
+    """Serve `app` until SIGTERM or Ctrl-C, then finish the requests in hand (at most STOP_TIMEOUT_S) and return.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+    sockets: dict[int, Any] = {}
+    create_server(
+        app,
+        map=sockets,
+        host=settings.host,
+        port=settings.port,
+        threads=settings.request_threads,
+        max_request_body_size=max(READ_ANYWAY_BYTES, 2 * settings.max_file_bytes),
+        connection_limit=1000,
+        channel_timeout=60,
+        ident=None,
+    )
+    listeners = [one for one in sockets.values() if isinstance(one, BaseWSGIServer)]
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    for listener in listeners:
+        listener.channel_class = _Channel
+        host = listener.effective_host
+        logger.info("Ready: listening on http://%s:%s", f"[{host}]" if ":" in host else host, listener.effective_port)
+    while not stopping.is_set():
+        loop(timeout=0.5, map=sockets, count=1)
+    logger.info("Stopping: finishing the requests in hand")
+    for listener in listeners:
+        listener.accepting = False
+        sockets.pop(listener.socket.fileno(), None)
+        listener.socket.close()
+    deadline = time.monotonic() + settings.stop_timeout_s
+    while time.monotonic() < deadline and any(_busy(one) for one in list(sockets.values())):
+        loop(timeout=0.1, map=sockets, count=1)
+    logger.info("Stopped")
+
+
+def _busy(one: Any) -> bool:
+    """Whether a connection has a request that is arriving, being served, or whose answer is still being sent."""
+    return isinstance(one, HTTPChannel) and bool(one.requests or one.request is not None or one.total_outbufs_len)

@@ -1,0 +1,175 @@
+"""Owns every tunable: one frozen `Settings`, read from flag > environment > `.env` > default, checked at start."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+
+PROJECT = Path(__file__).resolve().parent
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message names it, says what was found and what would do."""
+
+
+def _setting(
+    default: Any, help_: str, *, low: float = -math.inf, high: float = math.inf, choices: Sequence[str] = ()
+) -> Any:
+    return field(default=default, metadata={"help": help_, "low": low, "high": high, "choices": tuple(choices)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the operator can set. Each field is an environment variable in capitals and a flag with dashes.
+
+    Similarities are on the API's scale (-1...1, 0.5 the middle of the road for every model); each limit of a check
+    is in the unit of its measure in `face_checks.py`, where the measurement that chose the default is cited.
+    """
+
+    host: str = _setting("127.0.0.1", "address to listen on; anything but loopback exposes the service")
+    port: int = _setting(5000, "port to listen on; 0 takes a free one", low=0, high=65535)
+    debug: bool = _setting(False, "Flask's own server and debug logging; never in production")
+
+    mongo_uri: str = _setting(
+        "", "MongoDB connection string (a flag shows in the process list: prefer .env); empty: an embedded SQLite file"
+    )
+    mongo_db: str = _setting("face_recognition", "MongoDB database")
+    mongo_collection: str = _setting("faces", "MongoDB collection")
+    data_dir: Path = _setting(PROJECT / "data", "folder of the embedded store")
+    uploads_dir: Path = _setting(PROJECT / "uploads", "folder for whatever of an upload must touch the disk")
+    store_wait_s: float = _setting(60.0, "seconds to keep trying a database that is down at start", low=0, high=3600)
+
+    face_model: str = _setting("auto", "auto, auraface, compact, or the folder of an InsightFace pack")
+    models_dir: Path = _setting(PROJECT / "models", "folder of the models; AuraFace lives in its auraface/")
+    hub_timeout_s: float = _setting(10.0, "seconds after which a silent model hub is unreachable", low=0.5, high=15)
+    plain_model: str = _setting(
+        "", "model that made the records without a model name; empty: the running one, if the dimension is equal"
+    )
+    model_threads: int = _setting(0, "threads of one model run; 0: as many as there are cores", low=0, high=256)
+    model_slots: int = _setting(2, "photos that are in the models at once", low=1, high=256)
+    request_threads: int = _setting(32, "requests served at once", low=2, high=512)
+    queue_limit: int = _setting(24, "requests that may wait for a model slot before 503 overloaded", low=0, high=4096)
+    stop_timeout_s: float = _setting(30.0, "seconds that requests in hand get at shutdown", low=0, high=600)
+
+    verify_threshold: float = _setting(0.5, "similarity from which /verify matches", low=-1, high=1)
+    duplicate_threshold: float = _setting(
+        math.nan, "similarity from which /signUp refuses a duplicate; default: the verify threshold", low=-1, high=1
+    )
+    threshold_floor: float = _setting(0.4, "lowest threshold that a caller may ask for", low=-1, high=1)
+
+    max_file_bytes: int = _setting(8 * 1024 * 1024, "largest photo file", low=1024, high=256 * 1024 * 1024)
+    max_image_pixels: int = _setting(40_000_000, "most pixels of a photo", low=10_000, high=400_000_000)
+
+    min_face_ratio: float = _setting(
+        0.0, "faces narrower than this share of the widest one are ignored; 0: every face counts", low=0, high=1
+    )
+    min_inter_eye_px: float = _setting(20.0, "inter-eye distance / cos(yaw)", low=0, high=1000)
+    max_head_size: float = _setting(1.3, "eyes-to-chin distance / photo height", low=0.1, high=10)
+    min_face_in_frame: float = _setting(0.72, "share of the face region that is inside the photo", low=0, high=1)
+    min_sharpness: float = _setting(30.0, "sharpness score; 100 is a usual sharp photo", low=0, high=1000)
+    min_luminance: float = _setting(0.06, "mean luminance of the face", low=0, high=1)
+    max_under_exposure: float = _setting(0.7, "share of face pixels in luminance 0...25", low=0, high=1)
+    max_luminance: float = _setting(0.85, "mean luminance of the face", low=0, high=1)
+    max_over_exposure: float = _setting(0.5, "share of face pixels in luminance 247...255", low=0, high=1)
+    min_dynamic_range: float = _setting(4.0, "entropy of the face's luminance in bits", low=0, high=8)
+    min_uniformity: float = _setting(0.1, "darker cheek's luminance / lighter cheek's", low=0, high=1)
+    max_roll_deg: float = _setting(25.0, "head tilted to a shoulder, degrees", low=1, high=180)
+    max_yaw_deg: float = _setting(45.0, "head turned aside, degrees", low=1, high=90)
+    max_pitch_deg: float = _setting(35.0, "head raised or lowered, degrees", low=1, high=90)
+    max_colour_distance: float = _setting(
+        20.0, "distance of the cheeks' CIELAB a*, b* from natural skin", low=0, high=150
+    )
+    max_hidden: float = _setting(0.5, "probability that eyes, nose or mouth are hidden", low=0, high=1)
+    max_mask: float = _setting(0.5, "probability of a mask", low=0, high=1)
+    max_sunglasses: float = _setting(0.5, "probability of sunglasses", low=0, high=1)
+    max_covered: float = _setting(0.5, "probability of another covering", low=0, high=1)
+
+    log_format: str = _setting("text", "one line for people, or one JSON object", choices=("text", "json"))
+    log_level: str = _setting("INFO", "least severe level logged", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.duplicate_threshold):
+            object.__setattr__(self, "duplicate_threshold", self.verify_threshold)
+        for setting in fields(self):
+            _check(setting, getattr(self, setting.name))
+        if self.model_slots + self.queue_limit >= self.request_threads:
+            raise SettingsError(
+                f"MODEL_SLOTS ({self.model_slots}) + QUEUE_LIMIT ({self.queue_limit}) must stay below REQUEST_THREADS "
+                f"({self.request_threads}), so that GET / is answered while every slot and place is taken"
+            )
+        if self.threshold_floor > self.verify_threshold:
+            raise SettingsError(
+                f"THRESHOLD_FLOOR ({self.threshold_floor}) is above VERIFY_THRESHOLD ({self.verify_threshold}): "
+                "lower the floor or raise the threshold"
+            )
+
+
+def _check(setting: Field[Any], value: Any) -> None:
+    low, high, choices = (setting.metadata[key] for key in ("low", "high", "choices"))
+    name = setting.name.upper()
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not low <= value <= high:
+        raise SettingsError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
+    if choices and value not in choices:
+        raise SettingsError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+
+
+_SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+def _parse(setting: Field[Any], text: str) -> Any:
+    name, kind = setting.name.upper(), str(setting.type)
+    text = text.strip()
+    try:
+        if kind == "bool":
+            return _SWITCH[text.lower()]
+        if kind == "Path":
+            return Path(text).expanduser().resolve()
+        return {"int": int, "float": float, "str": str}[kind](text)
+    except (ValueError, KeyError) as error:
+        # A value is shown only where it cannot be a secret: numbers and switches, never strings.
+        raise SettingsError(f"{name} is {text!r}, which is not a {kind}") from error
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` one flag for every setting; a flag that is not used leaves no trace in the namespace."""
+    for setting in fields(Settings):
+        flag = "--" + setting.name.replace("_", "-")
+        shown = "" if str(setting.default) in ("", "nan") else f" (default: {setting.default})"
+        help_ = (setting.metadata["help"] + shown).replace("%", "%%")
+        if str(setting.type) == "bool":
+            parser.add_argument(flag, action="store_const", const="true", default=argparse.SUPPRESS, help=help_)
+        else:
+            parser.add_argument(flag, metavar="VALUE", default=argparse.SUPPRESS, help=help_)
+
+
+def load_settings(
+    flags: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    env_file: Path | None = PROJECT / ".env",
+) -> Settings:
+    """Read the settings: flag > environment > `.env` > default. Empty values count as not set.
+
+    Args:
+        flags: setting name -> text, as `vars()` of a parser that `add_flags` prepared.
+        environ: the environment; the process's own when omitted.
+        env_file: the `.env` file; missing is fine.
+
+    Raises:
+        SettingsError: a value of the wrong type or out of its range.
+    """
+    environ = os.environ if environ is None else environ
+    from_file = dotenv_values(env_file) if env_file is not None and env_file.is_file() else {}
+    values: dict[str, Any] = {}
+    for setting in fields(Settings):
+        name = setting.name.upper()
+        text = (flags or {}).get(setting.name) or environ.get(name) or from_file.get(name)
+        if text is not None and text.strip():
+            values[setting.name] = _parse(setting, text)
+    return Settings(**values)
