@@ -1,0 +1,600 @@
+"""Owns the durable records: MongoDB or one SQLite file, and the pickled templates in them.
+
+The log. Every record has a place `seq` = 1, 2, 3, … in one log, and every process applies the log in that order.
+Two invariants make an enrolment a single atomic step between any number of processes:
+
+- *One winner a place.* An entry is only ever added at the place after the last one that the adding process has
+  applied, and `seq` is unique: whoever decided on an outdated gallery loses the insert.
+- *No holes.* No entry ever leaves its place; a hole could be filled by a process that has not seen what follows it.
+  So an erasure is an entry of its own, `{user_id: "erased:<uuid>", erases: <user_id>, deleted_at, seq}`, after which
+  the erased record, in its old place, loses its embedding. `prepare` finishes erasures that a crash cut in two.
+
+A record is `{user_id, embedding, timestamp, model, seq}`, with `request_key` when the client sent an idempotency key.
+The older plain form `{user_id, embedding, timestamp}` is given its places by `prepare`. A record that cannot be read
+keeps its place as an unreadable entry: it never runs code, never matches, and never stops the service.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+import pickletools
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pymongo
+from bson import CodecOptions
+from bson.codec_options import DatetimeConversion
+from bson.errors import BSONError
+from bson.int64 import Int64
+from pymongo.collection import Collection
+from pymongo.errors import ConfigurationError, DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+from pymongo.write_concern import WriteConcern
+
+from errors import FaceError
+
+log = logging.getLogger(__name__)
+
+Template: TypeAlias = npt.NDArray[np.float32]
+Document: TypeAlias = dict[str, Any]
+
+PAGE = 2000
+MAX_SEQ = 2**53
+MAX_EMBEDDING_BYTES = 64 * 1024
+NORM_TOLERANCE = 1e-3
+SQLITE_BUSY_SECONDS = 5.0
+# Long enough to index and number a large collection of the older form; requests use `open_store`'s `timeout`.
+MONGO_PREPARE_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """What is stored of one person.
+
+    Args:
+        user_id: a fresh UUID4.
+        template: float32[d], L2-normalised.
+        model: the name of the model that made the template.
+        timestamp: seconds since the epoch.
+        request_key: identifies the client's request, for `find_request`.
+    """
+
+    user_id: str
+    template: Template
+    model: str
+    timestamp: float
+    request_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One place in the log: an enrolment, an erasure (`erases`), or a record that is erased or unreadable.
+
+    `template` is float32[d], L2-normalised; None unless this is an enrolment that can be searched.
+    `model` is None for a record of the older plain form. `user_id` may be None when `unreadable`.
+    """
+
+    seq: int
+    user_id: str | None = None
+    template: Template | None = None
+    model: str | None = None
+    erases: str | None = None
+    unreadable: bool = False
+
+
+class Store(Protocol):
+    """Durable records. Every method but `describe` and `close` raises FaceError `database_unavailable`."""
+
+    def prepare(self) -> None:
+        """Create what is missing, give older records their places, finish erasures cut in two. Safe to repeat."""
+
+    def entries(self, after: int) -> Iterator[Entry]:
+        """Yield the log's entries with seq > `after`, in order; one indexed query when there are none."""
+
+    def append(self, seq: int, enrolment: Enrolment) -> bool:
+        """Store an enrolment durably at place `seq`, the one after the last place that the caller has applied.
+
+        Returns:
+            False when somebody else has this place; nothing is stored then.
+
+        Raises:
+            FaceError: `database_unavailable`; whether the record was stored, only the log will tell.
+        """
+
+    def erase(self, seq: int, user_id: str) -> bool:
+        """Log at place `seq` that `user_id` is erased, then remove the embedding. False: the place is taken."""
+
+    def finish_erasures(self, user_id: str | None = None) -> None:
+        """Remove embeddings whose erasure is in the log: of one `user_id`, or of everybody."""
+
+    def find_request(self, request_key: str, since: float) -> str | None:
+        """Return the user_id enrolled under `request_key` at or after `since` (epoch seconds), or None."""
+
+    def ping(self) -> None:
+        """Return if the database answers; cheap."""
+
+    def describe(self) -> str:
+        """Name the store for people, without credentials."""
+
+    def close(self) -> None:
+        """Release the connection."""
+
+
+def open_store(
+    mongo_uri: str | None, *, mongo_db: str, mongo_collection: str, data_dir: Path, timeout: float = 5.0
+) -> Store:
+    """Return the store that the settings name, not yet connected: call `prepare` next.
+
+    Args:
+        mongo_uri: a MongoDB connection string; the embedded SQLite file when None or empty.
+        mongo_db: database name; only with `mongo_uri`.
+        mongo_collection: collection name; only with `mongo_uri`.
+        data_dir: folder of the SQLite file; only without `mongo_uri`.
+        timeout: seconds after which any one MongoDB operation fails.
+
+    Raises:
+        ValueError: the connection string or a name is not valid. The message repeats nothing of it.
+    """
+    if not mongo_uri:
+        return SqliteStore(data_dir / "faces.sqlite3")
+    try:
+        client: pymongo.MongoClient[Document] = pymongo.MongoClient(mongo_uri, timeoutMS=int(timeout * 1000))
+        collection = client[mongo_db].get_collection(
+            mongo_collection,
+            # One text or date that BSON cannot express must not make a whole page of records unreadable.
+            CodecOptions(unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_AUTO),
+            # An entry that a fail-over could take back must neither be acknowledged nor applied.
+            write_concern=WriteConcern("majority", j=True),
+            read_concern=ReadConcern("majority"),
+            read_preference=ReadPreference.PRIMARY,
+        )
+    except (PyMongoError, ValueError, TypeError) as error:
+        # `from None`: the driver's messages quote parts of the string, which may be the password.
+        what = "MONGO_URI" if isinstance(error, (ConfigurationError, ValueError)) else "MONGO_DB or MONGO_COLLECTION"
+        raise ValueError(f"{what} is not valid ({type(error).__name__}).") from None
+    hosts = mongo_uri.partition("://")[2].partition("/")[0].partition("?")[0].rpartition("@")[2]
+    return MongoStore(collection, f"MongoDB {mongo_db}.{mongo_collection} at {hosts}")
+
+
+class MongoStore:
+    """`Store` on one MongoDB collection.
+
+    The collection comes with its concerns set, as `open_store` does; `description` is for people.
+    """
+
+    _PLACE: Mapping[str, Any] = {"$gte": 1, "$lt": MAX_SEQ}
+    # Whatever else `seq` may be: absent, null, a text, negative, NaN.
+    _UNPLACED: Mapping[str, Any] = {"$nor": [{"seq": _PLACE}]}
+    _FIELDS: Mapping[str, Any] = dict.fromkeys(("user_id", "embedding", "model", "seq", "erases", "deleted_at"), 1)
+
+    def __init__(self, collection: Collection[Document], description: str = "MongoDB") -> None:
+        self._collection = collection
+        self._description = description
+
+    def prepare(self) -> None:
+        self.ping()  # under the short timeout: a server that is down is known at once
+        with _unavailable_on(PyMongoError, BSONError), pymongo.timeout(MONGO_PREPARE_SECONDS):
+            # Sparse, so that records of the older form have no place rather than the same one.
+            self._collection.create_index("seq", unique=True, sparse=True)
+            self._collection.create_index("request_key", sparse=True)
+            self._collection.create_index("erases", sparse=True)
+            try:
+                self._collection.create_index("user_id", unique=True)
+            except OperationFailure as error:
+                log.warning(
+                    "user_id cannot be made unique in this collection (%s): older records share one or lack it. "
+                    "Enrolment is not affected.",
+                    error.code,
+                )
+            while self._number_a_page():
+                pass
+            self.finish_erasures()
+
+    def _number_a_page(self) -> bool:
+        """Give up to PAGE unplaced records the next places; False when there are none.
+
+        Servers that start together agree: each reads the last place first and the records afterwards, in one order,
+        so that either both give a record the same place or one of them is refused, and reads again.
+        """
+        placed = self._collection.find({"seq": self._PLACE}, {"_id": 0, "seq": 1}).sort("seq", -1).limit(10)
+        start = max((_place(record["seq"]) or 0 for record in placed), default=0) + 1
+        unplaced = list(self._collection.find(self._UNPLACED, {"seq": 1}).sort("_id", 1).limit(PAGE))
+        if not unplaced:
+            return False
+        numbering = [
+            pymongo.UpdateOne(
+                {"_id": record["_id"], "seq": {"$eq": record["seq"]} if "seq" in record else {"$exists": False}},
+                {"$set": {"seq": Int64(seq)}},
+            )
+            for seq, record in enumerate(unplaced, start)
+        ]
+        log.info("Giving places in the log to %d older records, from %d.", len(unplaced), start)
+        try:
+            self._collection.bulk_write(numbering, ordered=True)
+        except OperationFailure as error:
+            log.info("Stopped there (code %s): another server has given these places.", error.code)
+        if self._collection.find_one({"seq": start}, {"_id": 1}) is None:
+            raise OperationFailure("older records cannot be given places")
+        return True
+
+    def entries(self, after: int) -> Iterator[Entry]:
+        return _read_log(self._page, after)
+
+    def _page(self, after: int) -> list[Document]:
+        with _unavailable_on(PyMongoError, BSONError):
+            places = {"seq": {"$gt": after, "$lt": MAX_SEQ}}
+            return list(
+                self._collection.find(places, {"_id": 0, **self._FIELDS}).sort("seq", 1).limit(PAGE).batch_size(PAGE)
+            )
+
+    def append(self, seq: int, enrolment: Enrolment) -> bool:
+        record: Document = {
+            "user_id": enrolment.user_id,
+            "embedding": _dumps(enrolment.template),
+            "timestamp": enrolment.timestamp,
+            "model": enrolment.model,
+            "seq": Int64(seq),
+        }
+        if enrolment.request_key is not None:
+            record["request_key"] = enrolment.request_key
+        return self._insert(record)
+
+    def erase(self, seq: int, user_id: str) -> bool:
+        erasure = {"user_id": _erasure_id(), "erases": user_id, "deleted_at": time.time(), "seq": Int64(seq)}
+        if not self._insert(erasure):
+            return False
+        self.finish_erasures(user_id)
+        return True
+
+    def _insert(self, record: Document) -> bool:
+        with _unavailable_on(PyMongoError, BSONError):
+            try:
+                self._collection.insert_one(record)
+            except DuplicateKeyError:
+                return False
+            except OperationFailure:
+                # Refused for a reason without a number, or not confirmed in time: who has the place decides.
+                holder = self._collection.find_one({"seq": record["seq"]}, {"user_id": 1})
+                if holder is None:
+                    raise
+                return bool(holder.get("user_id") == record["user_id"])
+            return True
+
+    def finish_erasures(self, user_id: str | None = None) -> None:
+        with _unavailable_on(PyMongoError, BSONError):
+            erasures = self._collection.find(
+                {"erases": {"$exists": True} if user_id is None else user_id}, {"_id": 0, "erases": 1}
+            )
+            # Texts only: a pattern among the values of `$in` would erase whoever it matches.
+            erased = [erasure["erases"] for erasure in erasures if isinstance(erasure["erases"], str)]
+            for start in range(0, len(erased), PAGE):
+                self._collection.update_many(
+                    {"user_id": {"$in": erased[start : start + PAGE]}, "embedding": {"$exists": True}},
+                    {"$unset": {"embedding": "", "request_key": ""}, "$set": {"deleted_at": time.time()}},
+                )
+
+    def find_request(self, request_key: str, since: float) -> str | None:
+        with _unavailable_on(PyMongoError, BSONError):
+            record = self._collection.find_one(
+                {"request_key": request_key, "timestamp": {"$gte": since}}, {"_id": 0, "user_id": 1}
+            )
+        return _text(record.get("user_id")) if record else None
+
+    def ping(self) -> None:
+        with _unavailable_on(PyMongoError):
+            self._collection.database.command("ping")
+
+    def describe(self) -> str:
+        return self._description
+
+    def close(self) -> None:
+        self._collection.database.client.close()
+
+
+class SqliteStore:
+    """`Store` on one SQLite file (mode 0600), for any number of threads and processes of one machine."""
+
+    _SCHEMA = (
+        # Readers and the writer do not block each other, and each commit is on the disk before it is acknowledged.
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA synchronous = FULL",
+        # An erased template is overwritten, not merely unlinked from its page.
+        "PRAGMA secure_delete = ON",
+        """CREATE TABLE IF NOT EXISTS faces (
+            seq INTEGER PRIMARY KEY, user_id TEXT NOT NULL UNIQUE, embedding BLOB, timestamp REAL, model TEXT,
+            request_key TEXT, erases TEXT, deleted_at REAL)""",
+        "CREATE INDEX IF NOT EXISTS faces_request_key ON faces (request_key) WHERE request_key IS NOT NULL",
+    )
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+
+    def prepare(self) -> None:
+        with _unavailable_on(sqlite3.Error, OSError), self._lock:
+            if self._connection is not None:
+                return
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Before SQLite opens it: its -wal and -shm files take over this file's mode.
+            self._path.touch(mode=0o600)
+            self._path.chmod(0o600)
+            connection = sqlite3.connect(
+                self._path, timeout=SQLITE_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            # One text that is no UTF-8 must not make a whole page of records unreadable.
+            connection.text_factory = lambda text: text.decode(errors="replace")
+            try:
+                self._create(connection)
+            except sqlite3.Error:
+                connection.close()
+                raise
+            self._connection = connection
+
+    def _create(self, connection: sqlite3.Connection) -> None:
+        deadline = time.monotonic() + SQLITE_BUSY_SECONDS
+        for statement in self._SCHEMA:
+            while True:
+                try:
+                    connection.execute(statement)
+                    break
+                except sqlite3.OperationalError as error:
+                    # SQLite's own waiting does not cover the change to WAL, which another process may be making.
+                    if "locked" not in str(error) or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.02)
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        """Lend the connection to one thread for one transaction, rolled back when anything is raised."""
+        with _unavailable_on(sqlite3.Error), self._lock:
+            if self._connection is None:
+                raise sqlite3.OperationalError("the file is not open")
+            with self._connection:
+                self._connection.execute(begin)
+                yield self._connection
+
+    def _query(self, sql: str, *values: object) -> list[Document]:
+        with self._transaction("BEGIN") as connection, closing(connection.execute(sql, values)) as rows:
+            names = [column[0] for column in rows.description]
+            return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def entries(self, after: int) -> Iterator[Entry]:
+        return _read_log(self._page, after)
+
+    def _page(self, after: int) -> list[Document]:
+        return self._query(
+            "SELECT user_id, embedding, model, seq, erases, deleted_at FROM faces WHERE seq > ? ORDER BY seq LIMIT ?",
+            after,
+            PAGE,
+        )
+
+    def append(self, seq: int, enrolment: Enrolment) -> bool:
+        values = (enrolment.user_id, _dumps(enrolment.template), enrolment.timestamp, enrolment.model)
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            inserted = connection.execute(
+                "INSERT INTO faces (seq, user_id, embedding, timestamp, model, request_key) VALUES (?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (seq) DO NOTHING",
+                (seq, *values, enrolment.request_key),
+            )
+        return inserted.rowcount == 1
+
+    def erase(self, seq: int, user_id: str) -> bool:
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            logged = connection.execute(
+                "INSERT INTO faces (seq, user_id, erases, deleted_at) VALUES (?, ?, ?, ?) ON CONFLICT (seq) DO NOTHING",
+                (seq, _erasure_id(), user_id, time.time()),
+            )
+            if logged.rowcount == 1:
+                connection.execute(
+                    "UPDATE faces SET embedding = NULL, request_key = NULL, deleted_at = ? WHERE user_id = ?",
+                    (time.time(), user_id),
+                )
+        return logged.rowcount == 1
+
+    def finish_erasures(self, user_id: str | None = None) -> None:
+        """Do nothing: `erase` is one transaction here."""
+
+    def find_request(self, request_key: str, since: float) -> str | None:
+        sql = "SELECT user_id FROM faces WHERE request_key = ? AND timestamp >= ?"
+        records = self._query(sql, request_key, since)
+        return _text(records[0]["user_id"]) if records else None
+
+    def ping(self) -> None:
+        self._query("SELECT seq FROM faces LIMIT 1")
+
+    def describe(self) -> str:
+        return f"SQLite file {self._path}"
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+
+@contextmanager
+def _unavailable_on(*errors: type[Exception]) -> Iterator[None]:
+    """Turn a driver's errors into the one error that clients know."""
+    try:
+        yield
+    except errors as error:
+        log.warning("The database failed: %s: %.200s", type(error).__name__, error)
+        raise FaceError("database_unavailable", headers={"Retry-After": "5"}) from error
+
+
+def _erasure_id() -> str:
+    # Unique like every user_id, and no UUID, so that nobody who reads the older form takes it for a person.
+    return f"erased:{uuid.uuid4()}"
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _place(seq: object) -> int | None:
+    """Return a record's place; None for what is none, such as a fraction, a truth value or a list."""
+    # JSON tools write whole numbers as floats.
+    return int(seq) if isinstance(seq, (int, float)) and not isinstance(seq, bool) and seq == int(seq) else None
+
+
+def _read_log(page: Callable[[int], Sequence[Document]], after: int) -> Iterator[Entry]:
+    while True:
+        records = page(after)
+        before = after
+        for record in records:
+            place = _place(record["seq"])
+            if place is None:
+                log.warning("A record with the place %.100r is left out.", record["seq"])
+                continue
+            yield _entry(record, place)
+            after = place
+        if len(records) < PAGE or after == before:
+            return
+
+
+def _entry(record: Document, seq: int) -> Entry:
+    erases, user_id, model = record.get("erases"), record.get("user_id"), record.get("model")
+    if isinstance(erases, str):
+        return Entry(seq, erases=erases)
+    if record.get("embedding") is None and record.get("deleted_at") is not None:
+        return Entry(seq)
+    try:
+        template = _loads(record.get("embedding"))
+    except ValueError as error:
+        reason = str(error)
+    else:
+        if isinstance(user_id, str) and (model is None or isinstance(model, str)):
+            return Entry(seq, user_id, template, model)
+        reason = "its user_id or model is no text"
+    # `r`: a line break in the user_id must not forge a line of the log.
+    log.warning("The record of user_id %.100r (seq %d) is unreadable and left out: %s.", user_id, seq, reason)
+    return Entry(seq, _text(user_id), unreadable=True)
+
+
+def _dumps(template: Template) -> bytes:
+    # Protocol 4 is what every supported Python reads, and `pickle.dumps(array)` means in most of them.
+    return pickle.dumps(np.ascontiguousarray(template, np.float32), protocol=4)
+
+
+def _loads(blob: object) -> Template:
+    """Read a pickled vector without running anything that it asks for.
+
+    Args:
+        blob: bytes of `pickle.dumps(array)`, protocols 2-5, written by NumPy 1 or 2; float32 or float64;
+            shape (d,) or (1, d).
+
+    Returns:
+        float32[d], L2-normalised.
+
+    Raises:
+        ValueError: anything else, or values that are not finite or whose norm is not 1.
+    """
+    if not isinstance(blob, bytes) or len(blob) > MAX_EMBEDDING_BYTES:
+        raise ValueError("its embedding is absent, no binary, or too large")
+    try:
+        vector = _TemplateUnpickler(blob).vector()
+    except Exception as error:  # hostile bytes may raise anything; all of it means unreadable
+        raise ValueError(f"its embedding cannot be read ({type(error).__name__})") from error
+    norm = float(np.linalg.norm(vector))
+    if not abs(norm - 1) <= NORM_TOLERANCE:
+        raise ValueError(f"its embedding has the norm {norm}")
+    template: Template = (vector / norm).astype(np.float32)
+    return template
+
+
+class _PickledDtype:
+    """What a pickle says of a dtype, as mere data: NumPy never sees it."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        self.code = code
+        self.order = ""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+
+class _PickledArray:
+    """What a pickle says of an array, as mere data; stands in for `numpy.ndarray` and its `_reconstruct`."""
+
+    def __init__(self, *_: object) -> None:
+        self.shape: object = None
+        self.dtype: object = None
+        self.data: Any = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _version, self.shape, self.dtype, _fortran_order, self.data = state
+
+
+class _PickledBuffer(_PickledArray):
+    """Stands in for NumPy's `_frombuffer`, which protocol 5 calls."""
+
+    def __init__(self, data: object, dtype: object, shape: object, *_: object) -> None:
+        super().__init__()
+        self.data, self.dtype, self.shape = data, dtype, shape
+
+
+class _PickledBytes:
+    """Stands in for `_codecs.encode`, by which protocol 2 writes bytes."""
+
+    def __new__(cls, text: str, encoding: str) -> Any:
+        if encoding != "latin1":
+            raise ValueError("another encoding than latin1")
+        return text.encode("latin1")
+
+
+_GLOBALS: Mapping[tuple[str, str], type] = {
+    ("numpy", "dtype"): _PickledDtype,
+    ("numpy", "ndarray"): _PickledArray,
+    ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
+    ("numpy._core.multiarray", "_reconstruct"): _PickledArray,
+    ("numpy.core.numeric", "_frombuffer"): _PickledBuffer,
+    ("numpy._core.numeric", "_frombuffer"): _PickledBuffer,
+    ("_codecs", "encode"): _PickledBytes,
+}
+# fmt: off
+_OPCODES = frozenset({
+    "PROTO", "FRAME", "STOP", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "MEMOIZE", "BINPUT", "BINGET",
+    "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2",
+    "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES", "BYTEARRAY8",
+})
+# fmt: on
+
+
+class _TemplateUnpickler(pickle.Unpickler):
+    """Knows only the names and the opcodes that an array's pickle needs, and gives inert stand-ins for the names."""
+
+    def __init__(self, blob: bytes) -> None:
+        # Judged before anything is loaded: other opcodes could make the loader allocate or hash without end.
+        if any(opcode.name not in _OPCODES for opcode, _, _ in pickletools.genops(blob)):
+            raise pickle.UnpicklingError("an opcode that no array needs")
+        super().__init__(io.BytesIO(blob))
+
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) not in _GLOBALS:
+            raise pickle.UnpicklingError("a name that no array needs")
+        return _GLOBALS[module, name]
+
+    def vector(self) -> npt.NDArray[np.float64]:
+        """Return float64[d]; raises anything when the pickle is not one vector of float32 or float64."""
+        array = self.load()
+        if not isinstance(array, _PickledArray) or not isinstance(array.dtype, _PickledDtype):
+            raise pickle.UnpicklingError("no array")
+        if array.dtype.code not in ("f4", "f8") or array.dtype.order not in ("<", ">"):
+            raise pickle.UnpicklingError("neither float32 nor float64")
+        values = np.frombuffer(array.data, np.dtype(array.dtype.order + array.dtype.code))
+        if array.shape not in ((values.size,), (1, values.size)):
+            raise pickle.UnpicklingError("no vector")
+        return values.astype(np.float64)
