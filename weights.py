@@ -1,0 +1,208 @@
+"""Owns the model files: which they are, whether they are right, and fetching them; only importer of huggingface_hub."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+PARTIAL = ".partial"  # hidden folder, in the model's own folder, where unverified files lie; nothing loads from it
+
+
+class ModelUnavailable(Exception):  # noqa: N818 - said to an operator as a state of affairs
+    """The model cannot be had; the message tells the operator what is wrong and what to do next."""
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file of a model: its name in the repository and on disk, bytes, SHA-256 (hex) and InsightFace task."""
+
+    name: str
+    size: int
+    sha256: str
+    task: str
+
+
+AURAFACE_REPO = "fal/AuraFace-v1"
+AURAFACE: tuple[ModelFile, ...] = (
+    ModelFile(
+        name="scrfd_10g_bnkps.onnx",
+        size=16923827,
+        sha256="5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91",
+        task="detection",
+    ),
+    ModelFile(
+        name="glintr100.onnx",
+        size=260694151,
+        sha256="a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60",
+        task="recognition",
+    ),
+)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits. Raises OSError."""
+    sha256 = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            sha256.update(block)
+    return sha256.hexdigest()
+
+
+def ensure(
+    folder: Path, files: Sequence[ModelFile] = AURAFACE, *, repo: str = AURAFACE_REPO, hub_timeout_s: float = 15.0
+) -> None:
+    """See to it that every file lies in `folder` with its right SHA-256.
+
+    Files that are right already need neither network nor write access. The others are taken from the hub library's
+    own cache (`HF_HOME`) or fetched from the hub (`HF_ENDPOINT`), verified, and only then moved under their names;
+    one that is still wrong when it was fetched a second time is refused. Several processes may do this at once.
+
+    Args:
+        folder: created where it does not exist.
+        files: what is needed; nothing else of the repository is fetched.
+        repo: the repository on the hub, as owner/name.
+        hub_timeout_s: seconds after which a hub that has not answered counts as unreachable. A download that goes on,
+            however slowly, is not cut short by it.
+
+    Raises:
+        ModelUnavailable: a file cannot be had.
+    """
+    why = ""
+    try:
+        if not any(_flaw(file, folder) for file in files):
+            return
+        why = _mend(folder, files, repo, hub_timeout_s)
+        flaws = {file: flaw for file in files if (flaw := _flaw(file, folder))}
+    except OSError as error:
+        raise ModelUnavailable(f"The model files in {folder} cannot be read or written: {error}") from error
+    if flaws:
+        state = "".join(f"\n  {file.name}: {flaw}" for file, flaw in flaws.items())
+        needed = "".join(f"\n  {file.name}  {file.size} bytes  SHA-256 {file.sha256}" for file in flaws)
+        raise ModelUnavailable(
+            f"The model {repo} is not complete in {folder}:{state}\n{why}\n"
+            "Mend that and start again (HF_ENDPOINT names a mirror of the hub, HTTPS_PROXY a proxy), or put these "
+            f"files of {repo} into that folder by hand:{needed}"
+        )
+
+
+def _flaw(file: ModelFile, folder: Path) -> str | None:
+    """What is wrong with the file in `folder`; None when it is right."""
+    path = folder / file.name
+    if not path.is_file():
+        return "missing"
+    found = digest(path)
+    if found == file.sha256:
+        return None
+    return f"damaged: {path.stat().st_size} bytes, SHA-256 {found}, not {file.size} bytes, SHA-256 {file.sha256}"
+
+
+def _mend(folder: Path, files: Sequence[ModelFile], repo: str, hub_timeout_s: float) -> str:
+    """Put right what is missing or damaged in `folder`, as far as possible; return why it went no further, or ''."""
+    # Hub storage's own protocol keeps a second copy in its cache and gives up on a stalled line only after many
+    # minutes; plain HTTP serves two files as well. The library reads the variable when it is imported.
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+    from huggingface_hub import constants, try_to_load_from_cache  # noqa: PLC0415 - slow to import, seldom needed
+    from huggingface_hub.utils import WeakFileLock  # noqa: PLC0415
+
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / PARTIAL
+    with WeakFileLock(folder / ".lock"):
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: a living one would hold the lock
+        try:
+            partial.mkdir()
+            # Judged anew: another process may have mended them while this one waited for the lock.
+            wanted = [file for file in files if _flaw(file, folder)]
+            for file in list(wanted):
+                cached = try_to_load_from_cache(repo, file.name)
+                if isinstance(cached, str):
+                    shutil.copyfile(cached, partial / file.name)
+                    if not _flaw(file, partial):
+                        (partial / file.name).replace(folder / file.name)
+                        wanted.remove(file)
+            if not wanted:
+                return ""
+            if constants.is_offline_mode():
+                return "Nothing was fetched, since HF_HUB_OFFLINE is set."
+            if problem := _hub_problem(repo, wanted[0].name, hub_timeout_s):
+                return f"The hub at {constants.ENDPOINT} cannot be used: {problem}."
+            for file in wanted:
+                logger.info("fetching %s (%.0f MB) from %s", file.name, file.size / 1e6, constants.ENDPOINT)
+                if problem := _fetch(file, folder, repo):
+                    return f"Fetching {file.name} from {constants.ENDPOINT} failed: {problem}."
+            return ""
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _hub_problem(repo: str, name: str, timeout_s: float) -> str | None:
+    """Ask the hub for the file's metadata; return why it cannot be had, or None when it can."""
+    import httpx2  # noqa: PLC0415 - the hub library's own HTTP client
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url  # noqa: PLC0415
+
+    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            get_hf_file_metadata(hf_hub_url(repo, name), timeout=timeout_s)
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, ImportError) as error:
+            answers.put(_in_words(error))  # ImportError: a SOCKS proxy is set, but no library for it is there
+        else:
+            answers.put(None)
+
+    # The client's timeouts bound each step alone, and the look-up of a name not at all; this bounds the whole.
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answers.get(timeout=timeout_s)
+    except queue.Empty:
+        return f"it did not answer within {timeout_s:g} seconds"
+
+
+def _fetch(file: ModelFile, folder: Path, repo: str) -> str | None:
+    """Fetch one file, twice if need be, and move it under its name once it is verified; return what failed, or None.
+
+    The library resumes a download that stalls or ends early, and gives up once about a minute brought nothing new.
+    """
+    import httpx2  # noqa: PLC0415
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415
+
+    partial = folder / PARTIAL
+    problem: str | None = None
+    for _ in range(2):
+        try:
+            # Forced: otherwise a damaged copy in the cache would be taken, and a silent hub asked for minutes.
+            hf_hub_download(repo, file.name, local_dir=partial, force_download=True)
+            problem = _flaw(file, partial)
+        except httpx2.ReadError as error:  # a connection reset: the one break that the library does not resume from
+            problem = _in_words(error)
+        except (httpx2.HTTPError, OSError, ValueError) as error:
+            return _in_words(error)
+        if problem is None:
+            (partial / file.name).replace(folder / file.name)
+            return None
+        logger.warning("%s arrived wrong (%s)", file.name, problem)
+    return f"{problem} (fetched twice)"
+
+
+def _in_words(error: Exception) -> str:
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+
+    if isinstance(error, ValueError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the library wraps what stopped a forced download
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if status in (401, 403, 404):
+            return (
+                f"it answered HTTP {status}: the repository or the file does not exist there, or is private or gated "
+                "(then set HF_TOKEN to a token that may read it)"
+            )
+        return f"it answered HTTP {status}"
+    return f"{type(error).__name__}: {error}"
