@@ -25,7 +25,7 @@ import face_checks
 import images
 import logs
 import server
-from covering import CoveringModel
+from covering import CoveringClassifier, CoveringModel
 from engine import Engine, Vector, cosine_of, load_engine, similarity_of
 from errors import FaceError
 from gallery import Candidate, Gallery
@@ -78,7 +78,7 @@ class Pipeline:
 
     settings: Settings
     engine: Engine
-    covering_model: CoveringModel
+    covering: CoveringClassifier
     slots: ModelSlots
 
     def template(self, data: bytes) -> Vector:
@@ -95,7 +95,7 @@ class Pipeline:
             with stage("detect"):
                 faces = self.engine.detect(image)
             with stage("check"):
-                face, checks = face_checks.check_photo(image, faces, self.settings, self.covering_model)
+                face, checks = face_checks.check_photo(image, faces, self.settings, self.covering)
             g.figures = {check.code: check.measured for check in checks}
             with stage("embed"):
                 try:
@@ -105,14 +105,14 @@ class Pipeline:
 
 
 def create_app(
-    settings: Settings, engine: Engine, covering_model: CoveringModel, store: Store, gallery: Gallery
+    settings: Settings, engine: Engine, covering: CoveringClassifier, store: Store, gallery: Gallery
 ) -> Flask:
     """Make the WSGI application of parts that are ready: a warmed engine, a prepared store, a caught-up gallery."""
     app = Flask("face_api", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_file_bytes + FORM_ALLOWANCE
     app.config["MAX_FORM_MEMORY_SIZE"] = FORM_ALLOWANCE
     app.config["MAX_FORM_PARTS"] = 32
-    pipeline = Pipeline(settings, engine, covering_model, ModelSlots(settings.model_slots, settings.queue_limit))
+    pipeline = Pipeline(settings, engine, covering, ModelSlots(settings.model_slots, settings.queue_limit))
     log_requests(app)
     render_errors(app)
 
@@ -122,7 +122,7 @@ def create_app(
 
     @app.get("/health", provide_automatic_options=False)
     def health() -> Response:
-        store.ping()
+        gallery.refresh()
         return jsonify(
             status="success",
             message="ready",
@@ -362,11 +362,11 @@ def build(settings: Settings) -> Flask:
         threads=settings.model_threads,
         may_fall_back=not settings.mongo_uri,
     )
-    covering_model = CoveringModel(settings.models_dir, threads=1)
+    covering = CoveringModel(settings.models_dir)
     gallery = Gallery(store, engine.name, engine.dimension, settings.plain_model or None)
     gallery.refresh()
     announce(engine, store, gallery)
-    return create_app(settings, engine, covering_model, store, gallery)
+    return create_app(settings, engine, covering, store, gallery)
 
 
 def announce(engine: Engine, store: Store, gallery: Gallery) -> None:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from covering import Covering, CoveringModel
+from covering import Covering, CoveringClassifier
 from engine import Face, Pixels
 from errors import FaceError
 from settings import Settings
@@ -269,7 +269,7 @@ class Measurements:
     covering: Covering
 
 
-def measure(image: Pixels, face: Face, covering_model: CoveringModel) -> Measurements:
+def measure(image: Pixels, face: Face, covering_model: CoveringClassifier) -> Measurements:
     """Measure one face of uint8[h, w, 3] BGR.
 
     Raises:
@@ -379,7 +379,7 @@ def check_photo(
     image: Pixels,
     faces: Sequence[Face],
     limits: Settings,
-    covering_model: CoveringModel,
+    covering_model: CoveringClassifier,
 ) -> tuple[Face, list[Check]]:
     """Pass one photo through every gate.
 

@@ -14,8 +14,8 @@ from errors import FaceError
 Pixels = npt.NDArray[np.uint8]
 
 # Judged by content. Every decoder that is reachable is attack surface, hence the short list: what phones and
-# browsers send. MPO is what some phones call a JPEG that carries a second picture.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
+# browsers send. The JPEG decoder also takes MPO, which some phones send: a JPEG that carries a second picture.
+FORMATS = ("JPEG", "PNG", "WEBP")
 
 # The header is judged by our own limit before anything is decoded; the library's own guess at bombs comes second.
 Image.MAX_IMAGE_PIXELS = None

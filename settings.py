@@ -76,7 +76,7 @@ class Settings:
     min_sharpness: float = _setting(30.0, "sharpness score; 100 is a usual sharp photo", low=0, high=1000)
     min_luminance: float = _setting(0.06, "mean luminance of the face", low=0, high=1)
     max_under_exposure: float = _setting(0.7, "share of face pixels in luminance 0...25", low=0, high=1)
-    max_luminance: float = _setting(0.85, "mean luminance of the face", low=0, high=1)
+    max_luminance: float = _setting(0.92, "mean luminance of the face", low=0, high=1)
     max_over_exposure: float = _setting(0.5, "share of face pixels in luminance 247...255", low=0, high=1)
     min_dynamic_range: float = _setting(4.0, "entropy of the face's luminance in bits", low=0, high=8)
     min_uniformity: float = _setting(0.1, "darker cheek's luminance / lighter cheek's", low=0, high=1)

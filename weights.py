@@ -111,7 +111,7 @@ def _mend(folder: Path, files: Sequence[ModelFile], repo: str, hub_timeout_s: fl
     # minutes; plain HTTP serves two files as well. The library reads the variable when it is imported.
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     from huggingface_hub import constants, try_to_load_from_cache  # noqa: PLC0415 - slow to import, seldom needed
-    from huggingface_hub.utils import WeakFileLock  # noqa: PLC0415
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # noqa: PLC0415 - re-exported unmarked
 
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / PARTIAL

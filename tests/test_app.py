@@ -1,0 +1,342 @@
+"""The routes with scripted models: what is decided, in which order, and how it is said."""
+
+from __future__ import annotations
+
+import io
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, a_template, jpeg
+
+from app import create_app, wait_for_store
+from covering import Covering
+from errors import FaceError
+from gallery import Gallery
+from settings import Settings
+from store import SqliteStore
+
+BAD_THRESHOLDS = ["", "x", "nan", "inf", "-inf", "1e999", "0.39", "1.01", "\u0660\u066b\u0665", "0x1", "1_0", "0,5"]
+# What the test client answers is read as JSON throughout, which its types do not promise.
+Post = Callable[..., Any]
+
+
+class FailingStore(SqliteStore):
+    """A store that can be told to be out of reach."""
+
+    down = False
+
+    def entries(self, after: int) -> Iterator[Any]:
+        if self.down:
+            raise FaceError("database_unavailable", headers={"Retry-After": "5"})
+        return super().entries(after)
+
+    def ping(self) -> None:
+        if self.down:
+            raise FaceError("database_unavailable", headers={"Retry-After": "5"})
+        super().ping()
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def covering() -> ScriptedCovering:
+    return ScriptedCovering()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[FailingStore]:
+    store = FailingStore(tmp_path / "faces.sqlite3")
+    store.prepare()
+    yield store
+    store.close()
+
+
+def client_of(engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore, settings: Settings) -> Any:
+    gallery = Gallery(store, engine.name, engine.dimension)
+    return create_app(settings, engine, covering, store, gallery).test_client()
+
+
+@pytest.fixture
+def client(engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore) -> Any:
+    return client_of(engine, covering, store, Settings())
+
+
+@pytest.fixture
+def post(client: Any) -> Post:
+    def post(route: str, photo: bytes | None = None, headers: dict[str, str] | None = None, **fields: str) -> Any:
+        data: dict[str, Any] = dict(fields)
+        data["file"] = (io.BytesIO(jpeg(a_photo()) if photo is None else photo), "photo.jpg")
+        return client.post(route, data=data, headers=headers)
+
+    return post
+
+
+def count(store: FailingStore) -> int:
+    return sum(1 for entry in store.entries(0) if entry.template is not None)
+
+
+def test_the_liveness_probe_answers_in_the_words_that_clients_know(client: Any) -> None:
+    response = client.get("/")
+    assert (response.status_code, response.json) == (
+        200,
+        {"status": "success", "message": "Face Recognition API is running"},
+    )
+
+
+@pytest.mark.parametrize("route", ["/signUp", "/signup"])
+def test_a_sign_up_answers_the_user_id_in_the_words_that_clients_know(post: Post, route: str) -> None:
+    response = post(route)
+    assert response.status_code == 200
+    user_id = response.json["user_id"]
+    assert uuid.UUID(user_id).version == 4
+    assert response.json == {
+        "status": "success",
+        "message": f"Face stored successfully with user_id: {user_id}",
+        "user_id": user_id,
+    }
+
+
+def test_an_enrolled_face_is_refused_as_a_duplicate_without_naming_whose_it_is(post: Post, store: FailingStore) -> None:
+    user_id = post("/signUp").json["user_id"]
+    again = post("/signUp")
+    assert (again.status_code, again.json["code"]) == (409, "duplicate_face")
+    assert again.json["message"] == "This face already exists in the database"
+    assert user_id not in again.text
+    assert count(store) == 1
+
+
+def test_a_match_is_told_with_its_similarity(post: Post, engine: ScriptedEngine) -> None:
+    user_id = post("/signUp").json["user_id"]
+    other = a_template(2)
+    engine.template = _at_cosine(engine.template, other, 0.9412)
+    assert post("/verify").json == {
+        "status": "success",
+        "message": "Face verified successfully with confidence: 0.94",
+        "verified": True,
+        "user_id": user_id,
+        "similarity": 0.9412,
+        "threshold": 0.5,
+    }
+
+
+def test_a_stranger_is_not_verified(post: Post, engine: ScriptedEngine) -> None:
+    post("/signUp")
+    engine.template = _at_cosine(engine.template, a_template(2), 0.49)
+    response = post("/verify")
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == "FaceMatch"
+    assert response.json == {
+        "status": "error",
+        "code": "no_match",
+        "message": "No matching face found",
+        "request_id": response.headers["X-Request-ID"],
+        "verified": False,
+    }
+
+
+def test_nobody_is_verified_against_an_empty_gallery(post: Post) -> None:
+    assert post("/verify").json["code"] == "no_match"
+
+
+def test_whoever_would_verify_cannot_enrol_again(post: Post, engine: ScriptedEngine, store: FailingStore) -> None:
+    enrolled = engine.template
+    post("/signUp")
+    for cosine in (0.499, 0.501):
+        engine.template = _at_cosine(enrolled, a_template(3), cosine)
+        verified = post("/verify").status_code == 200
+        refused = post("/signUp").json.get("code") == "duplicate_face"
+        assert verified == refused == (cosine > 0.5)
+
+
+def test_similarities_mean_the_same_on_a_model_with_another_scale(post: Post, engine: ScriptedEngine) -> None:
+    engine.cosine_at_half = 0.9
+    enrolled = engine.template
+    post("/signUp")
+    engine.template = _at_cosine(enrolled, a_template(2), 0.95)
+    assert post("/verify").json["similarity"] == pytest.approx(0.75, abs=1e-3)
+    engine.template = _at_cosine(enrolled, a_template(2), 0.89)
+    assert post("/verify").json["code"] == "no_match"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "nan", "inf", "-inf", "1e999", "0.39", "1.01", "\u0660\u066b\u0665", "0x1", "1_0", "0,5"]
+)
+def test_a_threshold_that_is_no_number_in_range_is_refused(post: Post, text: str, engine: ScriptedEngine) -> None:
+    response = post("/verify", threshold=text)
+    assert (response.status_code, response.json["code"]) == (400, "invalid_threshold")
+    assert engine.detections == 0
+
+
+@pytest.mark.parametrize(("text", "status"), [("0.4", 200), ("0.6", 200), ("6e-1", 200), ("0.95", 401), ("1", 401)])
+def test_a_caller_can_set_the_threshold_from_the_floor_up(
+    post: Post, engine: ScriptedEngine, text: str, status: int
+) -> None:
+    post("/signUp")
+    engine.template = _at_cosine(engine.template, a_template(2), 0.9)
+    assert post("/verify", threshold=text).status_code == status
+
+
+def test_a_claimed_user_id_is_compared_with_that_person_alone(post: Post, engine: ScriptedEngine) -> None:
+    first, second = a_template(1), a_template(2)
+    engine.template = first
+    first_id = post("/signUp").json["user_id"]
+    engine.template = _at_cosine(first, second, 0.1)
+    second_id = post("/signUp").json["user_id"]
+    assert post("/verify", user_id=second_id.upper()).json["user_id"] == second_id
+    assert post("/verify", user_id=first_id).json["code"] == "no_match"
+    assert post("/verify", user_id=str(uuid.uuid4())).json["code"] == "unknown_user"
+    assert post("/verify", user_id="me").json["code"] == "invalid_user_id"
+
+
+@pytest.mark.parametrize(
+    ("faces", "code"),
+    [
+        ([], "no_face"),
+        ([a_face(), a_face(20)], "multiple_faces"),
+        ([a_face(inter_eye_distance=19)], "face_too_small"),
+        ([a_face(centre=(10.0, 140.0))], "face_cut_off"),
+        ([a_face(roll_deg=40)], "head_tilted"),
+    ],
+)
+def test_a_refused_photo_answers_with_its_code_and_stores_nothing(
+    post: Post, engine: ScriptedEngine, store: FailingStore, faces: list[Any], code: str
+) -> None:
+    engine.faces = faces
+    response = post("/signUp")
+    assert (response.status_code, response.json["code"]) == (422, code)
+    failed = [check["code"] for check in response.json["checks"] if not check["passed"]]
+    assert failed[0] == code
+    assert count(store) == 0
+
+
+def test_a_refused_photo_never_pays_for_recognition(
+    post: Post, engine: ScriptedEngine, covering: ScriptedCovering
+) -> None:
+    covering.seen = Covering(mask=0.99, sunglasses=0.0, other=0.0, hidden=0.99)
+    assert post("/verify").json["code"] == "mask"
+    assert (engine.detections, engine.embeddings) == (1, 0)
+
+
+def test_each_model_runs_once_for_a_sign_up(post: Post, engine: ScriptedEngine) -> None:
+    post("/signUp")
+    assert (engine.detections, engine.embeddings) == (1, 1)
+
+
+def test_a_photo_whose_alignment_degenerates_is_refused(post: Post, engine: ScriptedEngine) -> None:
+    face = a_face()
+    face.landmarks[:] = 100.0
+    engine.faces = [face]
+    response = post("/signUp")
+    assert (response.status_code, response.json["code"]) == (422, "landmarks_hidden")
+
+
+def test_a_retry_with_the_same_idempotency_key_answers_what_the_first_attempt_answered(
+    post: Post, store: FailingStore
+) -> None:
+    headers = {"Idempotency-Key": "9b2f"}
+    first = post("/signUp", headers=headers)
+    assert first.json == post("/signUp", headers=headers).json
+    assert post("/signUp", headers={"Idempotency-Key": "other"}).json["code"] == "duplicate_face"
+    assert count(store) == 1
+
+
+def test_a_search_that_failed_is_no_answer(post: Post, store: FailingStore, engine: ScriptedEngine) -> None:
+    post("/signUp")
+    store.down = True
+    for route in ("/signUp", "/verify"):
+        response = post(route)
+        assert (response.status_code, response.json["code"]) == (503, "database_unavailable")
+        assert int(response.headers["Retry-After"]) > 0
+    store.down = False
+    assert post("/verify").status_code == 200
+    assert post("/signUp").json["code"] == "duplicate_face"
+
+
+def test_readiness_follows_the_database_and_tells_what_the_gallery_holds(
+    client: Any, post: Post, store: FailingStore
+) -> None:
+    post("/signUp")
+    ready = client.get("/health")
+    assert ready.status_code == 200
+    assert ready.json["gallery"]["enrolled"] == 1
+    assert ready.json["model"]["name"] == "scripted-v1"
+    store.down = True
+    assert client.get("/health").status_code == 503
+    assert client.get("/").status_code == 200
+
+
+def test_an_unforeseen_error_tells_the_client_nothing_of_itself(post: Post, engine: ScriptedEngine) -> None:
+    engine.faces = [object()]  # type: ignore[list-item]  # the fault under test
+    response = post("/signUp")
+    assert (response.status_code, response.json["code"]) == (500, "internal_error")
+    assert "object" not in response.text
+    assert set(response.json) == {"status", "code", "message", "request_id"}
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"), [("abc-123", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("<script>", False)]
+)
+def test_a_sane_request_id_is_kept_and_any_other_replaced(client: Any, sent: str, kept: bool) -> None:
+    answered = client.get("/", headers={"X-Request-ID": sent}).headers["X-Request-ID"]
+    assert (answered == sent) is kept
+    assert answered
+
+
+def test_beyond_the_queue_a_request_is_refused_at_once_while_accepted_ones_are_served(
+    engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore
+) -> None:
+    settings = Settings(model_slots=1, queue_limit=1)
+    client = client_of(engine, covering, store, settings)
+    engine.released.clear()
+    answers: list[Any] = []
+    photo = jpeg(a_photo())
+
+    def verify() -> None:
+        answers.append(client.application.test_client().post("/verify", data={"file": (io.BytesIO(photo), "p.jpg")}))
+
+    callers = [threading.Thread(target=verify) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(0.5)
+    assert [answer.json["code"] for answer in answers] == ["overloaded"] * 2
+    assert all(answer.headers["Retry-After"] for answer in answers)
+    assert client.get("/").status_code == 200
+    engine.released.set()
+    for caller in callers:
+        caller.join(20)
+    assert [answer.json["code"] for answer in answers[2:]] == ["no_match"] * 2
+
+
+def test_a_database_that_comes_up_late_is_waited_for_and_one_that_never_does_is_reported(tmp_path: Path) -> None:
+    class LateStore(SqliteStore):
+        attempts = 0
+
+        def prepare(self) -> None:
+            self.attempts += 1
+            if self.attempts < 2:
+                raise FaceError("database_unavailable") from OSError()
+            super().prepare()
+
+    late = LateStore(tmp_path / "late.sqlite3")
+    wait_for_store(late, 30)
+    assert late.attempts == 2
+    never = LateStore(tmp_path / "never.sqlite3")
+    with pytest.raises(FaceError, match="database_unavailable"):
+        wait_for_store(never, 0)
+
+
+def _at_cosine(template: Any, other: Any, cosine: float) -> Any:
+    """A unit vector at this cosine to `template`, in the plane of the two."""
+    aside = other - (other @ template) * template
+    aside /= np.linalg.norm(aside)
+    mixed = cosine * template + np.sqrt(1 - cosine**2) * aside
+    return np.asarray(mixed / np.linalg.norm(mixed), np.float32)

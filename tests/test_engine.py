@@ -1,0 +1,189 @@
+"""The engines: the real InsightFace loader on packs made here and on the shared one, and dlib on real photos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from fakes import packaged_photo, write_tiny_pack
+
+import engine
+import weights
+from engine import CompactEngine, Face, InsightFaceEngine, Pixels, cosine_of, load_engine, similarity_of
+from weights import ModelUnavailable
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared photos are not beside this clone")
+
+
+@pytest.fixture(scope="module")
+def astronaut() -> Pixels:
+    return packaged_photo("skimage", "data", "astronaut.png")
+
+
+@pytest.fixture(scope="module")
+def compact() -> CompactEngine:
+    return CompactEngine()
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Path:
+    write_tiny_pack(tmp_path / "pack")
+    return tmp_path / "pack"
+
+
+def white_squares(*corners: tuple[int, int]) -> Pixels:
+    """What the tiny pack's detector takes for faces."""
+    image = np.zeros((640, 640, 3), np.uint8)
+    for x, y in corners:
+        image[y : y + 32, x : x + 32] = 255
+    return image
+
+
+@pytest.mark.parametrize(("cosine", "similarity"), [(1.0, 1.0), (0.94, 0.5), (0.97, 0.75), (0.82, -0.5)])
+def test_similarity_is_one_half_at_the_models_own_middle_and_one_at_identity(cosine: float, similarity: float) -> None:
+    assert similarity_of(cosine, 0.94) == pytest.approx(similarity)
+    assert cosine_of(similarity, 0.94) == pytest.approx(cosine)
+
+
+def test_on_a_model_whose_strangers_lie_near_zero_similarity_is_the_cosine() -> None:
+    assert [similarity_of(cosine, 0.5) for cosine in (-0.2, 0.0, 0.5, 1.0)] == pytest.approx([-0.2, 0.0, 0.5, 1.0])
+
+
+def test_a_pack_loads_from_its_folder_and_finds_and_embeds(pack: Path) -> None:
+    tiny = InsightFaceEngine(pack, threads=1)
+    (face,) = tiny.detect(white_squares((320, 320)))
+    assert face.landmarks.shape == (5, 2)
+    template = tiny.embed(white_squares((320, 320)), face)
+    assert (template.shape, str(template.dtype), tiny.dimension) == ((512,), "float32", 512)
+    assert float(np.linalg.norm(template)) == pytest.approx(1, abs=1e-5)
+    assert len(tiny.detect(white_squares((64, 64), (480, 480)))) == 2
+
+
+def test_a_packs_name_follows_its_recogniser_and_not_its_folder(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        write_tiny_pack(tmp_path / name, seed=seed)
+    a, b, c = (InsightFaceEngine(tmp_path / name, threads=1).name for name in "abc")
+    assert a == b != c
+
+
+def test_models_that_are_not_needed_are_neither_loaded_nor_missed(pack: Path) -> None:
+    # It has the form of a landmark model (192 pixels), and no session can be built of it.
+    graph = onnx.load(str(pack / "rec.onnx"))
+    graph.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 192
+    graph.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 192
+    graph.graph.node[0].op_type = "NoSuchOperator"
+    (pack / "2d106det.onnx").write_bytes(graph.SerializeToString())
+    assert InsightFaceEngine(pack, threads=1).dimension == 512
+
+
+def test_a_manifest_decides_which_files_do_what_and_a_wrong_digest_is_refused(pack: Path) -> None:
+    tasks = {
+        "detection": {"file": "det.onnx", "preprocessing": {"mean": 127.5, "std": 128.0}},
+        "recognition": {"file": "rec.onnx", "preprocessing": {"mean": 127.5, "std": 127.5}},
+    }
+    (pack / "MODEL.LICENSE").write_text("none")
+    manifest = {"manifest_version": 2, "model_id": "tiny", "license": "MODEL.LICENSE", "tasks": tasks}
+    (pack / "manifest.json").write_text(json.dumps(manifest))
+    assert InsightFaceEngine(pack, threads=1).dimension == 512
+    tasks["recognition"]["sha256"] = "0" * 64
+    (pack / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelUnavailable, match=r"rec\.onnx"):
+        InsightFaceEngine(pack, threads=1)
+
+
+def test_a_damaged_file_and_an_incomplete_pack_are_refused_by_name(pack: Path) -> None:
+    (pack / "rec.onnx").write_bytes(b"\x00damaged")
+    with pytest.raises(ModelUnavailable, match=r"rec\.onnx"):
+        InsightFaceEngine(pack, threads=1)
+    (pack / "rec.onnx").unlink()
+    with pytest.raises(ModelUnavailable, match="recognition"):
+        InsightFaceEngine(pack, threads=1)
+    with pytest.raises(ModelUnavailable, match="no folder"):
+        InsightFaceEngine(pack / "nowhere", threads=1)
+
+
+@pytest.mark.parametrize("shape", [(2, 3000), (3000, 2), (1, 1), (1, 10_000)])
+def test_strips_and_specks_hold_no_face_and_crash_nothing(
+    pack: Path, compact: CompactEngine, shape: tuple[int, int]
+) -> None:
+    strip = np.zeros((*shape, 3), np.uint8)
+    assert InsightFaceEngine(pack, threads=1).detect(strip) == []
+    assert compact.detect(strip) == []
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_degenerate_landmarks_are_not_embedded(pack: Path, compact: CompactEngine) -> None:
+    for one in (InsightFaceEngine(pack, threads=1), compact):
+        where = np.full((5, 2), 50, np.float32)
+        face = Face(np.array([0, 0, 100, 100], np.float32), 1.0, where, engine.DLIB_LAYOUT)
+        with pytest.raises(ValueError, match=r"degenerate|usable"):
+            one.embed(np.full((100, 100, 3), 128, np.uint8), face)
+
+
+def test_the_compact_model_recognises_a_person_in_a_changed_photo(compact: CompactEngine, astronaut: Pixels) -> None:
+    changed = cv2.resize(np.clip(astronaut[:, ::-1] * 0.8, 0, 255).astype(np.uint8), None, fx=0.7, fy=0.7)
+    templates = []
+    for image in (astronaut, np.asarray(changed, np.uint8)):
+        (face,) = compact.detect(image)
+        templates.append(compact.embed(image, face))
+    assert templates[0].shape == (128,)
+    assert similarity_of(float(templates[0] @ templates[1]), compact.cosine_at_half) > 0.6
+
+
+def test_the_compact_model_finds_each_face_of_a_group(compact: CompactEngine) -> None:
+    assert len(compact.detect(packaged_photo("insightface", "data", "images", "t1.jpg"))) >= 5
+
+
+def test_the_eyes_are_where_the_picture_shows_them(compact: CompactEngine, astronaut: Pixels) -> None:
+    left, right = compact.detect(astronaut)[0].eyes
+    assert left == pytest.approx((204, 102), abs=8)
+    assert right == pytest.approx((246, 99), abs=8)
+
+
+def test_without_weights_or_hub_the_embedded_service_runs_on_the_compact_model_and_says_what_was_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fallen_back = load_engine("auto", models_dir=tmp_path, hub_timeout_s=1, threads=1, may_fall_back=True)
+    assert fallen_back.name == CompactEngine.name
+    assert "glintr100.onnx" in caplog.text
+
+
+@pytest.mark.parametrize(("model", "may_fall_back"), [("auto", False), ("auraface", True)])
+def test_where_the_model_matters_there_is_no_falling_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, may_fall_back: bool
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelUnavailable, match=r"glintr100\.onnx"):
+        load_engine(model, models_dir=tmp_path, hub_timeout_s=1, threads=1, may_fall_back=may_fall_back)
+
+
+def test_auraface_is_known_by_its_recognisers_digest() -> None:
+    assert {file.task for file in weights.AURAFACE} == {"detection", "recognition"}
+    assert engine.AURAFACE_RECOGNISER == "a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60"
+
+
+@needs_shared
+@pytest.mark.parametrize("which", ["pack", "compact"])
+def test_people_are_told_apart_on_real_photos(which: str, compact: CompactEngine) -> None:
+    real = InsightFaceEngine(SHARED / "pack", threads=2) if which == "pack" else compact
+    half = 0.38 if which == "pack" else compact.cosine_at_half
+    people = sorted(path for path in (SHARED / "people").iterdir() if path.is_dir())[:12]
+    templates, owners = [], []
+    for person in people:
+        for path in sorted(person.glob("*.jpg"))[:2]:
+            image = np.asarray(cv2.imread(str(path)), np.uint8)
+            faces = real.detect(image)
+            templates.append(real.embed(image, faces[0]))
+            owners.append(person.name)
+    cosines = np.array(templates) @ np.array(templates).T
+    same = np.equal.outer(owners, owners)
+    genuine = cosines[same & ~np.eye(len(owners), dtype=bool)]
+    strangers = cosines[~same]
+    assert (genuine > half).mean() > 0.75
+    assert (strangers > half).mean() < 0.02

@@ -1,0 +1,221 @@
+"""The gates: what each measures, what it must not mind, and how a refusal is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from fakes import ScriptedCovering, a_face, a_photo, packaged_photo
+
+import face_checks
+from covering import Covering
+from engine import DLIB_LAYOUT, INSIGHTFACE_LAYOUT, Face, LandmarkLayout, Pixels
+from errors import FaceError
+from face_checks import check_photo, head_pose
+from settings import Settings
+
+LIMITS = Settings()
+# The order in which api.md lists the reasons of a refusal.
+POSES = [(0, 0, 0), (30, 0, 0), (-30, 0, 0), (0, 20, 0), (0, -20, 0), (0, 0, 30)]
+ORDER = [
+    "multiple_faces",
+    "face_too_small",
+    "face_too_large",
+    "face_cut_off",
+    "blurred",
+    "too_dark",
+    "too_bright",
+    "low_contrast",
+    "uneven_light",
+    "head_tilted",
+    "head_turned",
+    "head_raised_or_lowered",
+    "unnatural_colour",
+    "landmarks_hidden",
+    "mask",
+    "sunglasses",
+    "face_covered",
+]
+
+
+@pytest.fixture(scope="module")
+def portrait() -> Pixels:
+    """A real photo that passes every check; its face is `PORTRAIT_FACE`."""
+    return packaged_photo("skimage", "data", "astronaut.png")
+
+
+PORTRAIT_FACE = a_face(42.5, (225.0, 101.0), -4.0)
+
+
+def codes_of(
+    image: Pixels, face: Face | None = None, covering: Covering | None = None, limits: Settings = LIMITS
+) -> list[str]:
+    """The codes of the checks that one face in `image` fails."""
+    seen = ScriptedCovering()
+    seen.seen = covering or seen.seen
+    try:
+        check_photo(image, [face or a_face()], limits, seen)
+    except FaceError as error:
+        return [check["code"] for check in error.fields["checks"] if not check["passed"]]
+    return []
+
+
+def turned(layout: LandmarkLayout, yaw: float, pitch: float, roll: float) -> Face:
+    """A mean face seen from far away after turning it; degrees."""
+    y, p, r = np.deg2rad([yaw, pitch, roll])
+    about_y = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]])
+    about_z = np.array([[np.cos(r), -np.sin(r), 0], [np.sin(r), np.cos(r), 0], [0, 0, 1]])
+    points = (about_z @ about_x @ about_y @ layout.points.T).T[:, :2] * 60 + (160, 140)
+    return Face(a_face().box, 0.9, points.astype(np.float32), layout)
+
+
+def test_a_good_photo_passes_every_check_and_each_is_reported_in_the_order_of_the_api() -> None:
+    face, checks = check_photo(a_photo(), [a_face()], LIMITS, ScriptedCovering())
+    assert [check.code for check in checks] == ORDER
+    assert all(check.passed and check.hint is None and check.measured is not None for check in checks)
+    assert face is not None
+
+
+@pytest.mark.parametrize("layout", [INSIGHTFACE_LAYOUT, DLIB_LAYOUT], ids=["insightface", "dlib"])
+@pytest.mark.parametrize(("yaw", "pitch", "roll"), POSES)
+def test_head_pose_is_recovered_from_five_landmarks_of_either_model(
+    layout: LandmarkLayout, yaw: float, pitch: float, roll: float
+) -> None:
+    pose = head_pose(turned(layout, yaw, pitch, roll))
+    assert (pose.yaw, pose.pitch, pose.roll) == pytest.approx((yaw, pitch, roll), abs=4)
+
+
+@pytest.mark.parametrize(
+    ("yaw", "pitch", "roll", "code"),
+    [
+        (60, 0, 0, "head_turned"),
+        (-60, 0, 0, "head_turned"),
+        (0, 45, 0, "head_raised_or_lowered"),
+        (0, 0, 35, "head_tilted"),
+    ],
+)
+def test_a_head_far_from_upright_and_frontal_is_refused(yaw: float, pitch: float, roll: float, code: str) -> None:
+    assert code in codes_of(a_photo(), turned(INSIGHTFACE_LAYOUT, yaw, pitch, roll))
+
+
+@pytest.mark.parametrize("layout", [INSIGHTFACE_LAYOUT, DLIB_LAYOUT], ids=["insightface", "dlib"])
+@pytest.mark.parametrize(("distance", "roll"), [(30, 0), (60, 20), (300, -15)])
+def test_both_models_landmarks_lead_to_the_same_aligned_face(
+    layout: LandmarkLayout, distance: float, roll: float
+) -> None:
+    size = int(distance * 6)
+    face = a_face(distance, (size / 2, size / 2), roll, layout)
+    image = np.full((size, size, 3), 90, np.uint8)
+    for eye in face.eyes:
+        cv2.circle(image, tuple(int(v) for v in eye.round()), int(distance / 8), (255, 255, 255), -1)
+    aligned = face_checks.aligned_face(image, face)
+    assert aligned.shape == (160, 160, 3)
+    rows, columns = np.nonzero(aligned[..., 0] > 180)
+    assert rows.mean() == pytest.approx(63.5, abs=1.5)
+    assert columns.mean() == pytest.approx(79.5, abs=1.5)
+    assert columns.max() - columns.min() == pytest.approx(44 + 11, abs=3)
+
+
+def test_the_face_region_of_a_rotated_photo_is_in_frame_and_of_a_cropped_one_is_not() -> None:
+    photo = a_photo()
+    assert face_checks.face_in_frame(photo, a_face(roll_deg=20)) == 1.0
+    assert face_checks.face_in_frame(photo, a_face(centre=(0, 140))) == pytest.approx(0.5, abs=0.03)
+
+
+def test_sharpness_falls_with_blur_in_any_direction_and_not_with_light_or_contrast(portrait: Pixels) -> None:
+    grey = cv2.cvtColor(face_checks.aligned_face(portrait, PORTRAIT_FACE), cv2.COLOR_BGR2GRAY)
+    sharp = face_checks.sharpness(np.asarray(grey, np.uint8))
+
+    def after(changed: npt.NDArray[np.generic]) -> float:
+        return face_checks.sharpness(changed.astype(np.uint8)) / sharp
+
+    assert after(grey * 0.5) == pytest.approx(1, abs=0.1)
+    assert after(grey * 0.6 + 80) == pytest.approx(1, abs=0.1)
+    assert after(np.asarray(cv2.GaussianBlur(grey, (0, 0), 3))) < 0.4
+    assert after(np.asarray(cv2.blur(grey, (9, 1)))) < 0.5
+    assert after(np.asarray(cv2.blur(grey, (1, 9)))) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda image: cv2.GaussianBlur(image, (0, 0), 6), "blurred"),
+        (lambda image: image * 0.05, "too_dark"),
+        (lambda image: image * 2.5, "too_bright"),
+        (lambda image: np.full_like(image, 128), "low_contrast"),
+        (lambda image: np.where(np.arange(512)[None, :, None] < 225, image * 0.06, image), "uneven_light"),
+        (lambda image: image[..., ::-1], "unnatural_colour"),
+        (lambda image: np.repeat(image[..., :1], 3, axis=2), "unnatural_colour"),
+    ],
+    ids=["blur", "dark", "burnt out", "flat", "half in the dark", "blue skin", "monochrome"],
+)
+def test_a_photo_that_cannot_serve_is_refused_by_the_name_of_its_fault(
+    portrait: Pixels, change: Callable[[Pixels], npt.NDArray[np.generic]], code: str
+) -> None:
+    assert codes_of(portrait, PORTRAIT_FACE) == []
+    changed = np.clip(change(portrait), 0, 255).astype(np.uint8)
+    assert code in codes_of(changed, PORTRAIT_FACE)
+
+
+@pytest.mark.parametrize(
+    "skin_bgr",
+    [(202, 217, 244), (160, 190, 232), (130, 160, 200), (84, 120, 172), (52, 78, 122), (36, 52, 86), (30, 40, 62)],
+    ids=["palest", "pale", "light", "olive", "brown", "dark", "darkest"],
+)
+def test_no_skin_tone_is_refused(skin_bgr: tuple[int, int, int]) -> None:
+    grain = np.random.default_rng(3).normal(0, 9, (360, 320, 1))
+    assert codes_of(np.clip(np.array(skin_bgr) + grain, 0, 255).astype(np.uint8)) == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "codes"),
+    [
+        (Covering(mask=0.9, sunglasses=0.1, other=0.2, hidden=0.9), ["mask"]),
+        (Covering(mask=0.0, sunglasses=0.9, other=0.0, hidden=0.9), ["sunglasses"]),
+        (Covering(mask=0.0, sunglasses=0.0, other=0.9, hidden=0.9), ["face_covered"]),
+        (Covering(mask=0.9, sunglasses=0.9, other=0.0, hidden=0.9), ["mask", "sunglasses"]),
+        (Covering(mask=0.0, sunglasses=0.0, other=0.0, hidden=0.99), ["landmarks_hidden"]),
+        (Covering(mask=0.1, sunglasses=0.1, other=0.1, hidden=0.1), []),
+    ],
+)
+def test_a_covering_is_refused_by_its_name_and_hidden_landmarks_by_theirs(seen: Covering, codes: list[str]) -> None:
+    assert codes_of(a_photo(), covering=seen) == codes
+
+
+def test_a_refusal_names_the_first_failure_and_lists_every_check_with_what_was_measured_and_required() -> None:
+    dark = np.clip(a_photo() * 0.05, 0, 255).astype(np.uint8)
+    with pytest.raises(FaceError) as caught:
+        check_photo(dark, [a_face(inter_eye_distance=12)], LIMITS, ScriptedCovering())
+    checks = {check["code"]: check for check in caught.value.fields["checks"]}
+    assert caught.value.code == "face_too_small"
+    assert list(checks) == ORDER
+    assert checks["face_too_small"]["measured"] == pytest.approx(12, abs=0.5)
+    assert checks["face_too_small"]["required"] == {"min": LIMITS.min_inter_eye_px}
+    assert checks["face_too_small"]["hint"] == "Come closer to the camera."
+    assert not checks["too_dark"]["passed"]
+
+
+def test_a_face_that_cannot_be_measured_is_refused() -> None:
+    face = a_face()
+    face.landmarks[:] = np.nan
+    assert codes_of(a_photo(), face) == ["landmarks_hidden"]
+
+
+def test_a_second_face_counts_however_small_unless_the_operator_sets_a_ratio() -> None:
+    faces = [a_face(60), a_face(15)]
+    with pytest.raises(FaceError, match="multiple_faces"):
+        face_checks.require_single_face(faces, LIMITS)
+    face, check = face_checks.require_single_face(faces, Settings(min_face_ratio=0.5))
+    assert face is faces[0]
+    assert check.passed
+
+
+def test_every_code_of_a_check_has_a_hint_and_a_message() -> None:
+    from errors import CODES
+
+    assert set(ORDER) | {"no_face"} == set(face_checks.HINTS)
+    assert set(face_checks.HINTS) <= set(CODES)
