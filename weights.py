@@ -23,7 +23,7 @@ class ModelUnavailable(Exception):  # noqa: N818 - said to an operator as a stat
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One file of a model: its name in the repository and on disk, bytes, SHA-256 (hex) and InsightFace task."""
+    """One file of a model: its name in the repository and on disk, bytes, SHA-256 (hex), InsightFace task."""
 
     name: str
     size: int
@@ -102,16 +102,24 @@ def _flaw(file: ModelFile, folder: Path) -> str | None:
     found = digest(path)
     if found == file.sha256:
         return None
-    return f"damaged: {path.stat().st_size} bytes, SHA-256 {found}, not {file.size} bytes, SHA-256 {file.sha256}"
+    size = path.stat().st_size
+    return f"damaged ({size} bytes, SHA-256 {found}; the right one has {file.size} bytes, SHA-256 {file.sha256})"
 
 
 def _mend(folder: Path, files: Sequence[ModelFile], repo: str, hub_timeout_s: float) -> str:
     """Put right what is missing or damaged in `folder`, as far as possible; return why it went no further, or ''."""
-    # Hub storage's own protocol keeps a second copy in its cache and gives up on a stalled line only after many
-    # minutes; plain HTTP serves two files as well. The library reads the variable when it is imported.
+    # The library reads its environment when it is imported. Xet, the hub's own storage protocol, keeps a second copy
+    # in a cache and retries a stalled line by rules of its own; plain HTTP serves two files as well. Telemetry would
+    # ask the hub for a list of coding agents.
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
-    from huggingface_hub import constants, try_to_load_from_cache  # noqa: PLC0415 - slow to import, seldom needed
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # noqa: PLC0415 - re-exported unmarked
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        from huggingface_hub import constants, try_to_load_from_cache  # noqa: PLC0415 - slow to import, seldom needed
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]  # noqa: PLC0415 - re-exported unmarked
+            WeakFileLock,
+        )
+    except ValueError as error:
+        return f"The hub library cannot read its environment, HF_ENDPOINT or another variable with HF_: {error}."
 
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / PARTIAL
@@ -175,21 +183,23 @@ def _fetch(file: ModelFile, folder: Path, repo: str) -> str | None:
     from huggingface_hub import hf_hub_download  # noqa: PLC0415
 
     partial = folder / PARTIAL
-    problem: str | None = None
+    problem = ""
     for _ in range(2):
         try:
             # Forced: otherwise a damaged copy in the cache would be taken, and a silent hub asked for minutes.
             hf_hub_download(repo, file.name, local_dir=partial, force_download=True)
-            problem = _flaw(file, partial)
+            flaw = _flaw(file, partial)
         except httpx2.ReadError as error:  # a connection reset: the one break that the library does not resume from
             problem = _in_words(error)
         except (httpx2.HTTPError, OSError, ValueError) as error:
             return _in_words(error)
-        if problem is None:
-            (partial / file.name).replace(folder / file.name)
-            return None
-        logger.warning("%s arrived wrong (%s)", file.name, problem)
-    return f"{problem} (fetched twice)"
+        else:
+            if flaw is None:
+                (partial / file.name).replace(folder / file.name)
+                return None
+            problem = f"it arrived {flaw}"
+        logger.warning("fetching %s: %s", file.name, problem)
+    return f"{problem}, at the second try too"
 
 
 def _in_words(error: Exception) -> str:
@@ -205,4 +215,4 @@ def _in_words(error: Exception) -> str:
                 "(then set HF_TOKEN to a token that may read it)"
             )
         return f"it answered HTTP {status}"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}".rstrip(".")

@@ -15,8 +15,9 @@ from typing import Literal
 REPO = "somebody/some-model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-# How the bytes of a file are sent. "portal" answers every request with a web page, as a hotel's network does.
-Manner = Literal["well", "slowly", "broken_off", "reset", "wrong", "stalled", "portal"]
+# How the bytes of a file are sent; the last two concern every request: "trickling" never comes to the end of a header,
+# "portal" answers with a web page, as a hotel's network does.
+Manner = Literal["well", "slowly", "broken_off", "reset", "wrong", "stalled", "trickling", "portal"]
 
 
 class HubStandIn(ThreadingHTTPServer):
@@ -24,6 +25,7 @@ class HubStandIn(ThreadingHTTPServer):
 
     Attributes:
         url: what HF_ENDPOINT is set to.
+        storage: where the hub's redirects lead.
         requests: "METHOD path" of every request, in order.
         at_first: how the first downloads go, one entry a download.
         manner: how the further ones go.
@@ -36,11 +38,12 @@ class HubStandIn(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files = dict(files)
         self.url = f"http://127.0.0.1:{self.server_port}"
+        self.storage = f"http://localhost:{self.server_port}"  # another host, as the real hub's storage is
         self.requests: list[str] = []
         self.at_first: list[Manner] = []
         self.manner: Manner = "well"
         self.token: str | None = None
-        self.half_sent = threading.Event()
+        self.begun = threading.Event()
         self.closing = threading.Event()
 
     def downloads(self) -> list[str]:
@@ -66,9 +69,19 @@ class _Handler(BaseHTTPRequestHandler):
         hub.requests.append(f"{self.command} {self.path}")
         name = PurePosixPath(self.path).name
         content = hub.files.get(name)
-        if hub.manner == "portal":
+        if hub.manner == "trickling":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Patience: ")
+            with contextlib.suppress(ConnectionError):
+                while not hub.closing.wait(0.1):
+                    self.wfile.write(b".")
+            self.close_connection = True
+        elif hub.manner == "portal":
             self._head(200, {"Content-Type": "text/html", "Content-Length": "0"})
-        elif hub.token and self.headers["Authorization"] != f"Bearer {hub.token}":
+        elif (
+            hub.token
+            and not self.path.startswith("/storage/")
+            and self.headers["Authorization"] != f"Bearer {hub.token}"
+        ):
             self._head(401, {"X-Error-Code": "RepoNotFound", "Content-Length": "0"})
         elif content is None:
             self._head(404, {"X-Error-Code": "EntryNotFound", "Content-Length": "0"})
@@ -76,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._head(
                 302,
                 {
-                    "Location": f"{hub.url}/storage/{name}",
+                    "Location": f"{hub.storage}/storage/{name}",
                     "X-Repo-Commit": COMMIT,
                     "X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"',
                     "X-Linked-Size": str(len(content)),
@@ -84,15 +97,6 @@ class _Handler(BaseHTTPRequestHandler):
                     "X-Xet-Refresh-Route": f"{hub.url}/api/models/{REPO}/xet-read-token/{COMMIT}",
                     "ETag": '"of-the-redirect"',
                     "Content-Length": "0",
-                },
-            )
-        elif self.command == "HEAD":
-            self._head(
-                200,
-                {
-                    "X-Repo-Commit": COMMIT,
-                    "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
-                    "Content-Length": str(len(content)),
                 },
             )
         else:
@@ -115,13 +119,14 @@ class _Handler(BaseHTTPRequestHandler):
                 step = len(content) // 10 + 1
                 for at in range(0, len(content), step):
                     self.wfile.write(content[at : at + step])
+                    hub.begun.set()
                     hub.closing.wait(0.3)
                 return
             if manner in ("well", "wrong"):
                 self.wfile.write(content)
                 return
             self.wfile.write(content[: len(content) * 9 // 10])
-            hub.half_sent.set()
+            hub.begun.set()
             if manner == "stalled":
                 hub.closing.wait()
             if manner == "reset":
