@@ -110,7 +110,8 @@ def create_app(
     """Make the WSGI application of parts that are ready: a warmed engine, a prepared store, a caught-up gallery."""
     app = Flask("face_api", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_file_bytes + FORM_ALLOWANCE
-    app.config["MAX_FORM_MEMORY_SIZE"] = FORM_ALLOWANCE
+    # The parser reads 64 KiB at a time, of files too, and counts them against this with what it held back before.
+    app.config["MAX_FORM_MEMORY_SIZE"] = 2 * FORM_ALLOWANCE
     app.config["MAX_FORM_PARTS"] = 32
     pipeline = Pipeline(settings, engine, covering, ModelSlots(settings.model_slots, settings.queue_limit))
     log_requests(app)

@@ -212,7 +212,7 @@ class InsightFaceEngine:
             if abs(turn_more) < self.UPRIGHT_WITHIN_DEG:
                 break
             turn += turn_more
-            matrix = cv2.getRotationMatrix2D((float(centre[0]), float(centre[1])), turn, scale)
+            matrix = np.asarray(cv2.getRotationMatrix2D((float(centre[0]), float(centre[1])), turn, scale), np.float64)
             matrix[:, 2] += self.UPRIGHT_SIDE / 2 - centre
             side = (self.UPRIGHT_SIDE, self.UPRIGHT_SIDE)
             crop = cv2.warpAffine(image, matrix, side, borderMode=cv2.BORDER_REPLICATE)

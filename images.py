@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from errors import FaceError
 
@@ -23,6 +24,8 @@ Image.MAX_IMAGE_PIXELS = None
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,  # the decoder's own word for a broken PNG chunk
+    AssertionError,  # ... and for a palette that is missing
+    struct.error,
     ValueError,
     EOFError,
     IndexError,
@@ -80,11 +83,26 @@ def _has_known_signature(data: bytes) -> bool:
     return data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
 
 
+# EXIF orientation -> what undoes it.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
 def _upright(image: Image.Image) -> Image.Image:
+    # The library's own exif_transpose also writes all metadata anew, and fails where an unrelated tag is odd.
     try:
-        return ImageOps.exif_transpose(image)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except _DECODER_ERRORS:
         return image  # nonsense in the metadata is no reason to refuse good pixels: they are taken as they lie
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 def _bgr(image: Image.Image) -> Pixels:
