@@ -127,8 +127,9 @@ def create_app(
         return jsonify(
             status="success",
             message="ready",
-            model={"name": engine.name, "description": engine.describe()},
-            store=store.describe(),
+            model=engine.name,
+            # Which database, but neither path nor host: those are the log's.
+            store=store.describe().partition(" ")[0],
             gallery=gallery.status(),
         )
 

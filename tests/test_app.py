@@ -267,7 +267,7 @@ def test_readiness_follows_the_database_and_tells_what_the_gallery_holds(
     ready = client.get("/health")
     assert ready.status_code == 200
     assert ready.json["gallery"]["enrolled"] == 1
-    assert ready.json["model"]["name"] == "scripted-v1"
+    assert (ready.json["model"], ready.json["store"]) == ("scripted-v1", "SQLite")
     store.down = True
     assert client.get("/health").status_code == 503
     assert client.get("/").status_code == 200
