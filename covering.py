@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from weights import ModelUnavailable
+
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -44,13 +46,23 @@ class CoveringModel:
 
         Args:
             folder: holds covering.onnx.
+
+        Raises:
+            ModelUnavailable: the file is missing or damaged.
         """
         import onnxruntime  # noqa: PLC0415 - slow to import, and not needed to parse the command line
+        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidProtobuf, NoSuchFile  # noqa: PLC0415
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         path = folder / "covering.onnx"
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except (NoSuchFile, InvalidProtobuf, Fail) as error:
+            raise ModelUnavailable(
+                f"The covering classifier {path} is missing or damaged. It is part of this project: restore it "
+                "(git checkout models/covering.onnx), or copy it into the folder that MODELS_DIR names."
+            ) from error
         self._input = self._session.get_inputs()[0].name
         self.classify(np.full((160, 160, 3), 127, np.uint8))
 

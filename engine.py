@@ -136,6 +136,9 @@ class InsightFaceEngine:
     # A head tilted by more is looked at again in an upright crop of this side.
     UPRIGHT_WITHIN_DEG = 6.0
     UPRIGHT_SIDE = 256
+    # A face that the detector is less sure of is looked at turned to either side as well.
+    SURE = 0.8
+    TRIED_DEG = 35.0
 
     def __init__(self, folder: Path, *, threads: int, files: Mapping[str, Path] | None = None) -> None:
         """Load and warm the pack in `folder`.
@@ -200,29 +203,39 @@ class InsightFaceEngine:
     def _looked_at_upright(self, image: Pixels, face: Face) -> Face:
         """Find the landmarks of a tilted head again in an upright crop.
 
-        Detectors that learned upright heads place the landmarks of a tilted one half-way to upright, which spoils
-        both its measured roll and its embedding.
+        Detectors that learned upright heads place the landmarks of a tilted one half-way to upright, or as if it were
+        upright and then less surely; either spoils the measured roll and the embedding.
         """
         turn = 0.0
+        if face.score < self.SURE:
+            for tried in (-self.TRIED_DEG, self.TRIED_DEG):
+                seen = self._seen_turned(image, face, tried)
+                if seen is not None and seen.score > face.score:
+                    face, turn = seen, tried
+        for _ in range(2):
+            roll = _roll_deg(face)
+            if abs(roll - turn) < self.UPRIGHT_WITHIN_DEG:
+                break
+            seen = self._seen_turned(image, face, roll)
+            if seen is None:
+                break
+            face, turn = seen, roll
+        return face
+
+    def _seen_turned(self, image: Pixels, face: Face, turn_deg: float) -> Face | None:
+        """Detect in a crop around the face's box, turned back by `turn_deg`; None where nothing is found."""
+        side = (self.UPRIGHT_SIDE, self.UPRIGHT_SIDE)
         centre = (face.box[:2] + face.box[2:]) / 2
         scale = 0.5 * self.UPRIGHT_SIDE / float((face.box[2:] - face.box[:2]).max())
-        for _ in range(2):
-            left, right = face.eyes
-            turn_more = float(np.degrees(np.arctan2(*(right - left)[::-1]))) - turn
-            if abs(turn_more) < self.UPRIGHT_WITHIN_DEG:
-                break
-            turn += turn_more
-            matrix = np.asarray(cv2.getRotationMatrix2D((float(centre[0]), float(centre[1])), turn, scale), np.float64)
-            matrix[:, 2] += self.UPRIGHT_SIDE / 2 - centre
-            side = (self.UPRIGHT_SIDE, self.UPRIGHT_SIDE)
-            crop = cv2.warpAffine(image, matrix, side, borderMode=cv2.BORDER_REPLICATE)
-            boxes, landmarks = self._detector.detect(crop, input_size=side)
-            if len(boxes) == 0:
-                break
-            surest = int(np.argmax(boxes[:, 4]))
-            points = cv2.transform(landmarks[surest][None].astype(np.float64), cv2.invertAffineTransform(matrix))[0]
-            face = Face(face.box, face.score, points.astype(np.float32), face.layout)
-        return face
+        matrix = np.asarray(cv2.getRotationMatrix2D((float(centre[0]), float(centre[1])), turn_deg, scale), np.float64)
+        matrix[:, 2] += self.UPRIGHT_SIDE / 2 - centre
+        crop = cv2.warpAffine(image, matrix, side, borderMode=cv2.BORDER_REPLICATE)
+        boxes, landmarks = self._detector.detect(crop, input_size=side)
+        if len(boxes) == 0:
+            return None
+        surest = int(np.argmax(boxes[:, 4]))
+        points = cv2.transform(landmarks[surest][None].astype(np.float64), cv2.invertAffineTransform(matrix))[0]
+        return Face(face.box, float(boxes[surest, 4]), points.astype(np.float32), face.layout)
 
     def embed(self, image: Pixels, face: Face) -> Vector:
         from insightface.utils.face_align import norm_crop  # noqa: PLC0415 - loaded with the engine
@@ -376,6 +389,12 @@ def _to_side(rgb: Pixels, side: int) -> tuple[float, Pixels]:
     scale = min(4.0, side / max(rgb.shape[:2]))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return scale, np.asarray(cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=how), dtype=np.uint8)
+
+
+def _roll_deg(face: Face) -> float:
+    """The slope of the line through the eyes, degrees."""
+    left, right = face.eyes
+    return float(np.degrees(np.arctan2(right[1] - left[1], right[0] - left[0])))
 
 
 def _widest_first(faces: list[Face]) -> list[Face]:

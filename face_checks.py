@@ -220,15 +220,16 @@ def dynamic_range(light: npt.NDArray[np.uint8]) -> float:
     return float(-(share * np.log2(share)).sum())
 
 
-def _cheeks(aligned: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """The standard's two cheek squares: side 0.3 inter-eye distances, half-way between eye line and mouth line."""
+def _square(aligned: npt.NDArray[np.uint8], across: float, down: float) -> npt.NDArray[np.uint8]:
+    """A square of side 0.3 inter-eye distances, that many of them across and down from the point between the eyes."""
     half = 0.15 * EYE_DISTANCE
-    middle = ORIGIN[1] + 0.5 * EYE_DISTANCE
-    rows = slice(round(middle - half), round(middle + half))
-    left, right = (
-        slice(round(x - half), round(x + half)) for x in (ORIGIN[0] - EYE_DISTANCE / 2, ORIGIN[0] + EYE_DISTANCE / 2)
-    )
-    return aligned[rows, left], aligned[rows, right]
+    x, y = ORIGIN[0] + across * EYE_DISTANCE, ORIGIN[1] + down * EYE_DISTANCE
+    return aligned[round(y - half) : round(y + half), round(x - half) : round(x + half)]
+
+
+def _cheeks(aligned: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """The standard's two cheek squares: one beside each eye, half-way between eye line and mouth line."""
+    return _square(aligned, -0.5, 0.5), _square(aligned, 0.5, 0.5)
 
 
 def illumination_uniformity(grey: Grey) -> float:
@@ -242,9 +243,19 @@ def illumination_uniformity(grey: Grey) -> float:
 
 
 def colour_distance(aligned: Pixels) -> float:
-    """How far the cheeks' mean CIELAB a*, b* lie from 5...25 and 5...35; 100 for negative chroma and for pure grey."""
-    cheeks = np.concatenate([cheek.reshape(-1, 1, 3) for cheek in _cheeks(aligned)])
-    lab = cv2.cvtColor(cheeks.astype(np.float32) / np.float32(255), cv2.COLOR_BGR2LAB)
+    """How far the skin's mean CIELAB a*, b* lie from 5...25 and 5...35; 100 for negative chroma and for pure grey.
+
+    The standard measures on the two cheek squares. A mask or a beard covers those, and a coloured light covers
+    everything: so the forehead and the bridge of the nose are measured as well, and the most natural patch decides.
+    """
+    cheeks = np.concatenate([cheek.reshape(-1, 3) for cheek in _cheeks(aligned)])
+    forehead = _square(aligned, 0.0, -0.55)
+    bridge = _square(aligned, 0.0, 0.25)
+    return min(_patch_colour_distance(patch.reshape(-1, 3)) for patch in (cheeks, forehead, bridge))
+
+
+def _patch_colour_distance(pixels: npt.NDArray[np.uint8]) -> float:
+    lab = cv2.cvtColor(pixels[:, None].astype(np.float32) / np.float32(255), cv2.COLOR_BGR2LAB)
     a, b = (float(value) for value in lab.reshape(-1, 3).mean(axis=0)[1:])
     if a < 0 or b < 0 or math.hypot(a, b) < 1.0:
         return 100.0

@@ -80,7 +80,7 @@ class Settings:
     max_over_exposure: float = _setting(0.5, "share of face pixels in luminance 247...255", low=0, high=1)
     min_dynamic_range: float = _setting(4.0, "entropy of the face's luminance in bits", low=0, high=8)
     min_uniformity: float = _setting(0.1, "darker cheek's luminance / lighter cheek's", low=0, high=1)
-    max_roll_deg: float = _setting(25.0, "head tilted to a shoulder, degrees", low=1, high=180)
+    max_roll_deg: float = _setting(45.0, "head tilted to a shoulder, degrees", low=1, high=180)
     max_yaw_deg: float = _setting(45.0, "head turned aside, degrees", low=1, high=90)
     max_pitch_deg: float = _setting(35.0, "head raised or lowered, degrees", low=1, high=90)
     max_colour_distance: float = _setting(
@@ -123,6 +123,13 @@ def _check(setting: Field[Any], value: Any) -> None:
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isnan(value):
+        raise ValueError(text)
+    return value
+
+
 def _parse(setting: Field[Any], text: str) -> Any:
     name, kind = setting.name.upper(), str(setting.type)
     text = text.strip()
@@ -131,7 +138,7 @@ def _parse(setting: Field[Any], text: str) -> Any:
             return _SWITCH[text.lower()]
         if kind == "Path":
             return Path(text).expanduser().resolve()
-        return {"int": int, "float": float, "str": str}[kind](text)
+        return {"int": int, "float": _number, "str": str}[kind](text)
     except (ValueError, KeyError) as error:
         # A value is shown only where it cannot be a secret: numbers and switches, never strings.
         raise SettingsError(f"{name} is {text!r}, which is not a {kind}") from error
@@ -154,7 +161,8 @@ def load_settings(
     environ: Mapping[str, str] | None = None,
     env_file: Path | None = PROJECT / ".env",
 ) -> Settings:
-    """Read the settings: flag > environment > `.env` > default. Empty values count as not set.
+    """Read the settings: flag > environment > `.env` > default; the first that names a
+    setting decides, and an empty value there asks for the default.
 
     Args:
         flags: setting name -> text, as `vars()` of a parser that `add_flags` prepared.
@@ -169,7 +177,11 @@ def load_settings(
     values: dict[str, Any] = {}
     for setting in fields(Settings):
         name = setting.name.upper()
-        text = (flags or {}).get(setting.name) or environ.get(name) or from_file.get(name)
-        if text is not None and text.strip():
-            values[setting.name] = _parse(setting, text)
+        named = [
+            value
+            for value in ((flags or {}).get(setting.name), environ.get(name), from_file.get(name))
+            if value is not None
+        ]
+        if named and named[0].strip():
+            values[setting.name] = _parse(setting, named[0])
     return Settings(**values)

@@ -95,7 +95,7 @@ def test_head_pose_is_recovered_from_five_landmarks_of_either_model(
         (60, 0, 0, "head_turned"),
         (-60, 0, 0, "head_turned"),
         (0, 45, 0, "head_raised_or_lowered"),
-        (0, 0, 35, "head_tilted"),
+        (0, 0, 55, "head_tilted"),
     ],
 )
 def test_a_head_far_from_upright_and_frontal_is_refused(yaw: float, pitch: float, roll: float, code: str) -> None:

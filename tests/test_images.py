@@ -1,0 +1,316 @@
+"""Photos as phones, browsers and attackers send them: what is read, how it is read, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import random
+import resource
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from errors import FaceError
+from images import Pixels, decode
+
+Array = npt.NDArray[Any]
+
+# Quadrants of four colours, higher than wide: no turn or mirroring leaves them as they are.
+RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
+
+
+def read(data: bytes, max_pixels: int = 1_000_000) -> Pixels:
+    return decode(data, max_bytes=2**20, max_pixels=max_pixels)
+
+
+def refusal(data: bytes, max_pixels: int = 1_000_000) -> str:
+    with pytest.raises(FaceError) as caught:
+        read(data, max_pixels)
+    return caught.value.code
+
+
+def quadrants(height: int = 48, width: int = 32) -> Array:
+    """uint8[height, width, 3], RGB."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    middle_y, middle_x = height // 2, width // 2
+    picture[:middle_y, :middle_x], picture[:middle_y, middle_x:] = RED, GREEN
+    picture[middle_y:, :middle_x], picture[middle_y:, middle_x:] = BLUE, YELLOW
+    return picture
+
+
+def encoded(image: Image.Image | Array, form: str, **options: Any) -> bytes:
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    tags[0x010F] = "A maker"
+    return tags.tobytes()
+
+
+def assert_shows_quadrants(image: Pixels, tolerance: int = 0) -> None:
+    """The middle of each quadrant has its colour, in BGR; a lossy format gets a tolerance."""
+    height, width = image.shape[:2]
+    assert image.dtype == np.uint8
+    assert image.shape[2] == 3
+    assert image.flags.c_contiguous
+    for colour, y, x in ((RED, 1, 1), (GREEN, 1, 3), (BLUE, 3, 1), (YELLOW, 3, 3)):
+        found = image[height * y // 4, width * x // 4].astype(int)
+        assert np.abs(found - colour[::-1]).max() <= tolerance, (y, x, found)
+
+
+LOSSY = 12
+GOOD: dict[str, Callable[[Array], bytes]] = {
+    "JPEG": lambda rgb: encoded(rgb, "JPEG", quality=95, exif=exif(1)),
+    "progressive JPEG": lambda rgb: encoded(rgb, "JPEG", quality=95, progressive=True),
+    "PNG": lambda rgb: encoded(rgb, "PNG", exif=exif(1)),
+    "palette PNG": lambda rgb: encoded(Image.fromarray(rgb).quantize(16), "PNG"),
+    "WebP": lambda rgb: encoded(rgb, "WEBP", quality=95, exif=exif(1)),
+    "lossless WebP": lambda rgb: encoded(rgb, "WEBP", lossless=True),
+    "MPO": lambda rgb: encoded(rgb, "MPO", quality=95, save_all=True, append_images=[Image.new("RGB", (32, 48))]),
+    "animated PNG": lambda rgb: encoded(rgb, "PNG", save_all=True, append_images=[Image.new("RGB", (32, 48))]),
+    "animated WebP": lambda rgb: encoded(
+        rgb, "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", (32, 48))]
+    ),
+    "RGBA PNG": lambda rgb: encoded(Image.fromarray(rgb).convert("RGBA"), "PNG"),
+    "16-bit RGB PNG": lambda rgb: opencv_png(rgb.astype(np.uint16) * 257),
+}
+
+
+def opencv_png(rgb: Array) -> bytes:
+    return bytes(cv2.imencode(".png", np.ascontiguousarray(rgb[..., ::-1]))[1])
+
+
+@pytest.mark.parametrize("form", GOOD)
+def test_every_accepted_format_is_read_in_its_colours_and_its_first_frame(form: str) -> None:
+    image = read(GOOD[form](quadrants()))
+    assert image.shape == (48, 32, 3)
+    assert_shows_quadrants(image, LOSSY)
+
+
+# Orientation -> how the sensor stored an upright picture, by EXIF's own table of the 0th row and the 0th column.
+STORED: dict[int, Callable[[Array], Array]] = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: np.rot90(upright, 2).transpose(1, 0, 2),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize(("form", "tolerance"), [("JPEG", LOSSY), ("PNG", 0), ("WEBP", LOSSY)])
+def test_a_photo_is_turned_upright_by_its_exif_orientation(form: str, tolerance: int, orientation: int) -> None:
+    stored = np.ascontiguousarray(STORED[orientation](quadrants()))
+    image = read(encoded(stored, form, quality=95, exif=exif(orientation)))
+    assert image.shape == (48, 32, 3)
+    assert_shows_quadrants(image, tolerance)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        exif(0),
+        exif(9),
+        exif(65535),
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12" * 40,
+        b"Exif\0\0" + random.Random(1).randbytes(500),
+        # an orientation that is a text, and one that is a fraction with the denominator nought
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x02x\0\0\0\0\0\0\0",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x05\0\0\0\x01\0\0\0\x1a\0\0\0\0\0\0\0\x06\0\0\0\0",
+    ],
+)
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_nonsense_in_the_metadata_is_no_reason_to_refuse_good_pixels(form: str, nonsense: bytes) -> None:
+    image = read(encoded(quadrants(), form, quality=95, exif=nonsense))
+    assert_shows_quadrants(image, LOSSY)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [b"\x01\x09\0\x02\0\0\0\x04abc\0", b"\x01\x1f\0\x02\0\0\0\x04abc\0", b"\x01\x0f\0\x0b\0\0\0\x01abc\0"],
+    ids=["a word for a short", "a word for a fraction", "a number for the maker"],
+)
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_an_odd_tag_beside_it_does_not_hide_the_orientation(form: str, odd: bytes) -> None:
+    metadata = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06\0\0" + odd + bytes(4)
+    stored = np.ascontiguousarray(STORED[6](quadrants()))
+    assert_shows_quadrants(read(encoded(stored, form, quality=95, exif=metadata)), LOSSY)
+
+
+@pytest.mark.parametrize(("sixteen", "eight"), [(0, 0), (257 * 100, 100), (257 * 200, 200), (65535, 255)])
+def test_sixteen_bits_are_scaled_to_eight_and_not_clipped(sixteen: int, eight: int) -> None:
+    grey = np.full((20, 20), sixteen, np.uint16)
+    assert read(encoded(grey, "PNG"))[10, 10].tolist() == [eight] * 3
+    colour = np.stack([grey, grey // 2, grey * 0], axis=2)
+    assert read(opencv_png(colour))[10, 10].tolist() == [0, eight // 2, eight]
+
+
+def test_a_grey_photo_becomes_three_equal_channels() -> None:
+    grey = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
+    image = read(encoded(grey, "PNG"))
+    assert (image == grey[..., None]).all()
+    assert np.abs(read(encoded(grey, "JPEG", quality=95)).astype(int) - grey[..., None]).max() <= LOSSY
+    assert read(encoded(Image.new("1", (20, 20), 1), "PNG"))[5, 5].tolist() == [255, 255, 255]
+
+
+def test_a_cmyk_jpeg_is_read_in_its_colours() -> None:
+    assert_shows_quadrants(read(encoded(Image.fromarray(quadrants()).convert("CMYK"), "JPEG", quality=95)), LOSSY)
+
+
+def test_transparency_is_laid_over_white() -> None:
+    rgba = np.dstack([quadrants(), np.full((48, 32), 255, np.uint8)])
+    rgba[:24, :16, 3] = 0
+    rgba[:24, 16:, 3] = 51
+    for form, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True})):
+        image = read(encoded(rgba, form, **options))
+        assert image[12, 8].tolist() == [255, 255, 255]
+        assert image[12, 24].tolist() == [204, 255, 204]
+        assert image[36, 8].tolist() == list(BLUE[::-1])
+
+
+def test_a_transparent_palette_colour_is_laid_over_white() -> None:
+    palette = Image.fromarray(quadrants()).quantize(4)
+    clear: Any = palette.getpixel((8, 12))
+    image = read(encoded(palette, "PNG", transparency=clear))
+    assert image[12, 8].tolist() == [255, 255, 255]
+    assert image[36, 24].tolist() == list(YELLOW[::-1])
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 10_000), (10_000, 1)])
+def test_a_strip_or_a_speck_is_read_like_any_photo(width: int, height: int) -> None:
+    for form in ("PNG", "JPEG", "WEBP"):
+        assert read(encoded(Image.new("RGB", (width, height)), form)).shape == (height, width, 3)
+
+
+def test_an_empty_file_is_called_empty() -> None:
+    assert refusal(b"") == "empty_file"
+
+
+def test_a_file_over_the_limit_is_refused_unread() -> None:
+    with pytest.raises(FaceError) as caught:
+        decode(bytes(1001), max_bytes=1000, max_pixels=10)
+    assert caught.value.code == "file_too_large"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"Hello, this is no photo.",
+        b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n<<>>\nendobj\n",
+        b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+        b"\0\0\0\x18ftypheic\0\0\0\0heicmif1",
+        b"MZ" + bytes(200),
+        b"\x89PNG",
+        *(encoded(quadrants(), form) for form in ("GIF", "BMP", "TIFF", "ICO", "PPM")),
+    ],
+    ids=lambda data: data[:4].hex(),
+)
+def test_a_format_that_is_not_accepted_is_refused_by_its_content(data: bytes) -> None:
+    assert refusal(data) == "unsupported_format"
+
+
+@pytest.mark.parametrize("form", GOOD)
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_a_photo_that_breaks_off_is_unreadable_and_never_read_in_part(form: str, share: float) -> None:
+    photo = GOOD[form](noise())
+    if form == "MPO":  # its second picture may be missing; the first must be whole
+        photo = photo[: photo.index(b"\xff\xd9")]
+    # An APNG's first frame may be whole although a later one is missing.
+    whole_first = photo.find(b"fcTL", photo.find(b"IDAT")) if form == "animated PNG" else len(photo)
+    assert refusal(photo[: int(share * min(whole_first, len(photo)))]) == "unreadable_image"
+
+
+def noise() -> Array:
+    return np.random.default_rng(3).integers(0, 256, (48, 32, 3), dtype=np.uint8)
+
+
+def outcome(data: bytes) -> str:
+    try:
+        image = read(data)
+    except FaceError as error:
+        return error.code
+    return "read" if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 else "misread"
+
+
+@pytest.mark.parametrize("form", GOOD)
+def test_a_damaged_photo_is_read_or_refused_with_a_code_and_never_fails_otherwise(form: str) -> None:
+    photo, chance = GOOD[form](quadrants()), random.Random(form)
+    for _ in range(300):
+        damaged = bytearray(photo)
+        for _ in range(chance.choice((1, 1, 4, 30))):
+            # Headers and metadata lie in front: half of the damage goes there.
+            end = chance.choice((len(damaged), min(len(damaged), 120)))
+            damaged[chance.randrange(end)] ^= 1 << chance.randrange(8)
+        if photo.startswith(b"\x89PNG") and chance.random() < 0.7:
+            mend_checksums(damaged)
+        assert outcome(bytes(damaged)) in {"read", "unreadable_image", "unsupported_format", "image_too_large"}
+
+
+def mend_checksums(png: bytearray) -> None:
+    """Make each chunk's checksum right, so that damage gets as far as the decoder."""
+    at = 8
+    while at + 12 <= len(png):
+        end = at + 8 + int.from_bytes(png[at : at + 4], "big")
+        if end + 4 > len(png):
+            return
+        png[end : end + 4] = struct.pack(">I", zlib.crc32(png[at + 4 : end]))
+        at = end + 4
+
+
+def test_a_palette_image_without_its_palette_is_unreadable() -> None:
+    assert refusal(png(3, png_chunk(b"IDAT", zlib.compress(bytes(9 * 8))), side=8)) == "unreadable_image"
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(colour_type: int, *chunks: bytes, side: int) -> bytes:
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, colour_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + png_chunk(b"IEND", b"")
+
+
+def claiming(form: str, side: int) -> bytes:
+    """A small file whose header claims `side` x `side` pixels."""
+    if form == "PNG":
+        return png(2, png_chunk(b"IDAT", zlib.compress(bytes(1000))), side=side)
+    if form == "JPEG":
+        data = bytearray(encoded(quadrants(), "JPEG"))
+        frame = data.index(b"\xff\xc0")
+        data[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
+        return bytes(data)
+    data = bytearray(GOOD["animated WebP"](quadrants()))
+    canvas = data.index(b"VP8X") + 12
+    data[canvas : canvas + 6] = struct.pack("<I", side - 1)[:3] * 2
+    return bytes(data)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WebP"])
+@pytest.mark.parametrize("side", [1001, 16_000, 60_000])
+def test_a_header_that_claims_too_many_pixels_is_refused_before_they_take_memory(form: str, side: int) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert refusal(claiming(form, side)) == "image_too_large"
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kib < 64 * 1024
+
+
+def test_a_photo_of_just_the_permitted_pixels_is_read() -> None:
+    photo = encoded(Image.new("RGB", (100, 50)), "PNG")
+    assert read(photo, max_pixels=5000).shape == (50, 100, 3)
+    assert refusal(photo, max_pixels=4999) == "image_too_large"

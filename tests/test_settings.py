@@ -1,0 +1,166 @@
+"""Settings: where each value comes from, which values are refused, and that every one of them is documented."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settings import PROJECT, Settings, SettingsError, add_flags, load_settings
+
+NAMES = [setting.name for setting in fields(Settings)]
+
+
+def load(environ: dict[str, str] | None = None, flags: dict[str, str] | None = None, file: Path | None = None) -> Any:
+    return load_settings(flags, environ or {}, file)
+
+
+def refusal(**environ: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(environ)
+    return str(caught.value)
+
+
+def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    assert load().port == 5000
+    file.write_text("# a comment\nPORT=1\n")
+    assert load(file=file).port == 1
+    assert load({"PORT": "2"}, file=file).port == 2
+    assert load({"PORT": "2"}, {"port": "3"}, file).port == 3
+
+
+def test_an_empty_value_asks_for_the_default_whatever_stands_below_it(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("PORT=1\nHOST=\nMONGO_URI\n")
+    settings = load({"PORT": "", "HOST": " "}, file=file)
+    assert (settings.port, settings.host, settings.mongo_uri) == (5000, "127.0.0.1", "")
+
+
+def test_a_missing_file_is_fine(tmp_path: Path) -> None:
+    assert load(file=tmp_path / "nowhere") == load()
+
+
+def test_a_value_of_the_file_never_reaches_the_environment_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MONGO_URI", raising=False)
+    file = tmp_path / ".env"
+    file.write_text("MONGO_URI=mongodb://secret\n")
+    assert load_settings(env_file=file).mongo_uri == "mongodb://secret"
+    assert "MONGO_URI" not in os.environ
+
+
+@pytest.mark.parametrize(("text", "meant"), [("1", True), ("True", True), ("on", True), ("0", False), ("false", False)])
+def test_a_switch_means_what_it_says(text: str, meant: bool) -> None:
+    assert load({"DEBUG": text}).debug is meant
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("DEBUG", "maybe"),
+        ("PORT", "http"),
+        ("PORT", "-1"),
+        ("PORT", "65536"),
+        ("PORT", "5000.5"),
+        ("VERIFY_THRESHOLD", "nan"),
+        ("DUPLICATE_THRESHOLD", "nan"),
+        ("VERIFY_THRESHOLD", "inf"),
+        ("VERIFY_THRESHOLD", "1.01"),
+        ("VERIFY_THRESHOLD", "0,5"),
+        ("THRESHOLD_FLOOR", "-1.01"),
+        ("MAX_FILE_BYTES", "0"),
+        ("MODEL_SLOTS", "0"),
+        ("HUB_TIMEOUT_S", "16"),
+        ("LOG_FORMAT", "xml"),
+        ("LOG_LEVEL", "LOUD"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_by_its_name(name: str, text: str) -> None:
+    assert refusal(**{name: text}).startswith(name)
+
+
+@pytest.mark.parametrize("name", [one.name.upper() for one in fields(Settings) if str(one.type) in ("int", "float")])
+def test_no_number_may_be_nan_or_a_word_or_endless(name: str) -> None:
+    for text in ("nan", "inf", "-inf", "many"):
+        assert refusal(**{name: text}).startswith(name)
+
+
+def test_a_flag_of_the_wrong_kind_is_refused_too() -> None:
+    with pytest.raises(SettingsError, match="PORT"):
+        load(flags={"port": "x"})
+
+
+def test_whoever_would_verify_cannot_enrol_twice_unless_the_operator_says_otherwise() -> None:
+    assert load().duplicate_threshold == load().verify_threshold == 0.5
+    assert load({"VERIFY_THRESHOLD": "0.7"}).duplicate_threshold == 0.7
+    assert load({"VERIFY_THRESHOLD": "0.7", "DUPLICATE_THRESHOLD": "0.6"}).duplicate_threshold == 0.6
+
+
+def test_a_floor_above_the_threshold_it_stands_under_is_refused() -> None:
+    assert "THRESHOLD_FLOOR" in refusal(THRESHOLD_FLOOR="0.6")
+    assert load({"THRESHOLD_FLOOR": "0.6", "VERIFY_THRESHOLD": "0.6"}).threshold_floor == 0.6
+
+
+def test_a_queue_that_could_keep_every_thread_from_answering_the_liveness_probe_is_refused() -> None:
+    assert "REQUEST_THREADS" in refusal(QUEUE_LIMIT="30")
+    assert load({"QUEUE_LIMIT": "30", "REQUEST_THREADS": "33"}).queue_limit == 30
+
+
+@pytest.mark.parametrize("other", [{"PORT": "x"}, {"THRESHOLD_FLOOR": "0.9"}, {"LOG_FORMAT": "xml"}])
+def test_no_message_repeats_the_connection_string(other: dict[str, str]) -> None:
+    assert "hunter2" not in refusal(MONGO_URI="mongodb://me:hunter2@db", **other)
+
+
+def test_settings_cannot_change_while_the_service_runs() -> None:
+    with pytest.raises(AttributeError):
+        load().port = 1
+
+
+def test_a_relative_folder_is_fixed_at_start_and_a_tilde_is_home() -> None:
+    assert load({"DATA_DIR": "here"}).data_dir == Path.cwd() / "here"
+    assert load({"DATA_DIR": "~/faces"}).data_dir == Path.home() / "faces"
+
+
+def parse(*arguments: str) -> dict[str, str]:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return vars(parser.parse_args(arguments))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_has_a_flag(name: str) -> None:
+    flag = "--" + name.replace("_", "-")
+    value = [] if name == "debug" else ["7"]
+    assert parse(flag, *value) == {name: "true" if name == "debug" else "7"}
+
+
+def test_a_flag_that_is_not_used_decides_nothing() -> None:
+    assert parse() == {}
+
+
+def test_every_flag_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for setting in fields(Settings):
+        assert " ".join(setting.metadata["help"].split())[:30] in shown
+
+
+@pytest.mark.parametrize("document", ["README.md", ".env.example"])
+def test_every_setting_is_documented(document: str) -> None:
+    text = (PROJECT / document).read_text(encoding="utf-8")
+    assert [name for name in NAMES if name.upper() not in text] == []
+
+
+def test_the_example_file_is_made_of_the_defaults() -> None:
+    example = PROJECT / ".env.example"
+    assert load(file=example) == load()
+    set_there = {line.lstrip("#").split("=")[0] for line in example.read_text(encoding="utf-8").splitlines()}
+    assert {name.upper() for name in NAMES} <= set_there
