@@ -356,7 +356,8 @@ def build(settings: Settings) -> Flask:
         mongo_collection=settings.mongo_collection,
         data_dir=settings.data_dir,
     )
-    wait_for_store(store, settings.store_wait_s)
+    # A file that cannot be opened now will not be openable in a minute: only a server is waited for that long.
+    wait_for_store(store, settings.store_wait_s if settings.mongo_uri else min(5.0, settings.store_wait_s))
     engine = load_engine(
         settings.face_model,
         models_dir=settings.models_dir,
@@ -413,8 +414,13 @@ def main(arguments: list[str] | None = None) -> int:
     except ModelUnavailable as error:
         logger.critical("The face model is not available. %s", error)
         return 1
-    except FaceError as error:
-        logger.critical("%s Start-up gave up after STORE_WAIT_S=%g seconds.", error.message, settings.store_wait_s)
+    except FaceError:
+        logger.critical(
+            "The database stayed out of reach, so the service does not start. %s",
+            f"Check the server and MONGO_URI; STORE_WAIT_S ({settings.store_wait_s:g}) is how long it is waited for."
+            if settings.mongo_uri
+            else f"Check that DATA_DIR ({settings.data_dir}) can be written to and its disk is not full.",
+        )
         return 1
     except (OSError, ValueError) as error:
         logger.critical("Start-up failed: %s", error)
