@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,8 @@ def _parse(setting: Field[Any], text: str) -> Any:
             return _SWITCH[text.lower()]
         if kind == "Path":
             return Path(text).expanduser().resolve()
-        return {"int": int, "float": _number, "str": str}[kind](text)
+        parsers: dict[str, Callable[[str], Any]] = {"int": int, "float": _number, "str": str}
+        return parsers[kind](text)
     except (ValueError, KeyError) as error:
         # A value is shown only where it cannot be a secret: numbers and switches, never strings.
         raise SettingsError(f"{name} is {text!r}, which is not a {kind}") from error
