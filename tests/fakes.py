@@ -49,14 +49,18 @@ def a_template(seed: int) -> Vector:
     return np.asarray(vector / np.linalg.norm(vector), np.float32)
 
 
-def packaged_photo(package: str, *parts: str) -> Pixels:
-    """A photo that an installed package carries, as uint8[h, w, 3] BGR."""
+def packaged(package: str, *parts: str) -> bytes:
+    """A file that an installed package carries."""
     spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.origin is not None
-    image = cv2.imread(str(Path(spec.origin).parent.joinpath(*parts)), cv2.IMREAD_COLOR)
-    assert image is not None
-    return np.asarray(image, np.uint8)
+    return Path(spec.origin).parent.joinpath(*parts).read_bytes()
+
+
+def packaged_photo(package: str, *parts: str) -> Pixels:
+    """A photo that an installed package carries, as uint8[h, w, 3] BGR."""
+    data = np.frombuffer(packaged(package, *parts), np.uint8)
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
 
 
 class ScriptedEngine:
