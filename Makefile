@@ -3,21 +3,24 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-fast lint lock clean
+.PHONY: run test lint evaluate-checks lock clean
 
 run: $(VENV)/.run-ready
 	@exec $(BIN)/python app.py $(ARGS)
 
 test: $(VENV)/.test-ready lint
-	$(BIN)/python -m pytest
-
-test-fast: $(VENV)/.test-ready
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: $(VENV)/.test-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# DATA holds photos/ (with labels.csv, or none/ mask/ sunglasses/ other/), and perhaps covering/, people/ and pack/.
+evaluate-checks: $(VENV)/.run-ready
+	$(BIN)/python evaluate_checks.py $(wildcard $(DATA)/photos $(DATA)/covering) \
+		$(if $(wildcard $(DATA)/people),--people $(DATA)/people) \
+		$(if $(wildcard $(DATA)/pack),--model $(DATA)/pack --model compact --thresholds 0.38 0.5) $(ARGS)
 
 # --no-deps: the lock names everything, and takes OpenCV's headless wheel where insightface asks for the one that
 # needs system libraries.

@@ -12,12 +12,11 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dotenv import dotenv_values
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
@@ -29,7 +28,7 @@ from covering import CoveringClassifier, CoveringModel
 from engine import Engine, Vector, cosine_of, load_engine, similarity_of
 from errors import FaceError
 from gallery import Candidate, Gallery
-from settings import PROJECT, Settings, SettingsError, add_flags, load_settings
+from settings import PROJECT, Settings, SettingsError, add_flags, load_settings, read_env_file
 from store import Store, open_store
 from weights import ModelUnavailable
 
@@ -74,7 +73,7 @@ def stage(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """From a photo's bytes to the template of its one face, each model at most once and only when needed."""
+    """From a photo's bytes to the template of its one face: each stage once, and only when the one before it passed."""
 
     settings: Settings
     engine: Engine
@@ -101,7 +100,7 @@ class Pipeline:
                 try:
                     return self.engine.embed(image, face)
                 except ValueError as error:
-                    raise FaceError("landmarks_hidden") from error
+                    raise face_checks.cannot_be_embedded(checks) from error
 
 
 def create_app(
@@ -109,6 +108,7 @@ def create_app(
 ) -> Flask:
     """Make the WSGI application of parts that are ready: a warmed engine, a prepared store, a caught-up gallery."""
     app = Flask("face_api", static_folder=None)
+    app.url_map.merge_slashes = False  # a redirect would be a page, and this API speaks JSON alone
     app.config["MAX_CONTENT_LENGTH"] = settings.max_file_bytes + FORM_ALLOWANCE
     # The parser reads 64 KiB at a time, of files too, and counts them against this with what it held back before.
     app.config["MAX_FORM_MEMORY_SIZE"] = 2 * FORM_ALLOWANCE
@@ -152,10 +152,7 @@ def create_app(
         claimed = read_user_id()
         template = pipeline.template(read_upload("file", settings.max_file_bytes))
         with stage("search"):
-            if claimed is not None:
-                candidate: Candidate | None = Candidate(claimed, float(gallery.find(claimed) @ template))
-            else:
-                candidate = gallery.search(template)
+            candidate = gallery.search(template) if claimed is None else compare(gallery, claimed, template)
         if candidate is None:
             raise no_match()
         similarity = similarity_of(candidate.cosine, engine.cosine_at_half)
@@ -172,6 +169,16 @@ def create_app(
         )
 
     return app
+
+
+def compare(gallery: Gallery, claimed: str, template: Vector) -> Candidate:
+    """Compare 1:1 with a claimed user_id, as it was sent or in its canonical lower case; FaceError `unknown_user`."""
+    try:
+        return Candidate(claimed, gallery.compare(claimed, template))
+    except FaceError as error:
+        if error.code != "unknown_user" or claimed == claimed.lower():
+            raise
+        return Candidate(claimed.lower(), gallery.compare(claimed.lower(), template))
 
 
 def log_requests(app: Flask) -> None:
@@ -226,7 +233,7 @@ def render_errors(app: Flask) -> None:
 
 
 def render(error: FaceError) -> Response:
-    """The one place where an error becomes a response."""
+    """The one place where an error of the application becomes a response."""
     g.code = error.code
     if "checks" in error.fields:
         g.figures = {check["code"]: check["measured"] for check in error.fields["checks"]}
@@ -285,13 +292,13 @@ def read_threshold(settings: Settings) -> float:
 
 
 def read_user_id() -> str | None:
-    """Return the claimed user_id in its canonical form, None when none was sent; FaceError `invalid_user_id`."""
+    """Return the claimed user_id, None when none was sent; FaceError `invalid_user_id`."""
     text = read_field("user_id", "invalid_user_id")
     if text is None:
         return None
     if not re.fullmatch(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text, re.ASCII):
         raise FaceError("invalid_user_id")
-    return text.lower()
+    return text
 
 
 def read_idempotency_key() -> str | None:
@@ -316,29 +323,28 @@ def prepare_uploads(folder: Path) -> None:
         if left_over.is_file() or left_over.is_symlink():
             left_over.unlink()
     tempfile.tempdir = str(folder)
+    with tempfile.TemporaryFile():
+        pass  # a folder that cannot be written to is known now, not at the first large photo
 
 
-def wait_for_store(store: Store, patience_s: float) -> None:
-    """Prepare the store, trying again for `patience_s` seconds; FaceError `database_unavailable` after that."""
+def wait_for_store(connect: Callable[[], Store], patience_s: float) -> Store:
+    """Connect and prepare the store, trying again for `patience_s` seconds; FaceError `database_unavailable` then."""
     deadline = time.monotonic() + patience_s
     pause = 0.5
     while True:
         try:
+            store = connect()
             store.prepare()
         except FaceError as error:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise
-            logger.warning(
-                "%s cannot be reached (%s); trying again, for %.0f s more",
-                store.describe(),
-                type(error.__cause__).__name__,
-                left,
-            )
+            reason = type(error.__cause__).__name__
+            logger.warning("The database cannot be reached (%s); trying again, for %.0f s more", reason, left)
             time.sleep(min(pause, max(left, 0.1)))
             pause = min(5.0, pause * 2)
         else:
-            return
+            return store
 
 
 def build(settings: Settings) -> Flask:
@@ -349,15 +355,20 @@ def build(settings: Settings) -> Flask:
         FaceError: `database_unavailable`, the store stayed out of reach.
         ModelUnavailable: the model cannot be had.
     """
+    server.require_free(settings.host, settings.port)
     prepare_uploads(settings.uploads_dir)
-    store = open_store(
-        settings.mongo_uri,
-        mongo_db=settings.mongo_db,
-        mongo_collection=settings.mongo_collection,
-        data_dir=settings.data_dir,
-    )
+    covering = CoveringModel(PROJECT / "models")
+
+    def connect() -> Store:
+        return open_store(
+            settings.mongo_uri,
+            mongo_db=settings.mongo_db,
+            mongo_collection=settings.mongo_collection,
+            data_dir=settings.data_dir,
+        )
+
     # A file that cannot be opened now will not be openable in a minute: only a server is waited for that long.
-    wait_for_store(store, settings.store_wait_s if settings.mongo_uri else min(5.0, settings.store_wait_s))
+    store = wait_for_store(connect, settings.store_wait_s if settings.mongo_uri else min(5.0, settings.store_wait_s))
     engine = load_engine(
         settings.face_model,
         models_dir=settings.models_dir,
@@ -365,7 +376,6 @@ def build(settings: Settings) -> Flask:
         threads=settings.model_threads,
         may_fall_back=not settings.mongo_uri,
     )
-    covering = CoveringModel(settings.models_dir)
     gallery = Gallery(store, engine.name, engine.dimension, settings.plain_model or None)
     gallery.refresh()
     announce(engine, store, gallery)
@@ -397,10 +407,10 @@ def main(arguments: list[str] | None = None) -> int:
     add_flags(parser)
     flags = vars(parser.parse_args(arguments))
     # The hub's own library reads its settings (HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN) from the environment.
-    for key, value in (dotenv_values(PROJECT / ".env") if (PROJECT / ".env").is_file() else {}).items():
-        if key.startswith("HF_") and value:
-            os.environ.setdefault(key, value)
     try:
+        for key, value in read_env_file().items():
+            if key.startswith("HF_") and value:
+                os.environ.setdefault(key, value)
         settings = load_settings(flags)
     except SettingsError as error:
         parser.exit(2, f"Settings: {error}\n")
@@ -408,6 +418,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         app = build(settings)
         if settings.debug:
+            logger.info("Ready, for development alone: http://%s:%d", settings.host, settings.port)
             app.run(settings.host, settings.port, debug=True, use_debugger=False, use_reloader=False, threaded=True)
         else:
             server.serve(app, settings)
@@ -423,8 +434,11 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1
     except (OSError, ValueError) as error:
-        logger.critical("Start-up failed: %s", error)
+        logger.critical("The service ends: %s", error)
         return 1
+    except KeyboardInterrupt:
+        logger.info("Stopped before it was ready")
+        return 130
     return 0
 
 

@@ -51,20 +51,26 @@ class CoveringModel:
             ModelUnavailable: the file is missing or damaged.
         """
         import onnxruntime  # noqa: PLC0415 - slow to import, and not needed to parse the command line
-        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidProtobuf, NoSuchFile  # noqa: PLC0415
+        from onnxruntime.capi.onnxruntime_pybind11_state import (  # noqa: PLC0415
+            Fail,
+            InvalidArgument,
+            InvalidGraph,
+            InvalidProtobuf,
+            NoSuchFile,
+        )
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         path = folder / "covering.onnx"
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except (NoSuchFile, InvalidProtobuf, Fail) as error:
+            self._input = self._session.get_inputs()[0].name
+            self.classify(np.full((160, 160, 3), 127, np.uint8))
+        except (NoSuchFile, InvalidProtobuf, InvalidArgument, InvalidGraph, Fail, ValueError) as error:
             raise ModelUnavailable(
                 f"The covering classifier {path} is missing or damaged. It is part of this project: restore it "
-                "(git checkout models/covering.onnx), or copy it into the folder that MODELS_DIR names."
+                "(git checkout models/covering.onnx)."
             ) from error
-        self._input = self._session.get_inputs()[0].name
-        self.classify(np.full((160, 160, 3), 127, np.uint8))
 
     def classify(self, aligned: Pixels) -> Covering:
         """Judge uint8[160, 160, 3] BGR, eyes 44 pixels apart. Thread-safe."""

@@ -172,6 +172,8 @@ class InsightFaceEngine:
             except (ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, RuntimeError) as error:
                 raise ModelUnavailable(f"{path} cannot be loaded as a {task} model: {error}") from error
         self._detector, self._recogniser = parts["detection"], parts["recognition"]
+        if not self._detector.use_kps:
+            raise ModelUnavailable(f"the detector in {folder} gives no landmarks: a variant with key points is needed")
         self._detector.prepare(0, input_size=list(self.DETECTION_SIZES), det_thresh=0.5)
         self._folder = folder
         digest = weights.digest(files["recognition"])
@@ -190,15 +192,13 @@ class InsightFaceEngine:
         if _holds_no_face(image):
             return []
         boxes, landmarks = self._detector.detect(image)
-        if landmarks is None:
-            raise ModelUnavailable(f"the detector in {self._folder} gives no landmarks; a bnkps variant is needed")
         found = [
             Face(box[:4].astype(np.float32), float(box[4]), points.astype(np.float32), INSIGHTFACE_LAYOUT)
             for box, points in zip(boxes, landmarks, strict=True)
-            if np.isfinite(box).all() and np.isfinite(points).all()
+            if np.isfinite(box).all() and np.isfinite(points).all() and (box[2:4] - box[:2]).min() >= 1
         ]
         faces = _widest_first(_without_nested(found, self.MOSTLY_INSIDE))
-        return [self._looked_at_upright(image, faces[0])] if len(faces) == 1 else faces
+        return [self._looked_at_upright(image, face) for face in faces[:1]] + faces[1:]
 
     def _looked_at_upright(self, image: Pixels, face: Face) -> Face:
         """Find the landmarks of a tilted head again in an upright crop.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import cv2
 import numpy as np
@@ -409,13 +409,18 @@ def check_photo(
     face, alone = require_single_face(faces, limits)
     try:
         checks = [alone, *judge(measure(image, face, covering_model), limits)]
-    except ValueError as error:
+    except (ValueError, cv2.error) as error:
         raise _refusal([alone, _check("landmarks_hidden", None, {"max": limits.max_hidden}, False)]) from error
     if not all(check.passed for check in checks):
         raise _refusal(checks)
     return face, checks
 
 
-def _refusal(checks: list[Check]) -> FaceError:
+def cannot_be_embedded(checks: Sequence[Check]) -> FaceError:
+    """The refusal of a face that passed the gates but whose landmarks align to nothing."""
+    return _refusal([replace(check, passed=False) if check.code == "landmarks_hidden" else check for check in checks])
+
+
+def _refusal(checks: Sequence[Check]) -> FaceError:
     first = next(check for check in checks if not check.passed)
     return FaceError(first.code, fields={"checks": [asdict(check) for check in checks]})

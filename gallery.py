@@ -26,6 +26,9 @@ REQUEST_KEY_SECONDS = 24 * 3600.0
 # Each lost race is somebody else's success, so this many in a row means that something is wrong.
 MAX_LOST_RACES = 1000
 MAX_WAIT_SECONDS = 10.0
+# A log read that takes longer than this is a database that hangs: others are told so at once instead of queueing up
+# behind it, so that threads are left to say that the service lives.
+MAX_LOG_WAIT_SECONDS = 1.0
 UNREADABLE = "unreadable"
 
 Block: TypeAlias = tuple[Template, npt.NDArray[np.bool_]]
@@ -90,6 +93,7 @@ class Gallery:
         self._set_aside_counts: Counter[str] = Counter()
         self._log_lock = threading.Lock()
         self._reads_begun = 0
+        self._read_began_at = 0.0
         self._read_failed = False
         self._decision_lock = threading.Lock()
 
@@ -106,10 +110,17 @@ class Gallery:
         probe = self._checked(probe)
         return self._caught_up().best(probe)
 
-    def find(self, user_id: str) -> Template:
-        """Return the template of one person (1:1), float32[d]; FaceError `unknown_user`."""
+    def compare(self, user_id: str, probe: Template) -> float:
+        """Return the cosine of `probe` to one person (1:1), the best of their templates; FaceError `unknown_user`.
+
+        Args:
+            user_id: whom the probe claims to be.
+            probe: float32[d], L2-normalised; ValueError otherwise.
+        """
+        probe = self._checked(probe)
         snapshot = self._caught_up()
-        for row in self._rows.get(user_id, ())[:1]:
+        cosines = []
+        for row in self._rows.get(user_id, ()):
             if row >= snapshot.count:  # enrolled since
                 continue
             block, offset = divmod(row, BLOCK_ROWS)
@@ -117,8 +128,10 @@ class Gallery:
             template: Template = rows[offset].copy()
             # After the copy: erasing clears the flag before it clears the row.
             if live[offset]:
-                return template
-        raise FaceError("unknown_user")
+                cosines.append(min(1.0, float(np.vecdot(template, probe))))
+        if not cosines:
+            raise FaceError("unknown_user")
+        return max(cosines)
 
     def enrol(self, template: Template, *, duplicate_cosine: float, request_key: str | None = None) -> str:
         """Enrol a person unless they are enrolled already, as one decision among all processes on the store.
@@ -209,19 +222,26 @@ class Gallery:
             # and equal wait: growing ones would let one process enrol at full rate and starve those that lost.
             time.sleep(0.0005)
         begun_before = self._reads_begun
-        with self._log_lock:
+        if self._log_lock.locked() and time.monotonic() - self._read_began_at > MAX_LOG_WAIT_SECONDS:
+            raise _no_log()
+        if not self._log_lock.acquire(timeout=MAX_LOG_WAIT_SECONDS):
+            raise _no_log()
+        try:
             if self._reads_begun > begun_before:
                 # Another thread's read of the log, begun after this call and now over, serves this call as well; and
                 # when the store is down, nobody waits for more than two timeouts.
                 if self._read_failed:
-                    raise FaceError("database_unavailable", headers={"Retry-After": "5"})
+                    raise _no_log()
                 return self._snapshot
             self._reads_begun += 1
+            self._read_began_at = time.monotonic()
             self._read_failed = True
             for entry in self._store.entries(self._snapshot.last):
                 self._snapshot = self._applied(entry)
             self._read_failed = False
             return self._snapshot
+        finally:
+            self._log_lock.release()
 
     def _applied(self, entry: Entry) -> _Snapshot:
         """Apply one entry, holding the log's lock, and return the snapshot that includes it."""
@@ -268,6 +288,10 @@ class Gallery:
             # The flag first: a search that is under way must not see half a row.
             live[offset] = False
             rows[offset] = 0
+
+
+def _no_log() -> FaceError:
+    return FaceError("database_unavailable", headers={"Retry-After": "5"})
 
 
 def _overloaded() -> FaceError:

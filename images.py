@@ -21,6 +21,9 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 # The header is judged by our own limit before anything is decoded; the library's own guess at bombs comes second.
 Image.MAX_IMAGE_PIXELS = None
 
+# Every scan of a progressive JPEG repaints the whole picture, and a few bytes make one: encoders write about ten.
+MAX_JPEG_SCANS = 100
+
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,  # the decoder's own word for a broken PNG chunk
@@ -72,6 +75,8 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int) -> Pixels:
                     "image_too_large",
                     f"The photo has {width}x{height} pixels; at most {max_pixels / 1e6:.3g} megapixels are read.",
                 )
+            if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+                raise FaceError("unreadable_image")
             try:
                 image.load()
                 return _bgr(_upright(image))

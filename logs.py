@@ -61,6 +61,7 @@ def configure(log_format: str, level: str, stream: TextIO | None = None) -> None
     root.setLevel(level)
     for chatty in (
         "waitress.queue",
+        "PIL",
         "werkzeug",
         "pymongo",
         "httpx",
@@ -69,5 +70,5 @@ def configure(log_format: str, level: str, stream: TextIO | None = None) -> None
         "urllib3",
         "huggingface_hub",
     ):
-        # A driver's debug line can carry a document, that is, an embedding.
+        # A driver's debug line can carry a document, that is, an embedding; the decoder's, where a photo was taken.
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -50,6 +51,23 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress carries no types
     error_task_class = _JsonErrorTask
 
 
+def require_free(host: str, port: int) -> None:
+    """Know before the models are fetched and loaded that the address can be listened on.
+
+    Raises:
+        OSError: it cannot; the message says what to do.
+    """
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host}:{port} ({error.strerror}): stop what uses it, or choose another HOST or PORT"
+        ) from error
+
+
 def serve(app: WSGIApplication, settings: Settings) -> None:
     """Serve `app` until SIGTERM or Ctrl-C, then finish the requests in hand (at most STOP_TIMEOUT_S) and return.
 
@@ -76,8 +94,9 @@ def serve(app: WSGIApplication, settings: Settings) -> None:
         listener.channel_class = _Channel
         host = listener.effective_host
         logger.info("Ready: listening on http://%s:%s", f"[{host}]" if ":" in host else host, listener.effective_port)
+    # poll, not select: the latter ends at 1,024 descriptors, which a crowd of slow uploads passes.
     while not stopping.is_set():
-        loop(timeout=0.5, map=sockets, count=1)
+        loop(timeout=0.5, use_poll=True, map=sockets, count=1)
     logger.info("Stopping: finishing the requests in hand")
     for listener in listeners:
         listener.accepting = False
@@ -85,7 +104,7 @@ def serve(app: WSGIApplication, settings: Settings) -> None:
         listener.socket.close()
     deadline = time.monotonic() + settings.stop_timeout_s
     while time.monotonic() < deadline and any(_busy(one) for one in list(sockets.values())):
-        loop(timeout=0.1, map=sockets, count=1)
+        loop(timeout=0.1, use_poll=True, map=sockets, count=1)
     logger.info("Stopped")
 
 

@@ -30,7 +30,7 @@ class Settings:
     """What the operator can set. Each field is an environment variable in capitals and a flag with dashes.
 
     Similarities are on the API's scale (-1...1, 0.5 the middle of the road for every model); each limit of a check
-    is in the unit of its measure in `face_checks.py`, where the measurement that chose the default is cited.
+    is in the unit of its measure in `face_checks.py`; docs/checks.md has the measurements that the defaults rest on.
     """
 
     host: str = _setting("127.0.0.1", "address to listen on; anything but loopback exposes the service")
@@ -62,7 +62,12 @@ class Settings:
     duplicate_threshold: float = _setting(
         math.nan, "similarity from which /signUp refuses a duplicate; default: the verify threshold", low=-1, high=1
     )
-    threshold_floor: float = _setting(0.4, "lowest threshold that a caller may ask for", low=-1, high=1)
+    threshold_floor: float = _setting(
+        math.nan,
+        "lowest threshold that a caller may ask for; default: 0.4, or VERIFY_THRESHOLD if lower",
+        low=-1,
+        high=1,
+    )
 
     max_file_bytes: int = _setting(8 * 1024 * 1024, "largest photo file", low=1024, high=256 * 1024 * 1024)
     max_image_pixels: int = _setting(40_000_000, "most pixels of a photo", low=10_000, high=400_000_000)
@@ -97,8 +102,16 @@ class Settings:
     def __post_init__(self) -> None:
         if math.isnan(self.duplicate_threshold):
             object.__setattr__(self, "duplicate_threshold", self.verify_threshold)
+        if math.isnan(self.threshold_floor):
+            object.__setattr__(self, "threshold_floor", min(0.4, self.verify_threshold))
         for setting in fields(self):
             _check(setting, getattr(self, setting.name))
+        for kept in (PROJECT, self.data_dir, self.models_dir):
+            if self.uploads_dir == kept or self.uploads_dir in kept.parents:
+                raise SettingsError(
+                    f"UPLOADS_DIR ({self.uploads_dir}) holds {kept}, and everything in it is deleted at start: "
+                    "give the uploads a folder of their own"
+                )
         if self.model_slots + self.queue_limit >= self.request_threads:
             raise SettingsError(
                 f"MODEL_SLOTS ({self.model_slots}) + QUEUE_LIMIT ({self.queue_limit}) must stay below REQUEST_THREADS "
@@ -157,6 +170,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, metavar="VALUE", default=argparse.SUPPRESS, help=help_)
 
 
+def read_env_file(env_file: Path | None = PROJECT / ".env") -> dict[str, str | None]:
+    """The `.env` file's lines, none if there is no file; SettingsError if it is no UTF-8 text."""
+    if env_file is None or not env_file.is_file():
+        return {}
+    try:
+        return dotenv_values(env_file)
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{env_file} is not UTF-8 text: save it as UTF-8") from error
+
+
 def load_settings(
     flags: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
@@ -174,7 +197,7 @@ def load_settings(
         SettingsError: a value of the wrong type or out of its range.
     """
     environ = os.environ if environ is None else environ
-    from_file = dotenv_values(env_file) if env_file is not None and env_file.is_file() else {}
+    from_file = read_env_file(env_file)
     values: dict[str, Any] = {}
     for setting in fields(Settings):
         name = setting.name.upper()

@@ -146,6 +146,7 @@ def open_store(
 
     Raises:
         ValueError: the connection string or a name is not valid. The message repeats nothing of it.
+        FaceError: `database_unavailable`, the name of a mongodb+srv string cannot be looked up.
     """
     if not mongo_uri:
         return SqliteStore(data_dir / "faces.sqlite3")
@@ -161,6 +162,9 @@ def open_store(
             read_preference=ReadPreference.PRIMARY,
         )
     except (PyMongoError, ValueError, TypeError) as error:
+        if isinstance(error, ConfigurationError) and mongo_uri.startswith("mongodb+srv://"):
+            # The driver looks such a name up at once, and words an outage of the name server like a mistake.
+            raise FaceError("database_unavailable", headers={"Retry-After": "5"}) from error
         # `from None`: the driver's messages quote parts of the string, which may be the password.
         what = "MONGO_URI" if isinstance(error, (ConfigurationError, ValueError)) else "MONGO_DB or MONGO_COLLECTION"
         raise ValueError(f"{what} is not valid ({type(error).__name__}).") from None

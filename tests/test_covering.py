@@ -84,7 +84,7 @@ def test_probabilities_are_probabilities(model: CoveringModel) -> None:
         assert all(0 <= one <= 1 for one in (seen.mask, seen.sunglasses, seen.other, seen.hidden))
 
 
-@pytest.mark.parametrize("content", [None, b"not a model"])
+@pytest.mark.parametrize("content", [None, b"", b"not a model"])
 def test_without_its_file_the_service_does_not_start(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "covering.onnx").write_bytes(content)

@@ -107,6 +107,14 @@ def test_a_damaged_file_and_an_incomplete_pack_are_refused_by_name(pack: Path) -
         InsightFaceEngine(pack / "nowhere", threads=1)
 
 
+def test_a_detector_without_landmarks_is_refused_at_start(pack: Path) -> None:
+    detector = onnx.load(str(pack / "det.onnx"))
+    del detector.graph.output[6:]
+    onnx.save(detector, str(pack / "det.onnx"))
+    with pytest.raises(ModelUnavailable, match="landmarks"):
+        InsightFaceEngine(pack, threads=1)
+
+
 @pytest.mark.parametrize("shape", [(2, 3000), (3000, 2), (1, 1), (1, 10_000)])
 def test_strips_and_specks_hold_no_face_and_crash_nothing(
     pack: Path, compact: CompactEngine, shape: tuple[int, int]

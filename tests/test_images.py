@@ -314,3 +314,11 @@ def test_a_photo_of_just_the_permitted_pixels_is_read() -> None:
     photo = encoded(Image.new("RGB", (100, 50)), "PNG")
     assert read(photo, max_pixels=5000).shape == (50, 100, 3)
     assert refusal(photo, max_pixels=4999) == "image_too_large"
+
+
+def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded() -> None:
+    plain = encoded(quadrants(480, 320), "JPEG", progressive=True)
+    last = plain.rindex(b"\xff\xda")
+    scan = plain[last:-2]
+    assert read(plain).shape == (480, 320, 3)
+    assert refusal(plain[:-2] + 200 * scan + plain[-2:]) == "unreadable_image"

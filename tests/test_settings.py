@@ -107,6 +107,17 @@ def test_a_floor_above_the_threshold_it_stands_under_is_refused() -> None:
     assert load({"THRESHOLD_FLOOR": "0.6", "VERIFY_THRESHOLD": "0.6"}).threshold_floor == 0.6
 
 
+def test_an_uploads_folder_whose_emptying_would_take_the_gallery_along_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "data"):
+        said = refusal(UPLOADS_DIR=str(folder), DATA_DIR=str(tmp_path / "data"))
+        assert "UPLOADS_DIR" in said
+
+
+def test_a_verify_threshold_below_the_usual_floor_takes_the_floor_along() -> None:
+    assert load({"VERIFY_THRESHOLD": "0.38"}).threshold_floor == 0.38
+    assert load({"VERIFY_THRESHOLD": "0.6"}).threshold_floor == 0.4
+
+
 def test_a_queue_that_could_keep_every_thread_from_answering_the_liveness_probe_is_refused() -> None:
     assert "REQUEST_THREADS" in refusal(QUEUE_LIMIT="30")
     assert load({"QUEUE_LIMIT": "30", "REQUEST_THREADS": "33"}).queue_limit == 30
