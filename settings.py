@@ -91,10 +91,10 @@ class Settings:
     max_colour_distance: float = _setting(
         20.0, "distance of the cheeks' CIELAB a*, b* from natural skin", low=0, high=150
     )
-    max_hidden: float = _setting(0.5, "probability that eyes, nose or mouth are hidden", low=0, high=1)
-    max_mask: float = _setting(0.5, "probability of a mask", low=0, high=1)
-    max_sunglasses: float = _setting(0.5, "probability of sunglasses", low=0, high=1)
-    max_covered: float = _setting(0.5, "probability of another covering", low=0, high=1)
+    max_hidden: float = _setting(0.95, "probability that eyes, nose or mouth are hidden", low=0, high=1)
+    max_mask: float = _setting(0.2, "probability of a mask", low=0, high=1)
+    max_sunglasses: float = _setting(0.34, "probability of sunglasses", low=0, high=1)
+    max_covered: float = _setting(0.65, "probability of another covering", low=0, high=1)
 
     log_format: str = _setting("text", "one line for people, or one JSON object", choices=("text", "json"))
     log_level: str = _setting("INFO", "least severe level logged", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
