@@ -87,7 +87,7 @@ class Settings:
     min_uniformity: float = _setting(0.1, "darker cheek's luminance / lighter cheek's", low=0, high=1)
     max_roll_deg: float = _setting(45.0, "head tilted to a shoulder, degrees", low=1, high=180)
     max_yaw_deg: float = _setting(45.0, "head turned aside, degrees", low=1, high=90)
-    max_pitch_deg: float = _setting(35.0, "head raised or lowered, degrees", low=1, high=90)
+    max_pitch_deg: float = _setting(45.0, "head raised or lowered, degrees", low=1, high=90)
     max_colour_distance: float = _setting(
         20.0, "distance of the cheeks' CIELAB a*, b* from natural skin", low=0, high=150
     )

@@ -94,7 +94,7 @@ def test_head_pose_is_recovered_from_five_landmarks_of_either_model(
     [
         (60, 0, 0, "head_turned"),
         (-60, 0, 0, "head_turned"),
-        (0, 45, 0, "head_raised_or_lowered"),
+        (0, 60, 0, "head_raised_or_lowered"),
         (0, 0, 55, "head_tilted"),
     ],
 )
