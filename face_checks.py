@@ -243,10 +243,12 @@ def illumination_uniformity(grey: Grey) -> float:
 
 
 def colour_distance(aligned: Pixels) -> float:
-    """How far the skin's mean CIELAB a*, b* lie from 5...25 and 5...35; 100 for negative chroma and for pure grey.
+    """How far the skin's mean CIELAB a*, b* lie from 5...25 and 5...35; 100 for pure grey.
 
     The standard measures on the two cheek squares. A mask or a beard covers those, and a coloured light covers
     everything: so the forehead and the bridge of the nose are measured as well, and the most natural patch decides.
+    The standard's jump to 100 at the first negative a* or b* is left out: skin in cool light, dark skin above all,
+    is on either side of 0, and recognised as surely.
     """
     cheeks = np.concatenate([cheek.reshape(-1, 3) for cheek in _cheeks(aligned)])
     forehead = _square(aligned, 0.0, -0.55)
@@ -257,7 +259,7 @@ def colour_distance(aligned: Pixels) -> float:
 def _patch_colour_distance(pixels: npt.NDArray[np.uint8]) -> float:
     lab = cv2.cvtColor(pixels[:, None].astype(np.float32) / np.float32(255), cv2.COLOR_BGR2LAB)
     a, b = (float(value) for value in lab.reshape(-1, 3).mean(axis=0)[1:])
-    if a < 0 or b < 0 or math.hypot(a, b) < 1.0:
+    if math.hypot(a, b) < 1.0:
         return 100.0
     return math.hypot(max(0.0, 5 - a, a - 25), max(0.0, 5 - b, b - 35))
 

@@ -75,21 +75,21 @@ class Settings:
     min_face_ratio: float = _setting(
         0.0, "faces narrower than this share of the widest one are ignored; 0: every face counts", low=0, high=1
     )
-    min_inter_eye_px: float = _setting(20.0, "inter-eye distance / cos(yaw)", low=0, high=1000)
+    min_inter_eye_px: float = _setting(16.0, "inter-eye distance / cos(yaw)", low=0, high=1000)
     max_head_size: float = _setting(1.3, "eyes-to-chin distance / photo height", low=0.1, high=10)
     min_face_in_frame: float = _setting(0.72, "share of the face region that is inside the photo", low=0, high=1)
-    min_sharpness: float = _setting(30.0, "sharpness score; 100 is a usual sharp photo", low=0, high=1000)
-    min_luminance: float = _setting(0.06, "mean luminance of the face", low=0, high=1)
-    max_under_exposure: float = _setting(0.7, "share of face pixels in luminance 0...25", low=0, high=1)
-    max_luminance: float = _setting(0.92, "mean luminance of the face", low=0, high=1)
-    max_over_exposure: float = _setting(0.5, "share of face pixels in luminance 247...255", low=0, high=1)
-    min_dynamic_range: float = _setting(4.0, "entropy of the face's luminance in bits", low=0, high=8)
+    min_sharpness: float = _setting(32.0, "sharpness score; 100 is a usual sharp photo", low=0, high=1000)
+    min_luminance: float = _setting(0.07, "mean luminance of the face", low=0, high=1)
+    max_under_exposure: float = _setting(0.95, "share of face pixels in luminance 0...25", low=0, high=1)
+    max_luminance: float = _setting(0.94, "mean luminance of the face", low=0, high=1)
+    max_over_exposure: float = _setting(0.7, "share of face pixels in luminance 247...255", low=0, high=1)
+    min_dynamic_range: float = _setting(4.2, "entropy of the face's luminance in bits", low=0, high=8)
     min_uniformity: float = _setting(0.1, "darker cheek's luminance / lighter cheek's", low=0, high=1)
     max_roll_deg: float = _setting(45.0, "head tilted to a shoulder, degrees", low=1, high=180)
     max_yaw_deg: float = _setting(45.0, "head turned aside, degrees", low=1, high=90)
     max_pitch_deg: float = _setting(45.0, "head raised or lowered, degrees", low=1, high=90)
     max_colour_distance: float = _setting(
-        20.0, "distance of the cheeks' CIELAB a*, b* from natural skin", low=0, high=150
+        25.0, "distance of the cheeks' CIELAB a*, b* from natural skin", low=0, high=150
     )
     max_hidden: float = _setting(0.95, "probability that eyes, nose or mouth are hidden", low=0, high=1)
     max_mask: float = _setting(0.2, "probability of a mask", low=0, high=1)

@@ -199,7 +199,7 @@ def test_a_claimed_user_id_is_compared_with_that_person_alone(post: Post, engine
     [
         ([], "no_face"),
         ([a_face(), a_face(20)], "multiple_faces"),
-        ([a_face(inter_eye_distance=19)], "face_too_small"),
+        ([a_face(inter_eye_distance=12)], "face_too_small"),
         ([a_face(centre=(10.0, 140.0))], "face_cut_off"),
         ([a_face(roll_deg=55)], "head_tilted"),
     ],

@@ -1,0 +1,615 @@
+"""Owns the evidence for the checks: runs the real gates over labelled photos and writes docs/checks.md from it."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+import images
+from covering import CoveringClassifier, CoveringModel
+from engine import Engine, Pixels, Vector, load_engine, similarity_of
+from errors import FaceError
+from face_checks import Measurements, judge, measure, require_single_face
+from settings import PROJECT, Settings, add_flags, load_settings
+
+logger = logging.getLogger(__name__)
+
+# What a photo shows -> the code that a refusal should carry.
+RIGHT_CODE = {"none": "", "mask": "mask", "sunglasses": "sunglasses", "other": "face_covered"}
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+Eyes = npt.NDArray[np.float64]
+Degrade = Callable[[Pixels, Eyes, float], Pixels]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One labelled photo; `learned` if the covering classifier was trained on it, so that it proves nothing there."""
+
+    path: Path
+    label: str
+    attributes: tuple[str, ...] = ()
+    origin: str = "not stated"
+    learned: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the gates made of a photo: the codes that failed (none: accepted), and whatever could be measured."""
+
+    codes: tuple[str, ...]
+    measures: dict[str, float] = field(default_factory=dict)
+    eyes: Eyes | None = None
+    template: Vector | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure of `face_checks.py`: its code, its setting, and the side of the limit that is good."""
+
+    code: str
+    setting: str
+    words: str
+    read: Callable[[Measurements], float]
+
+    @property
+    def low_is_bad(self) -> bool:
+        return self.setting.startswith("min_")
+
+    def limit(self, settings: Settings) -> float:
+        return float(getattr(settings, self.setting))
+
+    def required(self, settings: Settings) -> str:
+        return f"{'≥' if self.low_is_bad else '≤'} {self.limit(settings):g}"
+
+
+MEASURES = {
+    "inter-eye": Measure("face_too_small", "min_inter_eye_px", "inter-eye distance, px", lambda m: m.inter_eye_px),
+    "head": Measure("face_too_large", "max_head_size", "eyes to chin / photo height", lambda m: m.head_size),
+    "frame": Measure("face_cut_off", "min_face_in_frame", "share of the face in the photo", lambda m: m.in_frame),
+    "sharpness": Measure("blurred", "min_sharpness", "sharpness score", lambda m: m.sharpness),
+    "luminance": Measure("too_dark", "min_luminance", "mean luminance", lambda m: m.luminance),
+    "black": Measure("too_dark", "max_under_exposure", "share of luminance ≤ 25", lambda m: m.under_exposure),
+    "bright": Measure("too_bright", "max_luminance", "mean luminance", lambda m: m.luminance),
+    "white": Measure("too_bright", "max_over_exposure", "share of luminance ≥ 247", lambda m: m.over_exposure),
+    "range": Measure("low_contrast", "min_dynamic_range", "luminance entropy, bits", lambda m: m.dynamic_range),
+    "uniformity": Measure("uneven_light", "min_uniformity", "darker / lighter cheek", lambda m: m.uniformity),
+    "roll": Measure("head_tilted", "max_roll_deg", "roll, degrees", lambda m: abs(m.pose.roll)),
+    "yaw": Measure("head_turned", "max_yaw_deg", "yaw, degrees", lambda m: abs(m.pose.yaw)),
+    "pitch": Measure("head_raised_or_lowered", "max_pitch_deg", "pitch, degrees", lambda m: abs(m.pose.pitch)),
+    "colour": Measure("unnatural_colour", "max_colour_distance", "distance from skin", lambda m: m.colour_distance),
+    "hidden": Measure("landmarks_hidden", "max_hidden", "probability", lambda m: m.covering.hidden),
+    "mask": Measure("mask", "max_mask", "probability", lambda m: m.covering.mask),
+    "sunglasses": Measure("sunglasses", "max_sunglasses", "probability", lambda m: m.covering.sunglasses),
+    "other": Measure("face_covered", "max_covered", "probability", lambda m: m.covering.other),
+}
+COVERING_CODES = {"landmarks_hidden", *RIGHT_CODE.values()}
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The service's own way from a photo to a template, which here goes on after a refusal."""
+
+    engine: Engine
+    covering: CoveringClassifier
+    settings: Settings
+
+    def see_file(self, path: Path) -> Seen:
+        try:
+            return self.see(self.read(path))
+        except FaceError as error:
+            return Seen((error.code,))
+
+    def judged(self, photos: Sequence[Photo]) -> list[tuple[Photo, Seen]]:
+        return [(photo, self.see_file(photo.path)) for photo in photos]
+
+    def read(self, path: Path) -> Pixels:
+        limits = self.settings
+        return images.decode(path.read_bytes(), max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels)
+
+    def see(self, image: Pixels) -> Seen:
+        try:
+            face, _ = require_single_face(self.engine.detect(image), self.settings)
+        except FaceError as error:
+            return Seen((error.code,))
+        try:
+            found = measure(image, face, self.covering)
+            template = self.engine.embed(image, face)
+        except ValueError:
+            return Seen(("landmarks_hidden",))
+        codes = tuple(check.code for check in judge(found, self.settings) if not check.passed)
+        return Seen(codes, {name: one.read(found) for name, one in MEASURES.items()}, face.eyes, template)
+
+
+# --- Reading the folders ---------------------------------------------------------------------------------------------
+
+
+def read_photos(folder: Path) -> list[Photo]:
+    """Read a folder of photos: labels.csv (file, label, attributes, ...), or sub-folders named by the label.
+
+    Rows of the split `train` are taken only where they are clean and carry attributes: quality is not learned.
+
+    Raises:
+        ValueError: an unknown label, or no photo at all.
+    """
+    photos = []
+    if (folder / "labels.csv").is_file():
+        with (folder / "labels.csv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if row["label"] not in RIGHT_CODE:
+                    raise ValueError(f"{folder.name}/labels.csv: unknown label {row['label']!r}")
+                attributes = tuple(sorted(filter(None, (row.get("attributes") or "").split(";"))))
+                learned = row.get("split") == "train"
+                if not learned or (row["label"] == "none" and attributes and "synthetic" not in attributes):
+                    photos.append(Photo(folder / row["file"], row["label"], attributes, _origin(row), learned))
+    else:
+        photos = [Photo(path, label) for label in RIGHT_CODE for path in _photo_files(folder / label)]
+    if not photos:
+        raise ValueError(f"{folder.name} holds neither labels.csv nor photos in {', '.join(RIGHT_CODE)}")
+    return photos
+
+
+def read_people(folder: Path) -> list[list[Photo]]:
+    """Read a folder of identities, one sub-folder each, as clean photos; people.csv may state their source."""
+    origins = {}
+    if (folder / "people.csv").is_file():
+        with (folder / "people.csv").open(encoding="utf-8", newline="") as file:
+            origins = {folder / row["file"]: _origin(row) for row in csv.DictReader(file)}
+    return [
+        [Photo(path, "none", ("people",), origins.get(path, "not stated")) for path in _photo_files(one)]
+        for one in sorted(folder.iterdir())
+        if one.is_dir()
+    ]
+
+
+def _origin(row: Mapping[str, str]) -> str:
+    return f"{row.get('source') or 'not stated'} ({row.get('licence') or 'no licence stated'})"
+
+
+def _photo_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+
+
+# --- Degrading good photos -------------------------------------------------------------------------------------------
+# Lengths are in inter-eye distances, so that a step means the same at every resolution.
+
+
+def _span(eyes: Eyes) -> float:
+    return float(np.hypot(*(eyes[1] - eyes[0])))
+
+
+def _to_pixels(values: npt.NDArray[np.floating]) -> Pixels:
+    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+
+
+def _blur(image: Pixels, eyes: Eyes, sigma: float) -> Pixels:
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), max(0.2, sigma * _span(eyes))), np.uint8)
+
+
+def _shake(angle: float) -> Degrade:
+    def apply(image: Pixels, eyes: Eyes, length: float) -> Pixels:
+        side = max(3, round(length * _span(eyes)) | 1)
+        line = np.zeros((side, side), np.float32)
+        line[side // 2] = 1
+        turned = cv2.warpAffine(line, cv2.getRotationMatrix2D((side // 2, side // 2), angle, 1), (side, side))
+        return np.asarray(cv2.filter2D(image, -1, turned / turned.sum()), np.uint8)
+
+    return apply
+
+
+def _shrink(image: Pixels, eyes: Eyes, inter_eye: float) -> Pixels:
+    scale = min(1.0, inter_eye / _span(eyes))
+    return np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _scale_light(image: Pixels, _: Eyes, factor: float) -> Pixels:
+    return _to_pixels(image * np.float32(factor))
+
+
+def _fade(image: Pixels, _: Eyes, contrast: float) -> Pixels:
+    return _to_pixels(128 + (image - np.float32(128)) * np.float32(contrast))
+
+
+def _noise(image: Pixels, _: Eyes, deviation: float) -> Pixels:
+    return _to_pixels(image + np.random.default_rng(1).normal(0, deviation, image.shape))
+
+
+def _darken_noisily(image: Pixels, eyes: Eyes, factor: float) -> Pixels:
+    return _noise(_scale_light(image, eyes, factor), eyes, 4.0)
+
+
+def _light_from_side(image: Pixels, eyes: Eyes, loss: float) -> Pixels:
+    across = (np.arange(image.shape[1]) - eyes[:, 0].mean()) / (1.9 * _span(eyes)) + 0.5
+    return _to_pixels(image * (1 - loss * np.clip(across, 0, 1))[None, :, None])
+
+
+def _cast(blue: float, green: float, red: float) -> Degrade:
+    return lambda image, _, share: _to_pixels(image * (1 + share * (np.array([blue, green, red]) - 1)))
+
+
+def _grey(image: Pixels, _: Eyes, share: float) -> Pixels:
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., None]
+    return _to_pixels(image + share * (grey - image.astype(np.float32)))
+
+
+def _tilt(image: Pixels, eyes: Eyes, degrees: float) -> Pixels:
+    x, y = eyes.mean(axis=0)
+    turn = cv2.getRotationMatrix2D((float(x), float(y)), degrees, 1)
+    size = (image.shape[1], image.shape[0])
+    return np.asarray(cv2.warpAffine(image, turn, size, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+
+
+def _compress(image: Pixels, _: Eyes, quality: float) -> Pixels:
+    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1]
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
+
+
+def _cut(*sides: str) -> Degrade:
+    """Cut a share of the face region (1.9 x 2.25 inter-eye distances) away at these sides; below 0: leave a margin."""
+
+    def apply(image: Pixels, eyes: Eyes, share: float) -> Pixels:
+        left, top, right, bottom = (share if side in sides else -1e3 for side in _SIDES)
+        (x, y), span = eyes.mean(axis=0), _span(eyes)
+        x0, x1 = x + span * (-0.95 + 1.9 * left), x + span * (0.95 - 1.9 * right)
+        y0, y1 = y + span * (-0.65 + 2.25 * top), y + span * (1.6 - 2.25 * bottom)
+        return np.ascontiguousarray(image[max(0, round(y0)) : max(1, round(y1)), max(0, round(x0)) : max(1, round(x1))])
+
+    return apply
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """Known steps of one kind of damage, and the measure that should notice it."""
+
+    name: str
+    steps: str
+    measure: str
+    strengths: tuple[float, ...]
+    apply: Degrade
+
+
+_SHAKES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+_DARKER = (0.5, 0.3, 0.2, 0.12, 0.08, 0.05, 0.03)
+_CASTS = (0.4, 0.7, 1.0)
+_SIDES = ("left", "top", "right", "bottom")
+DEGRADATIONS = (
+    Degradation("blur", "sigma / inter-eye", "sharpness", (0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25), _blur),
+    Degradation("shaken across", "length / inter-eye", "sharpness", _SHAKES, _shake(0)),
+    Degradation("shaken down", "length / inter-eye", "sharpness", _SHAKES, _shake(90)),
+    Degradation("shaken diagonally", "length / inter-eye", "sharpness", _SHAKES, _shake(45)),
+    Degradation("JPEG", "quality", "sharpness", (30, 15, 10, 7, 4), _compress),
+    Degradation("noise", "sigma, grey levels", "sharpness", (5, 10, 20, 30, 40, 60), _noise),
+    Degradation("shrunk", "inter-eye, px", "inter-eye", (32, 28, 24, 20, 16, 13, 10), _shrink),
+    Degradation("darkened", "factor", "luminance", _DARKER, _scale_light),
+    Degradation("darkened, sensor noise", "factor", "luminance", _DARKER, _darken_noisily),
+    Degradation("over-exposed", "factor", "white", (1.5, 2, 2.5, 3, 4, 6), _scale_light),
+    Degradation("faded", "contrast", "range", (0.5, 0.25, 0.15, 0.1, 0.06, 0.04, 0.02), _fade),
+    Degradation("side light", "loss on one side", "uniformity", (0.5, 0.7, 0.8, 0.9, 0.95, 1), _light_from_side),
+    Degradation("blue light", "share", "colour", _CASTS, _cast(1.6, 0.8, 0.3)),
+    Degradation("green light", "share", "colour", _CASTS, _cast(0.4, 1.5, 0.4)),
+    Degradation("red light", "share", "colour", _CASTS, _cast(0.3, 0.6, 1.6)),
+    Degradation("grey", "share", "colour", (0.5, 0.8, 1), _grey),
+    Degradation("tilted", "degrees", "roll", (-60, -45, -30, -15, 15, 30, 45, 60, 75, 90), _tilt),
+    *(Degradation(f"cut {side}", "share", "frame", (0.1, 0.2, 0.3, 0.4, 0.5), _cut(side)) for side in _SIDES),
+    Degradation("close", "cut on each side", "head", (-0.2, -0.1, 0, 0.1), _cut(*_SIDES)),
+)
+CALIBRATED = tuple(dict.fromkeys(one.measure for one in DEGRADATIONS))
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A degraded copy of a good photo; similarity is -1 where no face could be embedded."""
+
+    degradation: Degradation
+    strength: float
+    seen: Seen
+    similarity: float
+
+
+def degraded_copies(gates: Gates, path: Path) -> list[Copy]:
+    """Every step of every degradation of one accepted photo."""
+    image = gates.read(path)
+    good = gates.see(image)
+    assert good.eyes is not None
+    assert good.template is not None
+    logger.info("degrading %s", path.name)
+    copies = []
+    for degradation in DEGRADATIONS:
+        for strength in degradation.strengths:
+            seen = gates.see(degradation.apply(image, good.eyes, strength))
+            similarity = -1.0
+            if seen.template is not None:
+                similarity = similarity_of(float(good.template @ seen.template), gates.engine.cosine_at_half)
+            copies.append(Copy(degradation, strength, seen, similarity))
+    return copies
+
+
+# --- Writing it down -------------------------------------------------------------------------------------------------
+
+
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """The 95 % interval (Wilson's score interval) of a share of `count` in `total`, 0...1; (0, 1) of nothing."""
+    if total == 0:
+        return 0.0, 1.0
+    z = 1.959964
+    share, weight = count / total, 1 + z * z / total
+    middle = (share + z * z / (2 * total)) / weight
+    half = z / weight * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _share(which: Iterable[bool]) -> str:
+    """How many per cent are true, with the interval."""
+    true = list(which)
+    low, high = wilson(sum(true), len(true))
+    return f"{100 * sum(true) / len(true):.1f} ({100 * low:.1f}-{100 * high:.1f})" if true else "-"
+
+
+def _per_cent(which: Iterable[bool]) -> str:
+    true = list(which)
+    return f"{100 * sum(true) / len(true):.0f}" if true else "-"
+
+
+def _quantiles(values: Sequence[float], *wanted: float) -> str:
+    return " / ".join(f"{value:.3g}" for value in np.percentile(values, wanted)) if values else "-"
+
+
+def _codes(found: Iterable[str]) -> str:
+    return ", ".join(f"`{code}` {count}" for code, count in Counter(found).most_common()) or "-"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [*("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines), ""]
+
+
+Judged = Sequence[tuple[Photo, Seen]]
+
+
+def covering_section(judged: Judged) -> list[str]:
+    """Coverings refused, and how often by the right code."""
+    rows = []
+    for kind in sorted({(photo.label, photo.attributes) for photo, _ in judged if photo.label != "none"}):
+        mine = [seen.codes for photo, seen in judged if (photo.label, photo.attributes) == kind]
+        refused, code = [codes for codes in mine if codes], RIGHT_CODE[kind[0]]
+        rows.append(
+            (
+                " ".join((kind[0], *kind[1])),
+                len(mine),
+                _share(bool(codes) for codes in mine),
+                _per_cent(codes[0] == code for codes in refused),
+                _per_cent(code in codes for codes in refused),
+                _codes(codes[0] for codes in refused if codes[0] != code),
+            )
+        )
+    head = ("covering", "photos", "refused, %", "of them `code` right, %", "right code listed, %", "other first codes")
+    return _table(head, rows)
+
+
+def clean_section(judged: Judged) -> list[str]:
+    """Clean faces accepted, in each subgroup; where the classifier learned from them, by the quality checks alone."""
+    groups: dict[str, list[tuple[str, ...]]] = {"all": []}
+    for photo, seen in judged:
+        if photo.label == "none" and not photo.learned:
+            for name in ("all", *(photo.attributes or ("no attribute",))):
+                groups.setdefault(name, []).append(seen.codes)
+    for photo, seen in judged:
+        for name in photo.attributes if photo.learned else ():
+            codes = tuple(code for code in seen.codes if code not in COVERING_CODES)
+            groups.setdefault(f"{name}, quality alone", []).append(codes)
+    rows = (
+        (name, len(mine), _share(not codes for codes in mine), _codes(codes[0] for codes in mine if codes))
+        for name, mine in groups.items()
+    )
+    return _table(("clean faces", "photos", "accepted, %", "refused as"), rows)
+
+
+def measures_section(judged: Judged, settings: Settings) -> list[str]:
+    """How far the limits are from ordinary photos."""
+    clean = [seen.measures for photo, seen in judged if photo.label == "none" and not photo.learned and seen.measures]
+    rows = []
+    for name, one in MEASURES.items():
+        sign = 1 if one.low_is_bad else -1
+        values = np.array([sign * measures[name] for measures in clean] or [0.0])
+        beyond = _share(values < sign * one.limit(settings))
+        quantiles = " / ".join(f"{value:.3g}" for value in 0.0 + sign * np.percentile(values, (0, 1, 5, 50, 95)))
+        rows.append((f"`{one.code}`", one.words, one.required(settings), beyond, quantiles))
+    return _table(("check", "measure", "limit", "beyond it, %", "worst / 1 / 5 / 50 / 95 % from the bad end"), rows)
+
+
+def calibration_section(copies: Sequence[Copy], settings: Settings, thresholds: Sequence[float]) -> list[str]:
+    """The verdicts by what the similarity had become; then each step's measure, similarity and verdict."""
+    edges = (-2.0, *thresholds, thresholds[-1] + 0.1, thresholds[-1] + 0.2, 2.0)
+    bands = (f"below {edges[1]:g}", *(f"{a:g}-{b:g}" for a, b in pairwise(edges[1:-1])), f"{edges[-2]:g} and above")
+    rows = []
+    for name in (*(one.name for one in DEGRADATIONS), "**all**"):
+        mine = [copy for copy in copies if name in (copy.degradation.name, "**all**")]
+        cells = [[bool(copy.seen.codes) for copy in mine if a <= copy.similarity < b] for a, b in pairwise(edges)]
+        rows.append((name, *(f"{_per_cent(cell)} ({len(cell)})" for cell in cells)))
+    lines = ["Refused, per cent (of how many copies), by the similarity left to the photo itself:", ""]
+    lines += _table(("", *bands), rows)
+    verified = tuple(f"at {one:g} or above, %" for one in thresholds)
+    head = ("damage", "step", "measure 5 / 50 / 95 %", "similarity 5 / 50 %", *verified, "refused, %", "first codes")
+    for name in CALIBRATED:
+        one, rows = MEASURES[name], []
+        lines += [f"### `{one.code}`: {one.words} {one.required(settings)}", ""]
+        lines += [f"![similarity against {one.words}](checks/{name}.svg)", ""]
+        for kind in (kind for kind in DEGRADATIONS if kind.measure == name):
+            for strength in kind.strengths:
+                mine = [copy for copy in copies if copy.degradation is kind and copy.strength == strength]
+                found = [copy for copy in mine if copy.seen.measures]
+                rows.append(
+                    (
+                        kind.name,
+                        f"{kind.steps} {strength:g}",
+                        _quantiles([copy.seen.measures[name] for copy in found], 5, 50, 95),
+                        _quantiles([copy.similarity for copy in found], 5, 50),
+                        *(_per_cent(copy.similarity >= threshold for copy in mine) for threshold in thresholds),
+                        _per_cent(bool(copy.seen.codes) for copy in mine),
+                        _codes(copy.seen.codes[0] for copy in mine if copy.seen.codes),
+                    )
+                )
+        lines += _table(head, rows)
+    return lines
+
+
+def pose_section(people: Sequence[Judged], cosine_at_half: float, thresholds: Sequence[float]) -> list[str]:
+    """Similarity of each photo to its person's most frontal one, by how far the head is turned or raised."""
+    pairs: list[tuple[Mapping[str, float], float]] = []
+    for person in people:
+        known = [(seen.measures, seen.template) for _, seen in person if seen.template is not None]
+        known.sort(key=lambda one: one[0]["yaw"] + one[0]["pitch"])
+        for measures, template in known[1:]:
+            pairs.append((measures, similarity_of(float(known[0][1] @ template), cosine_at_half)))
+    rows = []
+    for angle in ("yaw", "pitch"):
+        for low, high in ((0, 10), (10, 20), (20, 30), (30, 45), (45, 90)):
+            mine = [similarity for measures, similarity in pairs if low <= measures[angle] < high]
+            verified = (_share(similarity >= threshold for similarity in mine) for threshold in thresholds)
+            rows.append((angle, f"{low}-{high}", len(mine), _quantiles(mine, 5, 50), *verified))
+    verified = (f"at {one:g} or above, %" for one in thresholds)
+    return _table(("", "degrees", "pairs", "similarity 5 / 50 %", *verified), rows)
+
+
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
+
+
+def plot(name: str, copies: Sequence[Copy], settings: Settings, thresholds: Sequence[float]) -> str:
+    """An SVG of similarity against one measure: a point for each copy, the limit and the thresholds as lines."""
+    shown = [copy for copy in copies if copy.degradation.measure == name and copy.seen.measures]
+    limit = MEASURES[name].limit(settings)
+    values = [copy.seen.measures[name] for copy in shown] or [0.0]
+    high = max(float(np.percentile(values, 99)), 1.2 * limit)
+
+    def x(value: float) -> float:
+        return round(50 + 560 * min(max(value / high, 0), 1), 1)
+
+    def y(similarity: float) -> float:
+        return round(280 - 250 * min(max(similarity, -0.2), 1), 1)
+
+    parts = ['<rect width="800" height="380" fill="white"/>']
+    for one in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        parts.append(f'<path d="M50 {y(one)}H610" stroke="#ddd"/><text x="20" y="{y(one) + 4}">{one:g}</text>')
+        parts.append(f'<text x="{40 + 560 * one:g}" y="348">{one * high:.3g}</text>')
+    for number, kind in enumerate(one for one in DEGRADATIONS if one.measure == name):
+        colour, mine = COLOURS[number % len(COLOURS)], [copy for copy in shown if copy.degradation is kind]
+        few = mine[:: len(mine) // 400 + 1]
+        dots = "".join(f"M{x(copy.seen.measures[name])} {y(copy.similarity)}h0" for copy in few)
+        parts.append(f'<path d="{dots}" stroke="{colour}" stroke-width="3" stroke-linecap="round" opacity="0.5"/>')
+        parts.append(f'<text x="625" y="{50 + 18 * number}" fill="{colour}">{kind.name}</text>')
+    for one in thresholds:
+        parts.append(f'<path d="M50 {y(one)}H610" stroke="black" stroke-dasharray="4"/>')
+        parts.append(f'<text x="612" y="{y(one) + 4}">{one:g}</text>')
+    parts.append(f'<path d="M{x(limit)} 30V330" stroke="black"/><text x="{x(limit)}" y="24">limit {limit:g}</text>')
+    parts.append(f'<text x="240" y="370">{MEASURES[name].words}</text><text x="20" y="16">similarity</text>')
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 380" font-family="sans-serif" font-size="12">'
+    return "\n".join([head, *parts, "</svg>", ""])
+
+
+INTRODUCTION = """# What the checks refuse, and what they let through
+
+Every number and figure here is written by `make evaluate-checks DATA=<folder>`, which runs the real models and the
+real gates with the default settings over whole photos. For photos of your own (a folder with a `labels.csv`, or with
+sub-folders `none`, `mask`, `sunglasses`, `other`) and, if you like, identities (a sub-folder per person):
+
+    python evaluate_checks.py <photos> --people <identities> --model <FACE_MODEL> --out checks.md
+
+The first model named judges all folders and is calibrated, the others the first folder (and the identities) alone.
+Shares are in per cent, with Wilson's 95 % interval in brackets. *Quality alone*: the covering classifier learned from
+these faces, so that its verdict is left out. The photos are for research only, and none of them is shown."""
+
+
+def write_page(
+    out: Path,
+    folders: Mapping[str, Sequence[Photo]],
+    people: Sequence[Sequence[Photo]],
+    gates: Sequence[Gates],
+    *,
+    thresholds: Sequence[float],
+    sample: int,
+) -> None:
+    """Run the gates over everything and write the page, and its figures into `checks/` beside it.
+
+    Args:
+        folders: labelled photos by the name of their folder.
+        people: each person's photos, clean ones; counted with the first folder.
+        gates: one for each engine; the first one's judge every folder and calibrate, the others' the first folder.
+        thresholds: similarities at which a photo is said to verify, ascending.
+        sample: from how many accepted clean photos at most copies are made.
+    """
+    origins = Counter(photo.origin for some in (*folders.values(), *people) for photo in some)
+    lines = [INTRODUCTION, "", *_table(("source", "photos"), sorted(origins.items()))]
+    for one in gates:
+        engine, settings = one.engine.name, one.settings
+        known = [one.judged(person) for person in people]
+        clean: list[Photo] = []
+        for number, (name, photos) in enumerate(folders.items()):
+            if number and one is not gates[0]:
+                break
+            logger.info("%s: %s photos of %s", engine, len(photos), name)
+            judged = [*one.judged(photos), *(chain.from_iterable(known) if number == 0 else ())]
+            lines += [f"## {engine}: the folder `{name}`", "", *covering_section(judged), *clean_section(judged)]
+            if number == 0:
+                lines += measures_section(judged, settings)
+                clean = [photo for photo, seen in judged if photo.label == "none" and not (photo.learned or seen.codes)]
+        if one is gates[0]:
+            clean = clean[:: math.ceil(len(clean) / sample) or 1]
+            copies = [copy for photo in clean for copy in degraded_copies(one, photo.path)]
+            lines += [f"## {engine}: calibration", "", f"{len(clean)} accepted photos, degraded by known steps.", ""]
+            lines += calibration_section(copies, settings, thresholds)
+            lines += ["### Head pose: similarity to the most frontal photo of the same person", ""]
+            lines += pose_section(known, one.engine.cosine_at_half, thresholds)
+            (out.parent / "checks").mkdir(parents=True, exist_ok=True)
+            for measured in CALIBRATED:
+                figure = out.parent / "checks" / f"{measured}.svg"
+                figure.write_text(plot(measured, copies, settings, thresholds), encoding="utf-8")
+    out.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: every setting is a flag, so that other limits can be tried; `.env` is not read."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("photos", nargs="+", type=Path, help="folders of labelled photos")
+    parser.add_argument("--people", type=Path, help="folder of identities, a sub-folder per person")
+    parser.add_argument("--model", action="append", help="a FACE_MODEL; may be repeated, the first is calibrated")
+    parser.add_argument("--out", type=Path, default=PROJECT / "docs" / "checks.md", help="the page to write")
+    parser.add_argument("--thresholds", nargs="+", type=float, help="similarities that verify")
+    parser.add_argument("--sample", type=int, default=40, help="clean photos to degrade at most")
+    add_flags(parser)
+    given = vars(parser.parse_args(arguments))
+    settings = load_settings(given, environ={}, env_file=None)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    covering = CoveringModel(settings.models_dir)
+    gates = []
+    for name in given["model"] or [settings.face_model]:
+        engine = load_engine(
+            name,
+            models_dir=settings.models_dir,
+            hub_timeout_s=settings.hub_timeout_s,
+            threads=settings.model_threads,
+            may_fall_back=True,
+        )
+        gates.append(Gates(engine, covering, settings))
+    write_page(
+        given["out"],
+        {folder.name: read_photos(folder) for folder in given["photos"]},
+        read_people(given["people"]) if given["people"] else [],
+        gates,
+        thresholds=sorted(given["thresholds"] or [settings.verify_threshold]),
+        sample=given["sample"],
+    )
+
+
+if __name__ == "__main__":
+    main()
