@@ -427,7 +427,7 @@ def test_a_stop_answers_the_requests_in_hand_and_takes_no_more(mortal: Service, 
     [
         ({"PORT": "http"}, "PORT is 'http'"),
         ({"FACE_MODEL": "no/such/folder"}, "The face model is not available"),
-        ({"MONGO_URI": "mongodb://me:hunter2@", "FACE_MODEL": "compact"}, "Start-up failed"),
+        ({"MONGO_URI": "mongodb://me:hunter2@", "FACE_MODEL": "compact"}, "MONGO_URI is not valid"),
     ],
 )
 @pytest.mark.slow
