@@ -27,9 +27,11 @@ import server
 from covering import CoveringClassifier, CoveringModel
 from engine import Engine, Vector, cosine_of, load_engine, similarity_of
 from errors import FaceError
-from gallery import Candidate, Gallery
+from gallery import Gallery
 from settings import PROJECT, Settings, SettingsError, add_flags, load_settings, read_env_file
+from snapshot import SnapshotFolder
 from store import Store, open_store
+from templates import Candidate
 from weights import ModelUnavailable
 
 logger = logging.getLogger("face_api")
@@ -38,6 +40,8 @@ CODE_OF_HTTP = {404: "not_found", 405: "method_not_allowed", 413: "file_too_larg
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 SANE_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
+# A gallery that loads within this is there before the first request; a larger one answers `not_ready` meanwhile.
+LOAD_PATIENCE_S = 2.0
 # Beside the photo itself: the other fields and the multipart framing.
 FORM_ALLOWANCE = 64 * 1024
 
@@ -347,8 +351,11 @@ def wait_for_store(connect: Callable[[], Store], patience_s: float) -> Store:
             return store
 
 
-def build(settings: Settings) -> Flask:
-    """Load and connect everything that the settings name, announce it in plain words, and return the application.
+def build(settings: Settings) -> tuple[Flask, Gallery]:
+    """Load and connect everything that the settings name, and announce it in plain words.
+
+    Returns:
+        The application, and its gallery, which may still be loading and must be closed in the end.
 
     Raises:
         ValueError: a connection string that cannot be parsed.
@@ -376,17 +383,33 @@ def build(settings: Settings) -> Flask:
         threads=settings.model_threads,
         may_fall_back=not settings.mongo_uri,
     )
-    gallery = Gallery(store, engine.name, engine.dimension, settings.plain_model or None)
-    gallery.refresh()
-    announce(engine, store, gallery)
-    return create_app(settings, engine, covering, store, gallery)
-
-
-def announce(engine: Engine, store: Store, gallery: Gallery) -> None:
-    """Say which model and which store the service runs on, and what in the gallery it cannot use."""
-    status = gallery.status()
     logger.info("Model: %s", engine.describe())
     logger.info("Store: %s", store.describe())
+    plain_model = settings.plain_model or None
+    snapshot = SnapshotFolder(
+        settings.data_dir / "gallery",
+        f"{store.describe()} {engine.name} {engine.dimension} {plain_model}",
+        engine.dimension,
+    )
+    if settings.gallery_snapshot == "off":
+        snapshot.discard()
+    gallery = Gallery(
+        store, engine.name, engine.dimension, plain_model, snapshot if settings.gallery_snapshot == "on" else None
+    )
+
+    def load() -> None:
+        gallery.load()
+        announce(gallery)
+
+    loader = threading.Thread(target=load, name="gallery-load", daemon=True)
+    loader.start()
+    loader.join(LOAD_PATIENCE_S)
+    return create_app(settings, engine, covering, store, gallery), gallery
+
+
+def announce(gallery: Gallery) -> None:
+    """Say how many people are enrolled, and what in the gallery cannot be used."""
+    status = gallery.status()
     logger.info("Gallery: %d people enrolled with this model", status["enrolled"])
     for model, count in status["other_models"].items():
         logger.warning(
@@ -416,12 +439,15 @@ def main(arguments: list[str] | None = None) -> int:
         parser.exit(2, f"Settings: {error}\n")
     logs.configure(settings.log_format, "DEBUG" if settings.debug else settings.log_level)
     try:
-        app = build(settings)
-        if settings.debug:
-            logger.info("Ready, for development alone: http://%s:%d", settings.host, settings.port)
-            app.run(settings.host, settings.port, debug=True, use_debugger=False, use_reloader=False, threaded=True)
-        else:
-            server.serve(app, settings)
+        app, gallery = build(settings)
+        try:
+            if settings.debug:
+                logger.info("Ready, for development alone: http://%s:%d", settings.host, settings.port)
+                app.run(settings.host, settings.port, debug=True, use_debugger=False, use_reloader=False, threaded=True)
+            else:
+                server.serve(app, settings)
+        finally:
+            gallery.close()
     except ModelUnavailable as error:
         logger.critical("The face model is not available. %s", error)
         return 1

@@ -1,105 +1,67 @@
-"""Owns the enrolled templates in memory: exact search, the duplicate check, and enrolment as one decision.
-
-A gallery is what its process has applied of the store's log. Whatever is decided here is decided on a gallery that
-was caught up with the log after the question was asked; when the log cannot be read, nothing is decided.
-"""
+"""Owns the decisions about who is enrolled: search, comparison, the duplicate check, and enrolment as one step."""
 
 from __future__ import annotations
 
 import threading
 import time
 import uuid
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from errors import FaceError
-from store import NORM_TOLERANCE, Enrolment, Entry, Store, Template
+from replica import Replica, View
+from snapshot import SnapshotFolder
+from store import NORM_TOLERANCE, Enrolment, Store, Template
+from templates import Candidate
 
-BLOCK_ROWS = 65_536
 REQUEST_KEY_SECONDS = 24 * 3600.0
 # Each lost race is somebody else's success, so this many in a row means that something is wrong.
 MAX_LOST_RACES = 1000
 MAX_WAIT_SECONDS = 10.0
-# A log read that takes longer than this is a database that hangs: others are told so at once instead of queueing up
-# behind it, so that threads are left to say that the service lives.
-MAX_LOG_WAIT_SECONDS = 1.0
-UNREADABLE = "unreadable"
-
-Block: TypeAlias = tuple[Template, npt.NDArray[np.bool_]]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """The best search result; `cosine` lies in -1 to 1."""
-
-    user_id: str
-    cosine: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    """The gallery up to the log's place `last`, for readers that take no lock.
-
-    `blocks` hold float32[BLOCK_ROWS, d] rows, each with a flag that it is live; `user_ids` runs parallel to the rows.
-    Rows are only ever added behind `count`, and flags only ever cleared.
-    """
-
-    blocks: tuple[Block, ...]
-    user_ids: list[str]
-    count: int
-    last: int
-
-    def best(self, probe: Template) -> Candidate | None:
-        """Return the live template most like `probe`, the earliest enrolled of equals; None when there is none."""
-        best_row, best_cosine = -1, -np.inf
-        for start, (rows, live) in zip(range(0, self.count, BLOCK_ROWS), self.blocks, strict=True):
-            used = min(BLOCK_ROWS, self.count - start)
-            # vecdot, not `@`: it sums each row alike wherever the row stands, so that equal rows score equally.
-            cosines = np.vecdot(rows[:used], probe)
-            cosines[~live[:used]] = -np.inf
-            row = int(np.argmax(cosines))
-            if cosines[row] > best_cosine:
-                best_row, best_cosine = start + row, float(cosines[row])
-        return Candidate(self.user_ids[best_row], min(best_cosine, 1.0)) if best_row >= 0 else None
 
 
 class Gallery:
-    """The templates of one model, for any number of threads.
+    """The enrolled people of one model, for any number of threads.
 
-    Every method but `status` first applies what the log has gained, and raises FaceError `database_unavailable`
-    when it cannot.
+    Whatever is decided here is decided on a gallery that was caught up with the log after the question was asked.
+    Every method but `load`, `status` and `close` raises FaceError `database_unavailable` when the log cannot be read,
+    and `not_ready` while it is read for the first time.
 
     Args:
         store: the records; prepared.
         model: the running model's name. Templates of another model are counted, never compared.
         dimension: d of its templates.
         plain_model: the model of records that name none; by default the running one if their dimension is its own.
+        snapshot: where templates are kept on local disk for a quick start; None keeps none.
     """
 
-    def __init__(self, store: Store, model: str, dimension: int, plain_model: str | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        model: str,
+        dimension: int,
+        plain_model: str | None = None,
+        snapshot: SnapshotFolder | None = None,
+    ) -> None:
         self._store = store
         self._model = model
         self._dimension = dimension
-        self._plain_model = plain_model
-        self._snapshot = _Snapshot((), [], 0, 0)
-        self._rows: dict[str, tuple[int, ...]] = {}
-        self._set_aside: dict[str, list[str]] = {}
-        self._set_aside_counts: Counter[str] = Counter()
-        self._log_lock = threading.Lock()
-        self._reads_begun = 0
-        self._read_began_at = 0.0
-        self._read_failed = False
+        self._replica = Replica(store, model, dimension, plain_model, snapshot)
         self._decision_lock = threading.Lock()
 
+    def load(self) -> None:
+        """Read everything there is, from the snapshot and the log, trying again while the store is out of reach.
+
+        To be called first, or not at all: everything else answers `not_ready` meanwhile.
+        """
+        self._replica.load()
+
     def refresh(self) -> None:
-        """Apply what the log has gained; all of it, however much, at the first call."""
-        self._caught_up()
+        """Apply what the log has gained."""
+        self._replica.caught_up()
 
     def search(self, probe: Template) -> Candidate | None:
         """Return the best candidate of the whole gallery (1:N), or None when nobody is enrolled.
@@ -107,8 +69,18 @@ class Gallery:
         Args:
             probe: float32[d], L2-normalised; ValueError otherwise.
         """
+        return next(iter(self.candidates(probe)), None)
+
+    def candidates(self, probe: Template, k: int | None = 1, least: float = -np.inf) -> list[Candidate]:
+        """Return the `k` best candidates (all, for None) whose cosine is at least `least`, the best first.
+
+        Args:
+            probe: float32[d], L2-normalised; ValueError otherwise.
+            k: how many at most.
+            least: the lowest cosine that counts.
+        """
         probe = self._checked(probe)
-        return self._caught_up().best(probe)
+        return self._replica.caught_up().search(probe, k, least)
 
     def compare(self, user_id: str, probe: Template) -> float:
         """Return the cosine of `probe` to one person (1:1), the best of their templates; FaceError `unknown_user`.
@@ -118,20 +90,10 @@ class Gallery:
             probe: float32[d], L2-normalised; ValueError otherwise.
         """
         probe = self._checked(probe)
-        snapshot = self._caught_up()
-        cosines = []
-        for row in self._rows.get(user_id, ()):
-            if row >= snapshot.count:  # enrolled since
-                continue
-            block, offset = divmod(row, BLOCK_ROWS)
-            rows, live = snapshot.blocks[block]
-            template: Template = rows[offset].copy()
-            # After the copy: erasing clears the flag before it clears the row.
-            if live[offset]:
-                cosines.append(min(1.0, float(np.vecdot(template, probe))))
-        if not cosines:
+        cosine = self._replica.caught_up().cosine(user_id, probe)
+        if cosine is None:
             raise FaceError("unknown_user")
-        return max(cosines)
+        return cosine
 
     def enrol(self, template: Template, *, duplicate_cosine: float, request_key: str | None = None) -> str:
         """Enrol a person unless they are enrolled already, as one decision among all processes on the store.
@@ -149,22 +111,72 @@ class Gallery:
                 `overloaded`.
         """
         template = self._checked(template)
+        # The long search comes first, while others decide; within the decision only who was enrolled since is searched.
+        searched = self._replica.caught_up()
+        settled = self._settled(searched, None, template, duplicate_cosine, request_key)
+        if settled is not None:
+            return settled
         with self._deciding():
             for attempt in range(MAX_LOST_RACES):
-                snapshot = self._caught_up(attempt)
-                # Looked up after catching up: whatever the search below can find, this has found if it is the same
-                # request's.
-                if request_key is not None:
-                    earlier = self._store.find_request(request_key, time.time() - REQUEST_KEY_SECONDS)
-                    if earlier is not None and self._knows(earlier):
-                        return earlier
-                candidate = snapshot.best(template)
-                # `not <`, so that a threshold that is no number refuses.
-                if candidate is not None and not candidate.cosine < duplicate_cosine:
-                    raise FaceError("duplicate_face")
-                enrolment = Enrolment(str(uuid.uuid4()), template, self._model, time.time(), request_key)
-                if self._store.append(snapshot.last + 1, enrolment):
+                view = self._replica.caught_up(attempt)
+                settled = self._settled(view, searched, template, duplicate_cosine, request_key)
+                if settled is not None:
+                    return settled
+                enrolment = self._enrolment(template, request_key)
+                if self._store.append(view.last + 1, [enrolment]):
                     return enrolment.user_id
+                searched = view
+        raise _overloaded()
+
+    def _settled(
+        self, view: View, searched: View | None, template: Template, duplicate_cosine: float, request_key: str | None
+    ) -> str | None:
+        """Return whom an earlier attempt of this request enrolled, None if nobody; FaceError `duplicate_face`."""
+        # Asked of the store after `view` was caught up: whatever the search below can find, this has found if it is
+        # the same request's.
+        if request_key is not None:
+            earlier = self._store.find_request(request_key, time.time() - REQUEST_KEY_SECONDS)
+            if earlier is not None and self._replica.knows(earlier):
+                return earlier
+        if _is_duplicate(view, template, duplicate_cosine, searched):
+            raise FaceError("duplicate_face")
+        return None
+
+    def enrol_many(self, templates: Sequence[Template], *, duplicate_cosine: float) -> list[str | None]:
+        """Enrol those of many people who are enrolled neither already nor earlier in the list.
+
+        Their places in the log are taken in one round trip to the store, or in a few when others enrol meanwhile.
+
+        Args:
+            templates: float32[d] each, L2-normalised; ValueError otherwise.
+            duplicate_cosine: from this cosine up, two templates are the same person's.
+
+        Returns:
+            For each template the user_id given to the person, or None where the face is enrolled already.
+
+        Raises:
+            FaceError: `database_unavailable`, after which any of them may be enrolled or not; `overloaded`.
+        """
+        checked = [self._checked(template) for template in templates]
+        user_ids: list[str | None] = [None] * len(checked)
+        start = 0
+        with self._deciding():
+            for attempt in range(MAX_LOST_RACES):
+                view = self._replica.caught_up(attempt)
+                chosen: dict[int, Enrolment] = {}
+                for index in range(start, len(checked)):
+                    among = np.stack([one.template for one in chosen.values()]) if chosen else None
+                    # `not <`, so that a threshold that is no number refuses.
+                    again = among is not None and not np.vecdot(among, checked[index]).max() < duplicate_cosine
+                    if not again and not _is_duplicate(view, checked[index], duplicate_cosine):
+                        chosen[index] = self._enrolment(checked[index])
+                stored = self._store.append(view.last + 1, list(chosen.values())) if chosen else 0
+                for index, enrolment in list(chosen.items())[:stored]:
+                    user_ids[index] = enrolment.user_id
+                if stored == len(chosen):
+                    return user_ids
+                # Who comes before the first that was not stored is decided; the others are, on what the log has now.
+                start = list(chosen)[stored]
         raise _overloaded()
 
     def erase(self, user_id: str) -> None:
@@ -175,26 +187,22 @@ class Gallery:
         """
         with self._deciding():
             for attempt in range(MAX_LOST_RACES):
-                snapshot = self._caught_up(attempt)
-                if not self._knows(user_id):
+                view = self._replica.caught_up(attempt)
+                if not self._replica.knows(user_id):
                     # Perhaps because an erasure got as far as the log and no further.
                     self._store.finish_erasures(user_id)
                     raise FaceError("unknown_user")
-                if self._store.erase(snapshot.last + 1, user_id):
+                if self._store.erase(view.last + 1, user_id):
                     return
         raise _overloaded()
 
     def status(self) -> dict[str, Any]:
-        """Return counts for people and monitors, as of the last refresh, without asking the store."""
-        counts = dict(self._set_aside_counts)
-        unreadable = counts.pop(UNREADABLE, 0)
-        return {
-            "model": self._model,
-            "enrolled": len(self._rows),
-            "other_models": {model: count for model, count in counts.items() if count},
-            "unreadable": unreadable,
-            "last_seq": self._snapshot.last,
-        }
+        """Return counts for people and monitors, as of the last catching up, without asking the store."""
+        return self._replica.status()
+
+    def close(self) -> None:
+        """Write what the snapshot lacks."""
+        self._replica.close()
 
     def _checked(self, template: Template) -> Template:
         # One NaN would win every search silently, and a vector of another length would be no cosine.
@@ -202,8 +210,8 @@ class Gallery:
             raise ValueError(f"not one L2-normalised template of {self._dimension} dimensions")
         return np.ascontiguousarray(template, np.float32)
 
-    def _knows(self, user_id: str) -> bool:
-        return user_id in self._rows or user_id in self._set_aside
+    def _enrolment(self, template: Template, request_key: str | None = None) -> Enrolment:
+        return Enrolment(str(uuid.uuid4()), template, self._model, time.time(), request_key)
 
     @contextmanager
     def _deciding(self) -> Iterator[None]:
@@ -215,83 +223,11 @@ class Gallery:
         finally:
             self._decision_lock.release()
 
-    def _caught_up(self, lost_races: int = 0) -> _Snapshot:
-        """Return a snapshot that holds everything the log held when this was called."""
-        if lost_races:
-            # The winner's entry may take a moment until a majority of the servers has it and it can be read. A short
-            # and equal wait: growing ones would let one process enrol at full rate and starve those that lost.
-            time.sleep(0.0005)
-        begun_before = self._reads_begun
-        if self._log_lock.locked() and time.monotonic() - self._read_began_at > MAX_LOG_WAIT_SECONDS:
-            raise _no_log()
-        if not self._log_lock.acquire(timeout=MAX_LOG_WAIT_SECONDS):
-            raise _no_log()
-        try:
-            if self._reads_begun > begun_before:
-                # Another thread's read of the log, begun after this call and now over, serves this call as well; and
-                # when the store is down, nobody waits for more than two timeouts.
-                if self._read_failed:
-                    raise _no_log()
-                return self._snapshot
-            self._reads_begun += 1
-            self._read_began_at = time.monotonic()
-            self._read_failed = True
-            for entry in self._store.entries(self._snapshot.last):
-                self._snapshot = self._applied(entry)
-            self._read_failed = False
-            return self._snapshot
-        finally:
-            self._log_lock.release()
 
-    def _applied(self, entry: Entry) -> _Snapshot:
-        """Apply one entry, holding the log's lock, and return the snapshot that includes it."""
-        blocks, user_ids, count = self._snapshot.blocks, self._snapshot.user_ids, self._snapshot.count
-        if entry.erases is not None:
-            self._drop(entry.erases)
-        elif entry.unreadable:
-            self._set_apart(entry.user_id, UNREADABLE)
-        elif entry.user_id is not None and entry.template is not None:
-            stranger = self._strangers_model(entry.model, len(entry.template))
-            if stranger is not None:
-                self._set_apart(entry.user_id, stranger)
-            else:
-                if count == len(blocks) * BLOCK_ROWS:
-                    rows = np.empty((BLOCK_ROWS, self._dimension), np.float32)
-                    blocks = (*blocks, (rows, np.zeros(BLOCK_ROWS, np.bool_)))
-                rows, live = blocks[-1]
-                rows[count % BLOCK_ROWS] = entry.template
-                live[count % BLOCK_ROWS] = True
-                user_ids.append(entry.user_id)
-                # In an older collection one user_id may stand for several templates; each of them is searched.
-                self._rows[entry.user_id] = (*self._rows.get(entry.user_id, ()), count)
-                count += 1
-        return _Snapshot(blocks, user_ids, count, entry.seq)
-
-    def _strangers_model(self, model: str | None, dimension: int) -> str | None:
-        """Return under which name a template is set aside; None when it is to be searched."""
-        if model is None:
-            model = self._plain_model or (self._model if dimension == self._dimension else "unknown")
-        if model == self._model and dimension != self._dimension:
-            return f"{model} of {dimension} dimensions"
-        return None if model == self._model else model
-
-    def _set_apart(self, user_id: str | None, reason: str) -> None:
-        self._set_aside_counts[reason] += 1
-        if user_id is not None:
-            self._set_aside.setdefault(user_id, []).append(reason)
-
-    def _drop(self, user_id: str) -> None:
-        self._set_aside_counts.subtract(self._set_aside.pop(user_id, ()))
-        for row in self._rows.pop(user_id, ()):
-            block, offset = divmod(row, BLOCK_ROWS)
-            rows, live = self._snapshot.blocks[block]
-            # The flag first: a search that is under way must not see half a row.
-            live[offset] = False
-            rows[offset] = 0
-
-
-def _no_log() -> FaceError:
-    return FaceError("database_unavailable", headers={"Retry-After": "5"})
+def _is_duplicate(view: View, template: Template, duplicate_cosine: float, searched: View | None = None) -> bool:
+    best = view.search(template, since=searched)
+    # `not <`, so that a threshold that is no number refuses.
+    return bool(best) and not best[0].cosine < duplicate_cosine
 
 
 def _overloaded() -> FaceError:

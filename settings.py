@@ -42,7 +42,10 @@ class Settings:
     )
     mongo_db: str = _setting("face_recognition", "MongoDB database")
     mongo_collection: str = _setting("faces", "MongoDB collection")
-    data_dir: Path = _setting(PROJECT / "data", "folder of the embedded store")
+    data_dir: Path = _setting(PROJECT / "data", "folder of the embedded store and of the gallery's snapshot")
+    gallery_snapshot: str = _setting(
+        "on", "on: templates are also kept in DATA_DIR, for a quick start; off: none there", choices=("on", "off")
+    )
     uploads_dir: Path = _setting(PROJECT / "uploads", "folder for whatever of an upload must touch the disk")
     store_wait_s: float = _setting(60.0, "seconds to keep trying a database that is down at start", low=0, high=3600)
 

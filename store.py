@@ -38,7 +38,7 @@ from bson.codec_options import DatetimeConversion
 from bson.errors import BSONError
 from bson.int64 import Int64
 from pymongo.collection import Collection
-from pymongo.errors import ConfigurationError, DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
@@ -52,6 +52,7 @@ Document: TypeAlias = dict[str, Any]
 
 PAGE = 2000
 MAX_SEQ = 2**53
+_DUPLICATE_KEY = 11000
 MAX_EMBEDDING_BYTES = 64 * 1024
 NORM_TOLERANCE = 1e-3
 SQLITE_BUSY_SECONDS = 5.0
@@ -103,14 +104,16 @@ class Store(Protocol):
     def entries(self, after: int) -> Iterator[Entry]:
         """Yield the log's entries with seq > `after`, in order; one indexed query when there are none."""
 
-    def append(self, seq: int, enrolment: Enrolment) -> bool:
-        """Store an enrolment durably at place `seq`, the one after the last place that the caller has applied.
+    def append(self, seq: int, enrolments: Sequence[Enrolment]) -> int:
+        """Store enrolments durably at the places from `seq` on, the one after the last that the caller has applied.
+
+        One round trip, however many.
 
         Returns:
-            False when somebody else has this place; nothing is stored then.
+            How many were stored, always the first ones: 0 when somebody else has the place `seq`.
 
         Raises:
-            FaceError: `database_unavailable`; whether the record was stored, only the log will tell.
+            FaceError: `database_unavailable`; whether anything was stored, only the log will tell.
         """
 
     def erase(self, seq: int, user_id: str) -> bool:
@@ -118,6 +121,15 @@ class Store(Protocol):
 
     def finish_erasures(self, user_id: str | None = None) -> None:
         """Remove embeddings whose erasure is in the log: of one `user_id`, or of everybody."""
+
+    def last_place(self) -> int:
+        """Return the last place of the log, 0 when it is empty."""
+
+    def checkpoint(self, seq: int) -> str:
+        """Return a text that only this log has up to place `seq`: how many records, and the last one's user_id."""
+
+    def erasures(self, until: int) -> list[str]:
+        """Return whom the log erases up to place `until`."""
 
     def find_request(self, request_key: str, since: float) -> str | None:
         """Return the user_id enrolled under `request_key` at or after `since` (epoch seconds), or None."""
@@ -243,38 +255,36 @@ class MongoStore:
                 self._collection.find(places, {"_id": 0, **self._FIELDS}).sort("seq", 1).limit(PAGE).batch_size(PAGE)
             )
 
-    def append(self, seq: int, enrolment: Enrolment) -> bool:
-        record: Document = {
-            "user_id": enrolment.user_id,
-            "embedding": _dumps(enrolment.template),
-            "timestamp": enrolment.timestamp,
-            "model": enrolment.model,
-            "seq": Int64(seq),
-        }
-        if enrolment.request_key is not None:
-            record["request_key"] = enrolment.request_key
-        return self._insert(record)
+    def append(self, seq: int, enrolments: Sequence[Enrolment]) -> int:
+        return self._insert([_record(place, enrolment) for place, enrolment in enumerate(enrolments, seq)])
 
     def erase(self, seq: int, user_id: str) -> bool:
         erasure = {"user_id": _erasure_id(), "erases": user_id, "deleted_at": time.time(), "seq": Int64(seq)}
-        if not self._insert(erasure):
+        if not self._insert([erasure]):
             return False
         self.finish_erasures(user_id)
         return True
 
-    def _insert(self, record: Document) -> bool:
+    def _insert(self, records: list[Document]) -> int:
+        """Insert records at consecutive places, up to the first that is taken; return how many."""
         with _unavailable_on(PyMongoError, BSONError):
             try:
-                self._collection.insert_one(record)
-            except DuplicateKeyError:
-                return False
-            except OperationFailure:
-                # Refused for a reason without a number, or not confirmed in time: who has the place decides.
-                holder = self._collection.find_one({"seq": record["seq"]}, {"user_id": 1})
-                if holder is None:
+                # Ordered, so that it ends at the first place that is taken: no holes.
+                self._collection.insert_many(records, ordered=True)
+            except OperationFailure as failure:
+                outcome = failure.details or {}
+                refused = outcome.get("writeErrors")
+                if refused and refused[0].get("code") == _DUPLICATE_KEY and not outcome.get("writeConcernErrors"):
+                    return int(refused[0]["index"])
+                # Refused for a reason without a number, or not confirmed in time: who has the places decides.
+                ours = {record["seq"]: record["user_id"] for record in records}
+                held = self._collection.find({"seq": {"$in": list(ours)}}, {"_id": 0, "seq": 1, "user_id": 1})
+                holders = {holder["seq"]: holder.get("user_id") for holder in held}
+                stored = next((at for at, seq in enumerate(ours) if holders.get(seq) != ours[seq]), len(ours))
+                if stored < len(ours) and records[stored]["seq"] not in holders:
                     raise
-                return bool(holder.get("user_id") == record["user_id"])
-            return True
+                return stored
+            return len(records)
 
     def finish_erasures(self, user_id: str | None = None) -> None:
         with _unavailable_on(PyMongoError, BSONError):
@@ -288,6 +298,22 @@ class MongoStore:
                     {"user_id": {"$in": erased[start : start + PAGE]}, "embedding": {"$exists": True}},
                     {"$unset": {"embedding": "", "request_key": ""}, "$set": {"deleted_at": time.time()}},
                 )
+
+    def last_place(self) -> int:
+        with _unavailable_on(PyMongoError, BSONError):
+            last = self._collection.find_one({"seq": self._PLACE}, {"_id": 0, "seq": 1}, sort=[("seq", -1)])
+        return _place(last["seq"]) or 0 if last else 0
+
+    def checkpoint(self, seq: int) -> str:
+        with _unavailable_on(PyMongoError, BSONError):
+            record = self._collection.find_one({"seq": seq}, {"_id": 0, "user_id": 1}) or {}
+            count = self._collection.count_documents({"seq": {"$gte": 1, "$lte": seq}})
+        return f"{count} {record.get('user_id')}"
+
+    def erasures(self, until: int) -> list[str]:
+        with _unavailable_on(PyMongoError, BSONError):
+            erasures = self._collection.find({"erases": {"$exists": True}, "seq": {"$lte": until}}, {"erases": 1})
+            return [erasure["erases"] for erasure in erasures if isinstance(erasure["erases"], str)]
 
     def find_request(self, request_key: str, since: float) -> str | None:
         with _unavailable_on(PyMongoError, BSONError):
@@ -320,6 +346,7 @@ class SqliteStore:
             seq INTEGER PRIMARY KEY, user_id TEXT NOT NULL UNIQUE, embedding BLOB, timestamp REAL, model TEXT,
             request_key TEXT, erases TEXT, deleted_at REAL)""",
         "CREATE INDEX IF NOT EXISTS faces_request_key ON faces (request_key) WHERE request_key IS NOT NULL",
+        "CREATE INDEX IF NOT EXISTS faces_erases ON faces (erases) WHERE erases > ''",
     )
 
     def __init__(self, path: Path) -> None:
@@ -385,15 +412,17 @@ class SqliteStore:
             PAGE,
         )
 
-    def append(self, seq: int, enrolment: Enrolment) -> bool:
-        values = (enrolment.user_id, _dumps(enrolment.template), enrolment.timestamp, enrolment.model)
+    def append(self, seq: int, enrolments: Sequence[Enrolment]) -> int:
         with self._transaction("BEGIN IMMEDIATE") as connection:
-            inserted = connection.execute(
-                "INSERT INTO faces (seq, user_id, embedding, timestamp, model, request_key) VALUES (?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT (seq) DO NOTHING",
-                (seq, *values, enrolment.request_key),
+            # Nobody else writes meanwhile: all of the places are free, or the first is taken.
+            if connection.execute("SELECT 1 FROM faces WHERE seq >= ?", (seq,)).fetchone():
+                return 0
+            connection.executemany(
+                "INSERT INTO faces (seq, user_id, embedding, timestamp, model, request_key)"
+                " VALUES (:seq, :user_id, :embedding, :timestamp, :model, :request_key)",
+                [{"request_key": None, **_record(at, enrolment)} for at, enrolment in enumerate(enrolments, seq)],
             )
-        return inserted.rowcount == 1
+        return len(enrolments)
 
     def erase(self, seq: int, user_id: str) -> bool:
         with self._transaction("BEGIN IMMEDIATE") as connection:
@@ -410,6 +439,20 @@ class SqliteStore:
 
     def finish_erasures(self, user_id: str | None = None) -> None:
         """Do nothing: `erase` is one transaction here."""
+
+    def last_place(self) -> int:
+        return int(self._query("SELECT COALESCE(MAX(seq), 0) AS last FROM faces")[0]["last"])
+
+    def checkpoint(self, seq: int) -> str:
+        # Counted in the index of user_ids: the table itself holds all the templates.
+        counted = self._query("SELECT COUNT(*) AS n FROM faces INDEXED BY sqlite_autoindex_faces_1 WHERE seq <= ?", seq)
+        last = self._query("SELECT user_id FROM faces WHERE seq = ?", seq)
+        return f"{counted[0]['n']} {last[0]['user_id'] if last else None}"
+
+    def erasures(self, until: int) -> list[str]:
+        return [
+            record["erases"] for record in self._query("SELECT erases FROM faces WHERE erases > '' AND seq <= ?", until)
+        ]
 
     def find_request(self, request_key: str, since: float) -> str | None:
         sql = "SELECT user_id FROM faces WHERE request_key = ? AND timestamp >= ?"
@@ -442,6 +485,19 @@ def _unavailable_on(*errors: type[Exception]) -> Iterator[None]:
 def _erasure_id() -> str:
     # Unique like every user_id, and no UUID, so that nobody who reads the older form takes it for a person.
     return f"erased:{uuid.uuid4()}"
+
+
+def _record(seq: int, enrolment: Enrolment) -> Document:
+    record: Document = {
+        "user_id": enrolment.user_id,
+        "embedding": _dumps(enrolment.template),
+        "timestamp": enrolment.timestamp,
+        "model": enrolment.model,
+        "seq": Int64(seq),
+    }
+    if enrolment.request_key is not None:
+        record["request_key"] = enrolment.request_key
+    return record
 
 
 def _text(value: object) -> str | None:

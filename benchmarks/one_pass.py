@@ -22,11 +22,11 @@ import numpy as np
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from covering import CoveringModel  # noqa: E402 - the project is no package
-from engine import InsightFaceEngine, Pixels  # noqa: E402
-from errors import FaceError  # noqa: E402
-from face_checks import check_photo  # noqa: E402
-from settings import Settings  # noqa: E402
+from covering import CoveringModel
+from engine import InsightFaceEngine, Pixels
+from errors import FaceError
+from face_checks import check_photo
+from settings import Settings
 
 ROUNDS = 3
 
@@ -40,7 +40,7 @@ def cpu_seconds(work: Callable[[Pixels], object], photo: Pixels) -> float:
 
 def main(pack: str, paths: list[str]) -> None:
     """Print the ratio of CPU seconds, ours to the older flow's, for accepted and for refused photos."""
-    from insightface.app import FaceAnalysis  # noqa: PLC0415 - after the warnings are turned off
+    from insightface.app import FaceAnalysis
 
     older = FaceAnalysis(name=str(Path(pack).resolve()), providers=["CPUExecutionProvider"])
     older.prepare(0)
@@ -68,9 +68,7 @@ def main(pack: str, paths: list[str]) -> None:
     for accepted, found in ratios.items():
         if found:
             word = "accepted" if accepted else "refused"
-            print(  # noqa: T201 - printing is what a benchmark is for
-                f"{word}: {len(found)} photos, CPU seconds {statistics.median(found):.2f} of the older flow's"
-            )
+            print(f"{word}: {len(found)} photos, CPU seconds {statistics.median(found):.2f} of the older flow's")
 
 
 if __name__ == "__main__":

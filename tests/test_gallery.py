@@ -17,8 +17,9 @@ from conftest import Database
 
 import gallery as gallery_module
 from errors import FaceError
-from gallery import Candidate, Gallery
+from gallery import Gallery
 from store import Enrolment, Entry, SqliteStore, Store, Template
+from templates import BLOCK_ROWS, Candidate
 
 D = 64
 SAME_FACE = 0.5
@@ -45,6 +46,7 @@ class TheStore:
         self.log = entries or []
         self.fails = False
         self.before_append: Callable[[], None] = lambda: None
+        self.round_trips = 0
 
     def _work(self) -> None:
         if self.fails:
@@ -56,13 +58,14 @@ class TheStore:
         self._work()
         yield from self.log[after:]
 
-    def append(self, seq: int, enrolment: Enrolment) -> bool:
+    def append(self, seq: int, enrolments: Sequence[Enrolment]) -> int:
         self._work()
         self.before_append()
+        self.round_trips += 1
         if seq != len(self.log) + 1:
-            return False
-        self.log.append(Entry(seq, enrolment.user_id, enrolment.template, enrolment.model))
-        return True
+            return 0
+        self.log.extend(Entry(at, one.user_id, one.template, one.model) for at, one in enumerate(enrolments, seq))
+        return len(enrolments)
 
     def erase(self, seq: int, user_id: str) -> bool:
         self._work()
@@ -70,6 +73,17 @@ class TheStore:
         return True
 
     def finish_erasures(self, user_id: str | None = None) -> None: ...
+
+    def last_place(self) -> int:
+        self._work()
+        return len(self.log)
+
+    def checkpoint(self, seq: int) -> str:
+        self._work()
+        return f"{seq} {self.log[seq - 1].user_id if seq <= len(self.log) else None}"
+
+    def erasures(self, until: int) -> list[str]:
+        return [entry.erases for entry in self.log[:until] if entry.erases is not None]
 
     def find_request(self, request_key: str, since: float) -> str | None:
         raise NotImplementedError(request_key, since)
@@ -128,7 +142,7 @@ def test_an_enrolled_person_is_found_by_another_photo_and_alone_by_their_id(data
 
 
 def test_search_equals_brute_force_over_several_blocks() -> None:
-    d, n = 8, 2 * gallery_module.BLOCK_ROWS + 1000
+    d, n = 8, 2 * BLOCK_ROWS + 1000
     faces = np.random.default_rng(1).normal(size=(n, d))
     faces = (faces / np.linalg.norm(faces, axis=1, keepdims=True)).astype(np.float32)
     store = TheStore([Entry(i + 1, str(i), face, "m") for i, face in enumerate(faces)])
@@ -252,7 +266,7 @@ def test_who_is_overtaken_by_the_same_face_searches_again_before_deciding() -> N
 def test_a_store_that_refuses_every_place_is_given_up_as_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gallery_module, "MAX_LOST_RACES", 5)
     store = TheStore()
-    monkeypatch.setattr(store, "append", lambda *_: False)
+    monkeypatch.setattr(store, "append", lambda *_: 0)
     with pytest.raises(FaceError, match="overloaded"):
         enrolled(a_gallery(store))
 
@@ -271,7 +285,7 @@ def test_a_process_that_missed_an_erasure_and_an_enrolment_cannot_enrol_the_face
     current.erase(last)
     enrolled(current, 2)
     for place in (1, 2, 3, 4):
-        assert not stale_store.append(place, Enrolment(str(uuid.uuid4()), a_face(2), "m", 0.0))
+        assert not stale_store.append(place, [Enrolment(str(uuid.uuid4()), a_face(2), "m", 0.0)])
     with pytest.raises(FaceError, match="duplicate_face"):
         enrolled(stale, 2)
     assert [entry.seq for entry in stale_store.entries(0)] == [1, 2, 3, 4]
@@ -302,7 +316,7 @@ def test_attempts_of_one_request_at_once_all_answer_alike(database: Database) ->
 def test_a_request_key_is_forgotten_after_a_day_and_with_its_person(database: Database) -> None:
     store = database.open()
     gallery = a_gallery(store)
-    store.append(1, Enrolment("old", a_face(), "m", time.time() - 25 * 3600, "k"))
+    store.append(1, [Enrolment("old", a_face(), "m", time.time() - 25 * 3600, "k")])
     with pytest.raises(FaceError, match="duplicate_face"):
         enrolled(gallery, request_key="k")
     erased = enrolled(gallery, 1, request_key="erased")
@@ -333,11 +347,12 @@ def test_an_erased_template_is_not_kept_in_memory() -> None:
     gallery = a_gallery()
     user_id = enrolled(gallery)
     gallery.refresh()
-    ((rows, _),) = gallery._snapshot.blocks
-    assert rows[0].any()
+    (block,) = gallery._replica.caught_up().templates.blocks
+    assert block.arrays["rows"][0].any()
+    assert block.arrays["codes"][0].any()
     gallery.erase(user_id)
     gallery.refresh()
-    assert not rows[0].any()
+    assert not any(array[0].any() for name, array in block.arrays.items() if name != "residuals")
 
 
 def test_asking_again_finishes_an_erasure_that_got_no_further_than_the_log(mongo_database: Database) -> None:
@@ -354,8 +369,8 @@ def test_asking_again_finishes_an_erasure_that_got_no_further_than_the_log(mongo
 
 def test_a_record_of_another_model_or_dimension_is_counted_and_never_compared(database: Database) -> None:
     store = database.open()
-    store.append(1, Enrolment("theirs", a_face(0), "other", 0.0))
-    store.append(2, Enrolment("longer", a_face(0, 2 * D), "m", 0.0))
+    store.append(1, [Enrolment("theirs", a_face(0), "other", 0.0)])
+    store.append(2, [Enrolment("longer", a_face(0, 2 * D), "m", 0.0)])
     gallery = a_gallery(store)
     assert gallery.search(a_face(0)) is None
     ours = enrolled(gallery, 0)

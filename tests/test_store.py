@@ -17,14 +17,14 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mongomock
 import numpy as np
 import pytest
 from bson.int64 import Int64
 from conftest import Database, MongoServer
-from pymongo.errors import NetworkTimeout
+from pymongo.errors import NetworkTimeout, WriteConcernError
 
 import store as store_module
 from errors import FaceError
@@ -57,7 +57,7 @@ def places(store: Store) -> list[int]:
 
 def test_an_enrolment_is_read_back_by_another_store_as_it_was_written(database: Database) -> None:
     written = an_enrolment()
-    assert database.open().append(1, written)
+    assert database.open().append(1, [written])
     (entry,) = the_log(database.open())
     assert entry.template is not None
     np.testing.assert_allclose(entry.template, written.template, atol=1e-7)
@@ -67,7 +67,7 @@ def test_an_enrolment_is_read_back_by_another_store_as_it_was_written(database: 
 
 
 def test_every_process_reads_the_same_bits_of_a_template(database: Database) -> None:
-    database.open().append(1, an_enrolment())
+    database.open().append(1, [an_enrolment()])
     first, second = the_log(database.open())[0].template, the_log(database.open())[0].template
     assert first is not None
     assert second is not None
@@ -79,16 +79,16 @@ def test_the_log_is_read_in_order_and_from_any_place(database: Database, monkeyp
     store = database.open()
     assert the_log(store) == []
     for seq in range(1, 8):
-        assert store.append(seq, an_enrolment(seq))
+        assert store.append(seq, [an_enrolment(seq)])
     for after in range(9):
         assert [entry.seq for entry in store.entries(after)] == list(range(after + 1, 8))
 
 
 def test_a_taken_place_is_refused_and_nothing_is_stored(database: Database) -> None:
     winner, loser = an_enrolment(1), an_enrolment(2)
-    assert database.open().append(1, winner) is True
+    assert database.open().append(1, [winner]) == 1
     store = database.open()
-    assert store.append(1, loser) is False
+    assert store.append(1, [loser]) == 0
     assert store.erase(1, winner.user_id) is False
     assert [(entry.user_id, entry.template is None) for entry in the_log(store)] == [(winner.user_id, False)]
 
@@ -96,25 +96,25 @@ def test_a_taken_place_is_refused_and_nothing_is_stored(database: Database) -> N
 def test_of_many_that_race_for_one_place_exactly_one_wins(database: Database) -> None:
     stores = [database.open() for _ in range(4)]
     start = threading.Barrier(8)
-    won: list[bool] = []
+    won: list[int] = []
 
     def race(store: Store) -> None:
         start.wait()
-        won.append(store.append(1, an_enrolment()))
+        won.append(store.append(1, [an_enrolment()]))
 
     threads = [threading.Thread(target=race, args=(store,)) for store in stores * 2]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(won) == [False] * 7 + [True]
+    assert sorted(won) == [0] * 7 + [1]
     assert places(stores[0]) == [1]
 
 
 def test_an_erasure_removes_the_template_and_leaves_both_records_in_their_places(database: Database) -> None:
     store, person = database.open(), an_enrolment(request_key="k")
-    store.append(1, person)
-    store.append(2, an_enrolment(2))
+    store.append(1, [person])
+    store.append(2, [an_enrolment(2)])
     assert store.erase(3, person.user_id) is True
     erased, other, erasure = the_log(store)
     assert (erased.seq, erased.template, erased.unreadable) == (1, None, False)
@@ -125,7 +125,7 @@ def test_an_erasure_removes_the_template_and_leaves_both_records_in_their_places
 
 def test_two_processes_may_erase_the_same_person(database: Database) -> None:
     store, person = database.open(), an_enrolment()
-    store.append(1, person)
+    store.append(1, [person])
     assert store.erase(2, person.user_id)
     assert store.erase(3, person.user_id)
     assert places(store) == [1, 2, 3]
@@ -134,8 +134,8 @@ def test_two_processes_may_erase_the_same_person(database: Database) -> None:
 def test_a_request_key_finds_its_enrolment_until_it_is_too_old(database: Database) -> None:
     store = database.open()
     person = an_enrolment(request_key="k", timestamp=1000.0)
-    store.append(1, person)
-    store.append(2, an_enrolment(2))
+    store.append(1, [person])
+    store.append(2, [an_enrolment(2)])
     assert store.find_request("k", 999.0) == person.user_id
     assert store.find_request("k", 1001.0) is None
     assert store.find_request("another", 0.0) is None
@@ -143,7 +143,7 @@ def test_a_request_key_finds_its_enrolment_until_it_is_too_old(database: Databas
 
 def test_preparing_again_changes_nothing(database: Database) -> None:
     store = database.open()
-    store.append(1, an_enrolment())
+    store.append(1, [an_enrolment()])
     store.prepare()
     database.open().prepare()
     assert places(store) == [1]
@@ -204,7 +204,7 @@ def test_a_hostile_or_damaged_embedding_keeps_its_place_and_never_runs(
     monkeypatch.chdir(tmp_path)
     store = database.open()
     database.write({"user_id": "u\n1", "embedding": HOSTILE[kind], "timestamp": 1.0, "model": "m", "seq": 1})
-    store.append(2, an_enrolment())
+    store.append(2, [an_enrolment()])
     with caplog.at_level(logging.WARNING):
         bad, good = the_log(store)
     assert bad == Entry(1, "u\n1", unreadable=True)
@@ -239,7 +239,7 @@ def test_a_strange_timestamp_or_a_whole_float_as_place_does_no_harm(mongo_databa
     embedding = pickle.dumps(NORMAL)
     mongo_database.write({"user_id": "a", "embedding": embedding, "timestamp": "yesterday", "seq": 1.0})
     mongo_database.write({"user_id": "b", "embedding": embedding, "seq": 1.5})
-    store.append(2, an_enrolment())
+    store.append(2, [an_enrolment()])
     assert [(entry.seq, entry.template is None) for entry in the_log(store)] == [(1, False), (2, False)]
     assert type(the_log(store)[0].seq) is int
 
@@ -286,7 +286,7 @@ def test_records_of_the_older_form_get_places_after_the_last_in_the_order_of_the
     mongo_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "PAGE", 4)
-    mongo_database.open().append(1, an_enrolment(user_id="new"))
+    mongo_database.open().append(1, [an_enrolment(user_id="new")])
     for i in range(10):
         mongo_database.write(plain(f"u{i}", i))
     store = mongo_database.open()
@@ -294,7 +294,7 @@ def test_records_of_the_older_form_get_places_after_the_last_in_the_order_of_the
         (1, "new", "m"),
         *((i + 2, f"u{i}", None) for i in range(10)),
     ]
-    assert store.append(12, an_enrolment())
+    assert store.append(12, [an_enrolment()])
 
 
 @pytest.mark.parametrize("seq", ["text", None, 0, -4])
@@ -343,7 +343,7 @@ def test_a_server_overtaken_between_reading_and_numbering_agrees_with_the_one_th
     def overtaken(numbering: Any, ordered: bool) -> Any:
         if overtaking.pop():
             overtaking.append(False)
-            assert mongo_database.open().append(6, an_enrolment(user_id="new"))
+            assert mongo_database.open().append(6, [an_enrolment(user_id="new")])
             mongo_database.write(plain("late"))
         return raw.bulk_write(numbering, ordered=ordered)
 
@@ -363,14 +363,14 @@ def test_older_records_that_share_or_lack_a_user_id_are_announced_and_do_not_pre
         store = mongo_database.open()
     assert "user_id cannot be made unique" in caplog.text
     assert [entry.user_id for entry in the_log(store)] == ["same", "same", None, "u"]
-    assert store.append(5, an_enrolment())
-    assert not store.append(5, an_enrolment())
+    assert store.append(5, [an_enrolment()])
+    assert not store.append(5, [an_enrolment()])
 
 
 def test_an_erasure_that_a_crash_cut_in_two_is_finished_at_the_next_start(mongo_database: Database) -> None:
     store, person, other = mongo_database.open(), an_enrolment(request_key="k"), an_enrolment(2)
-    store.append(1, person)
-    store.append(2, other)
+    store.append(1, [person])
+    store.append(2, [other])
     mongo_database.write({"user_id": "erased:x", "erases": person.user_id, "deleted_at": 1.0, "seq": Int64(3)})
     # A pattern in this place must not erase whoever it matches.
     mongo_database.write({"user_id": "erased:y", "erases": {"$regex": ""}, "deleted_at": 1.0, "seq": Int64(4)})
@@ -384,14 +384,14 @@ def test_an_erasure_that_a_crash_cut_in_two_is_finished_at_the_next_start(mongo_
 def test_an_insert_whose_answer_is_lost_is_never_claimed_stored_and_shows_in_the_log() -> None:
     raw: Any = mongomock.MongoClient()["db"]["faces"]
 
-    def loses_the_answer(record: dict[str, Any]) -> None:
-        raw.insert_one(record)
+    def loses_the_answer(records: list[dict[str, Any]], **_: Any) -> None:
+        raw.insert_many(records)
         raise NetworkTimeout("lost")
 
-    collection: Any = Intercepted(raw, "insert_one", loses_the_answer)
+    collection: Any = Intercepted(raw, "insert_many", loses_the_answer)
     store, person = MongoStore(collection), an_enrolment()
     with pytest.raises(FaceError, match="database_unavailable"):
-        store.append(1, person)
+        store.append(1, [person])
     assert [entry.user_id for entry in the_log(store)] == [person.user_id]
 
 
@@ -399,13 +399,13 @@ def test_a_dead_server_is_unavailable_and_its_return_is_noticed(mortal_mongo_ser
     server = mortal_mongo_server
     store = open_store(server.uri, mongo_db="db", mongo_collection="faces", data_dir=Path(), timeout=0.5)
     store.prepare()
-    assert store.append(1, an_enrolment())
+    assert store.append(1, [an_enrolment()])
     server.kill()
     for call in (
         store.ping,
         store.prepare,
         lambda: the_log(store),
-        lambda: store.append(2, an_enrolment()),
+        lambda: store.append(2, [an_enrolment()]),
         lambda: store.erase(2, "u"),
         lambda: store.find_request("k", 0),
     ):
@@ -418,7 +418,7 @@ def test_a_dead_server_is_unavailable_and_its_return_is_noticed(mortal_mongo_ser
             store.ping()
             break
     assert places(store) == [1]
-    assert store.append(2, an_enrolment())
+    assert store.append(2, [an_enrolment()])
     store.close()
 
 
@@ -452,7 +452,7 @@ def test_only_the_owner_may_read_the_file_and_what_lies_beside_it(tmp_path: Path
     folder = tmp_path / "new" / "data"
     store = SqliteStore(folder / "faces.sqlite3")
     store.prepare()
-    store.append(1, an_enrolment())
+    store.append(1, [an_enrolment()])
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
     assert modes == dict.fromkeys(("faces.sqlite3", "faces.sqlite3-wal", "faces.sqlite3-shm"), 0o600)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -462,7 +462,7 @@ def test_only_the_owner_may_read_the_file_and_what_lies_beside_it(tmp_path: Path
 def test_an_erased_template_is_gone_from_the_file(tmp_path: Path) -> None:
     store, person = SqliteStore(tmp_path / "faces.sqlite3"), an_enrolment()
     store.prepare()
-    store.append(1, person)
+    store.append(1, [person])
     store.erase(2, person.user_id)
     store.close()
     assert person.template.tobytes() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
@@ -507,21 +507,21 @@ def test_a_file_that_cannot_be_used_is_unavailable(tmp_path: Path, trouble: str)
 def test_a_full_disk_is_unavailable_and_leaves_the_log_as_it_was(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "faces.sqlite3")
     store.prepare()
-    store.append(1, an_enrolment())
+    store.append(1, [an_enrolment()])
     assert store._connection is not None
     (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
     store._connection.execute(f"PRAGMA max_page_count = {pages}")
 
     def fill() -> None:
         for seq in range(2, 100):
-            assert store.append(seq, an_enrolment())
+            assert store.append(seq, [an_enrolment()])
 
     with pytest.raises(FaceError, match="database_unavailable") as caught:
         fill()
     assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
     last = places(store)[-1]
     store._connection.execute("PRAGMA max_page_count = 100000")
-    assert store.append(last + 1, an_enrolment())
+    assert store.append(last + 1, [an_enrolment()])
     assert places(store) == list(range(1, last + 2))
     store.close()
 
@@ -536,7 +536,7 @@ template = np.eye(1, 512, dtype=np.float32)[0]
 seq = max((entry.seq for entry in store.entries(0)), default=0)
 while True:
     seq += 1
-    assert store.append(seq, Enrolment(f"user {seq}", template, "m", 1.0))
+    assert store.append(seq, [Enrolment(f"user {seq}", template, "m", 1.0)])
     print(seq, flush=True)
 """
 
@@ -560,3 +560,73 @@ def test_what_sqlite_acknowledged_survives_a_kill_in_mid_write(tmp_path: Path) -
         assert len(found) >= acknowledged
         assert not any(entry.unreadable for entry in found)
         store.close()
+
+
+# --- a batch, and what a snapshot asks ---
+
+
+def test_a_batch_takes_consecutive_places_and_none_when_the_first_is_taken(database: Database) -> None:
+    store = database.open()
+    people = [an_enrolment(seed) for seed in range(3)]
+    assert store.append(1, people) == 3
+    assert [entry.user_id for entry in store.entries(0)] == [one.user_id for one in people]
+    assert store.append(3, [an_enrolment(4), an_enrolment(5)]) == 0
+    assert places(store) == [1, 2, 3]
+    assert store.last_place() == 3
+
+
+def test_a_batch_ends_at_the_first_place_that_is_taken_and_leaves_no_hole(mongo_database: Database) -> None:
+    store = mongo_database.open()
+    mongo_database.write({"user_id": "other", "erases": "x", "deleted_at": 1.0, "seq": 3})
+    people = [an_enrolment(seed) for seed in range(4)]
+    assert store.append(1, people) == 2
+    assert [record["user_id"] for record in mongo_database.collection.find().sort("seq")] == [
+        people[0].user_id,
+        people[1].user_id,
+        "other",
+    ]
+
+
+def test_a_batch_of_which_the_end_cannot_be_seen_is_not_claimed() -> None:
+    raw: Any = mongomock.MongoClient()["db"]["faces"]
+
+    def is_not_confirmed(records: list[dict[str, Any]], **_: Any) -> None:
+        raw.insert_many(records[:1])
+        raise WriteConcernError("waiting for a majority timed out", 64)
+
+    store = MongoStore(cast("Any", Intercepted(raw, "insert_many", is_not_confirmed)))
+    with pytest.raises(FaceError, match="database_unavailable"):
+        store.append(1, [an_enrolment(1), an_enrolment(2)])
+
+
+def test_a_checkpoint_tells_logs_apart_by_their_length_their_last_record_and_what_was_taken_out(
+    database: Database,
+) -> None:
+    store = database.open()
+    assert store.last_place() == 0
+    store.append(1, [an_enrolment(seed) for seed in range(4)])
+    checkpoint = store.checkpoint(3)
+    assert checkpoint == database.open().checkpoint(3)
+    assert checkpoint not in (store.checkpoint(2), store.checkpoint(4), store.checkpoint(5))
+    remove(database, 2)
+    assert store.checkpoint(3) != checkpoint
+
+
+def test_the_log_names_whom_it_erases_up_to_a_place(database: Database) -> None:
+    store = database.open()
+    people = [an_enrolment(seed) for seed in range(3)]
+    store.append(1, people)
+    store.erase(4, people[2].user_id)
+    store.erase(5, people[0].user_id)
+    assert store.erasures(3) == []
+    assert store.erasures(4) == [people[2].user_id]
+    assert sorted(store.erasures(9)) == sorted([people[0].user_id, people[2].user_id])
+
+
+def remove(database: Database, seq: int) -> None:
+    """Take a record out by hand, as an operator might."""
+    if database.collection is not None:
+        database.collection.delete_one({"seq": seq})
+        return
+    with contextlib.closing(sqlite3.connect(database.folder / "faces.sqlite3")) as connection, connection:
+        connection.execute("DELETE FROM faces WHERE seq = ?", (seq,))

@@ -1,0 +1,400 @@
+"""Owns what this process has applied of the store's log: catching up, at start from a snapshot, and what is counted.
+
+A decision is made on a `View` that was caught up after the question was asked; when the log cannot be read, there is
+none, and so no decision.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from errors import FaceError
+from snapshot import Header, SavedBlock, SnapshotFolder
+from store import Entry, Store, Template
+from templates import BLOCK_ROWS, Block, Candidate, Templates, key_of
+
+log = logging.getLogger(__name__)
+
+UNREADABLE = "unreadable"
+# A log read that takes longer than this is a database that hangs: others are told so at once instead of queueing up
+# behind it, so that threads are left to say that the service lives.
+MAX_LOG_WAIT_SECONDS = 1.0
+APPLIED_AT_ONCE = 2000
+PROGRESS_SECONDS = 5.0
+LOAD_AGAIN_SECONDS = 1.0
+SAVE_AGAIN_SECONDS = 60.0
+# The rows that fill no block are saved when this many are new: at most so many records are read at the next start.
+SAVED_AT_ONCE = 8192
+# During a change of models there are more people of the other model than a header should list.
+MAX_SET_ASIDE_SAVED = 50_000
+# Erased rows are still scanned; beyond this share of them the gallery is read anew, without them.
+MAX_ERASED_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The gallery up to the log's place `last`, for readers that take no lock."""
+
+    templates: Templates
+    last: int
+
+    def search(
+        self, probe: Template, k: int | None = 1, least: float = -np.inf, since: View | None = None
+    ) -> list[Candidate]:
+        """Return the `k` best candidates (all, for None) of at least the cosine `least`, the best first.
+
+        Given an earlier view, only who was enrolled since is looked at.
+        """
+        return self.templates.search(probe, k, least, since.templates.count if since else 0)
+
+    def cosine(self, user_id: str, probe: Template) -> float | None:
+        """Return the cosine to one person, the best of their templates; None when they have none here."""
+        found = [self.templates.cosine(row, probe) for row in self.templates.find(user_id)]
+        return max((cosine for cosine in found if cosine is not None), default=None)
+
+
+class Replica:
+    """The templates of one model, and counts of all else.
+
+    Args:
+        store: the records; prepared.
+        model: the running model's name. Templates of another model are counted, never compared.
+        dimension: d of its templates.
+        plain_model: the model of records that name none; by default the running one if their dimension is its own.
+        snapshot: where templates are kept on local disk; None keeps none.
+    """
+
+    def __init__(
+        self, store: Store, model: str, dimension: int, plain_model: str | None, snapshot: SnapshotFolder | None
+    ) -> None:
+        self._store = store
+        self._model = model
+        self._dimension = dimension
+        self._plain_model = plain_model
+        self._snapshot = snapshot
+        self._view = View(Templates(dimension), 0)
+        # The last place in the log that block i of the view holds.
+        self._full_at: list[int] = []
+        self._live = 0
+        self._set_aside: dict[str, list[tuple[int, str]]] = {}
+        self._set_aside_counts: Counter[str] = Counter()
+        self._log_lock = threading.Lock()
+        self._reads_begun = 0
+        self._read_began_at = 0.0
+        self._read_failed = False
+        self._loading = False
+        self._goal = 0
+        self._save_wanted = threading.Event()
+        self._saver: threading.Thread | None = None
+        # Up to which row, and to which place in the log, the snapshot holds the view.
+        self._saved_rows = 0
+        self._saved_until = 0
+        self._save_again_at = 0.0
+        self._closing = False
+
+    # --- catching up ---
+
+    def caught_up(self, lost_races: int = 0) -> View:
+        """Return a view that holds everything the log held when this was called.
+
+        Args:
+            lost_races: how often the caller's append was refused in a row.
+
+        Raises:
+            FaceError: `database_unavailable`; `not_ready` while loading.
+        """
+        if self._loading:
+            raise FaceError("not_ready", fields={"gallery": self.progress()}, headers={"Retry-After": "5"})
+        if lost_races:
+            # The winner's entry may take a moment until a majority of the servers has it and it can be read. A short
+            # and equal wait: growing ones would let one process enrol at full rate and starve those that lost.
+            time.sleep(0.0005)
+        begun_before = self._reads_begun
+        if self._log_lock.locked() and time.monotonic() - self._read_began_at > MAX_LOG_WAIT_SECONDS:
+            raise _no_log()
+        if not self._log_lock.acquire(timeout=MAX_LOG_WAIT_SECONDS):
+            raise _no_log()
+        try:
+            if self._reads_begun > begun_before:
+                # Another thread's read of the log, begun after this call and now over, serves this call as well; and
+                # when the store is down, nobody waits for more than two timeouts.
+                if self._read_failed:
+                    raise _no_log()
+                return self._view
+            self._read_log()
+            return self._view
+        finally:
+            self._log_lock.release()
+
+    def _read_log(self, tell: Callable[[], None] = lambda: None) -> None:
+        """Apply what the log has gained; with the log's lock held."""
+        self._reads_begun += 1
+        self._read_began_at = time.monotonic()
+        self._read_failed = True
+        ours: list[Entry] = []
+        try:
+            for entry in self._store.entries(self._view.last):
+                if self._is_ours(entry):
+                    ours.append(entry)
+                    if len(ours) < APPLIED_AT_ONCE:
+                        continue
+                    self._add(ours)
+                    tell()
+                else:
+                    self._add(ours)
+                    self._apply_other(entry)
+                ours = []
+        finally:
+            self._add(ours)
+        self._read_failed = False
+        if self._view.templates.count - self._saved_rows >= SAVED_AT_ONCE:
+            self._save_wanted.set()
+
+    def _is_ours(self, entry: Entry) -> bool:
+        return entry.template is not None and self._strangers_model(entry.model, len(entry.template)) is None
+
+    def _strangers_model(self, model: str | None, dimension: int) -> str | None:
+        """Return under which name a template is set aside; None when it is to be searched."""
+        if model is None:
+            model = self._plain_model or (self._model if dimension == self._dimension else "unknown")
+        if model == self._model and dimension != self._dimension:
+            return f"{model} of {dimension} dimensions"
+        return None if model == self._model else model
+
+    def _add(self, entries: list[Entry]) -> None:
+        """Add enrolments of the running model."""
+        if not entries:
+            return
+        before = self._view.templates.count
+        vectors = np.stack([entry.template for entry in entries if entry.template is not None])
+        templates = self._view.templates.extended(vectors, [entry.user_id or "" for entry in entries])
+        for row in range(before, templates.count):
+            if (row + 1) % BLOCK_ROWS == 0:
+                self._full_at.append(entries[row - before].seq)
+        self._live += len(entries)
+        self._view = View(templates, entries[-1].seq)
+
+    def _apply_other(self, entry: Entry) -> None:
+        if entry.erases is not None:
+            self._drop(entry.erases)
+        elif entry.unreadable:
+            self._set_apart(entry, UNREADABLE)
+        elif entry.template is not None:
+            self._set_apart(entry, self._strangers_model(entry.model, len(entry.template)) or UNREADABLE)
+        self._view = replace(self._view, last=entry.seq)
+
+    def _set_apart(self, entry: Entry, reason: str) -> None:
+        self._set_aside_counts[reason] += 1
+        # Without a user_id nobody can ask for its erasure; it still counts.
+        self._set_aside.setdefault(entry.user_id or "", []).append((entry.seq, reason))
+
+    def _drop(self, user_id: str) -> None:
+        self._set_aside_counts.subtract(reason for _, reason in self._set_aside.pop(user_id, ()))
+        for row in self._view.templates.find(user_id):
+            self._wipe(row)
+
+    def _wipe(self, row: int) -> None:
+        block = self._view.templates.blocks[row // BLOCK_ROWS]
+        block.wipe(row % BLOCK_ROWS)
+        self._live -= 1
+        if self._snapshot is not None and not isinstance(block, SavedBlock):
+            self._lose_tail(self._snapshot)
+
+    def knows(self, user_id: str) -> bool:
+        """Return whether this user_id has a record that is not erased, of whatever model."""
+        return user_id in self._set_aside or bool(self._view.templates.find(user_id))
+
+    # --- loading ---
+
+    def load(self) -> None:
+        """Load from the snapshot and the log, for as long as it takes; then keep the snapshot up to date.
+
+        To be called before any other method.
+        """
+        self._loading = True
+        begun = time.monotonic()
+        while True:
+            try:
+                self._goal = self._store.last_place()
+                if self._view.last == 0:
+                    self._restore()
+                self._read_log(self._progress_teller())
+                break
+            except FaceError:
+                log.warning("The gallery cannot be loaded: the database cannot be read. Trying again.")
+                time.sleep(LOAD_AGAIN_SECONDS)
+        log.info("The gallery holds %d people, loaded in %.1f s", self._live, time.monotonic() - begun)
+        if self._snapshot is not None:
+            self._saver = threading.Thread(target=self._save_when_wanted, name="gallery-snapshot", daemon=True)
+            self._saver.start()
+        self._loading = False
+
+    def _progress_teller(self) -> Callable[[], None]:
+        told = [time.monotonic()]
+
+        def tell() -> None:
+            if time.monotonic() - told[0] >= PROGRESS_SECONDS:
+                told[0] = time.monotonic()
+                log.info("Loading the gallery: place %d of %d in the log", self._view.last, self._goal)
+            if len(self._full_at) > self._saved_rows // BLOCK_ROWS:
+                # Now rather than later, so that no more than a block of float32 rows is ever in memory.
+                self._save()
+
+        return tell
+
+    def _restore(self) -> None:
+        """Take what the snapshot holds, if the store confirms it."""
+        if self._snapshot is None:
+            return
+        blocks = self._snapshot.load()
+        if not blocks:
+            return
+        header = blocks[-1].header
+        count = sum(block.header.count for block in blocks)
+        erased = sum(len(block.erased(block.header.count)) for block in blocks)
+        if self._store.checkpoint(header.last) != header.checkpoint:
+            log.warning("The snapshot is of another log than the store's: the gallery is read anew")
+        elif erased > MAX_ERASED_SHARE * count:
+            log.info("%d of the snapshot's %d rows are erased: the gallery is read anew", erased, count)
+        else:
+            self._full_at = [block.header.last for block in blocks if block.header.count == BLOCK_ROWS]
+            full = tuple(blocks[: len(self._full_at)])
+            tail = tuple(Block.with_room(block, self._dimension) for block in blocks[len(full) :])
+            self._view = View(Templates(self._dimension, full + tail, count), header.last)
+            self._saved_rows, self._saved_until = count, header.last
+            self._live = count - erased
+            self._set_aside = {user_id: [(seq, why) for seq, why in all_] for user_id, all_ in header.set_aside.items()}
+            self._set_aside_counts.update(why for reasons in self._set_aside.values() for _, why in reasons)
+            self._drop_all(self._store.erasures(header.last))
+            log.info("The snapshot holds the gallery up to place %d of %d in the log", header.last, self._goal)
+            return
+        self._snapshot.discard()
+
+    def _drop_all(self, erased: list[str]) -> None:
+        for user_id in self._set_aside.keys() & set(erased):
+            self._drop(user_id)
+        keys = {key_of(user_id) for user_id in erased}
+        for index, block in enumerate(self._view.templates.blocks):
+            for offset in block.find_any(keys, self._view.templates.used(index)):
+                self._wipe(index * BLOCK_ROWS + offset)
+
+    def progress(self) -> dict[str, int]:
+        """Return how far loading is, in places of the log."""
+        return {"applied": self._view.last, "of": max(self._goal, self._view.last)}
+
+    # --- saving ---
+
+    def _save_when_wanted(self) -> None:
+        while True:
+            self._save_wanted.wait()
+            self._save_wanted.clear()
+            if self._closing:
+                return
+            self._save()
+
+    def close(self) -> None:
+        """Write what the snapshot lacks, so that the next start reads no record twice."""
+        if self._saver is None:
+            return
+        self._closing = True
+        self._save_wanted.set()
+        self._saver.join()
+        self._save()
+
+    def _save(self) -> None:
+        """Write what the snapshot lacks; the log's lock is held only to look, and to take over what was written."""
+        if self._snapshot is None or time.monotonic() < self._save_again_at:
+            return
+        try:
+            if len(self._set_aside) <= MAX_SET_ASIDE_SAVED:
+                while self._save_full_block(self._snapshot):
+                    pass
+                self._save_tail(self._snapshot)
+        except (OSError, FaceError) as error:
+            log.warning("The snapshot cannot be written (%s): the next start will read more records.", error)
+            self._save_again_at = time.monotonic() + SAVE_AGAIN_SECONDS
+
+    def _save_full_block(self, snapshot: SnapshotFolder) -> bool:
+        """Save the first full block that is only in memory, and search it in its file from now on."""
+        with self._log_lock:
+            blocks = self._view.templates.blocks[: len(self._full_at)]
+            index = next((at for at, block in enumerate(blocks) if not isinstance(block, SavedBlock)), None)
+            if index is None:
+                return False
+            block, erased = blocks[index], set(blocks[index].erased(BLOCK_ROWS))
+            fields = self._header_fields(index, BLOCK_ROWS, self._full_at[index])
+        saved = snapshot.save(block, self._header(snapshot, fields))
+        with self._log_lock:
+            now = set(block.erased(BLOCK_ROWS))
+            elsewhere = set(saved.erased(BLOCK_ROWS))
+            for offset in (now - erased) | (now - elsewhere):
+                saved.wipe(offset)
+            self._live -= len(elsewhere - now)
+            templates = self._view.templates
+            changed = (*templates.blocks[:index], saved, *templates.blocks[index + 1 :])
+            self._view = replace(self._view, templates=replace(templates, blocks=changed))
+        return True
+
+    def _save_tail(self, snapshot: SnapshotFolder) -> None:
+        """Save the rows behind the last full block."""
+        with self._log_lock:
+            templates, last = self._view.templates, self._view.last
+            index, count = divmod(templates.count, BLOCK_ROWS)
+            if not count or last == self._saved_until:
+                return
+            block, erased = templates.blocks[index], templates.blocks[index].erased(count)
+            fields = self._header_fields(index, count, last)
+        snapshot.save_tail(block, self._header(snapshot, fields))
+        with self._log_lock:
+            self._saved_until, self._saved_rows = last, templates.count
+            if block.erased(count) != erased:
+                self._lose_tail(snapshot)
+
+    def _lose_tail(self, snapshot: SnapshotFolder) -> None:
+        """Remove the tail's file, since somebody in it was erased, and have it written anew."""
+        snapshot.drop_tail()
+        self._saved_until = 0
+        self._save_wanted.set()
+
+    def _header_fields(self, index: int, count: int, last: int) -> dict[str, Any]:
+        """Collect, with the log's lock held, what the header of a block says that ends at place `last`."""
+        aside = {
+            user_id: [(seq, why) for seq, why in reasons if seq <= last] for user_id, reasons in self._set_aside.items()
+        }
+        blocks = self._view.templates.blocks
+        before = blocks[index - 1] if index else None
+        return {
+            "index": index,
+            "count": count,
+            "last": last,
+            "previous": before.header.digest if isinstance(before, SavedBlock) else "",
+            "set_aside": {user_id: reasons for user_id, reasons in aside.items() if reasons},
+            "texts": {str(offset): text for offset, text in blocks[index].texts.items() if offset < count},
+        }
+
+    def _header(self, snapshot: SnapshotFolder, fields: dict[str, Any]) -> Header:
+        return snapshot.header(checkpoint=self._store.checkpoint(fields["last"]), **fields)
+
+    def status(self) -> dict[str, Any]:
+        """Return counts for people and monitors, as of the last catching up, without asking the store."""
+        counts = dict(self._set_aside_counts)
+        unreadable = counts.pop(UNREADABLE, 0)
+        return {
+            "model": self._model,
+            "enrolled": self._live,
+            "other_models": {model: count for model, count in counts.items() if count},
+            "unreadable": unreadable,
+            "last_seq": self._view.last,
+        }
+
+
+def _no_log() -> FaceError:
+    return FaceError("database_unavailable", headers={"Retry-After": "5"})

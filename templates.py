@@ -1,0 +1,295 @@
+"""Owns the templates in memory and exact search: append-only blocks, scanned as 8-bit codes, decided in float32.
+
+Reading a float32 row takes four times as long as reading its 8-bit code, so a search reads the codes of everybody and
+the float32 rows of those few whom the codes cannot rule out. Nobody is lost by that. With x = s·c + r (a row, its
+scale, its code and what rounding left over) and q = t·b + p (the same of the probe),
+
+    ⟨x, q⟩ = s·t·⟨c, b⟩ + ⟨s·c, p⟩ + ⟨r, q⟩  ≤  s·t·⟨c, b⟩ + (‖x‖ + ‖r‖)·‖p‖ + ‖r‖·‖q‖
+
+by Cauchy and Schwarz. ⟨c, b⟩ is an exact integer, and ‖r‖ is kept with each row (about 0.008 for 512 dimensions). A
+row whose upper bound stays below the best cosine that float32 has confirmed cannot be the best; every other is decided
+in float32. So the result, ties included, is that of comparing the probe with every row in float32.
+
+Readers take no lock. They hold an immutable `Templates`; rows are only ever added behind its count, and an erased row
+is marked before it is overwritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import simsimd
+
+Vector: TypeAlias = npt.NDArray[np.float32]
+
+BLOCK_ROWS = 65_536
+# Templates are L2-normalised; this leaves room for every tolerance that is granted on that.
+_MAX_NORM = 1.01
+_ERASED = np.float32(-np.inf)
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NIL = str(uuid.UUID(int=0))
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A search result; `cosine` lies in -1 to 1."""
+
+    user_id: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A template that is searched for, in float32 and as a code.
+
+    Attributes:
+        vector: float32[d], L2-normalised.
+        code: int8[1, d], b above.
+        scale: t above.
+        per_residual: what a row's ‖r‖ is multiplied with in the bound.
+        slack: what the bound adds for every row alike, float32's own rounding included.
+    """
+
+    vector: Vector
+    code: npt.NDArray[np.int8]
+    scale: np.float32
+    per_residual: np.float32
+    slack: np.float32
+
+    @classmethod
+    def of(cls, vector: Vector) -> Probe:
+        """Make the probe of float32[d], L2-normalised."""
+        codes, scales, residuals = _coded(vector[None])
+        left_over = float(residuals[0])
+        # A float32 sum of d products is off by at most d·2⁻²⁴ of the norms' product (Higham 2002, section 3.1), and
+        # the bound's own five operations by 2⁻²⁴ each; twice that, for the norms' own tolerance.
+        rounding = 2 * (len(vector) + 16) * 2.0**-24
+        return cls(
+            vector, codes, scales[0], np.float32(_MAX_NORM + left_over), np.float32(_MAX_NORM * left_over + rounding)
+        )
+
+
+def _coded(vectors: Vector) -> tuple[npt.NDArray[np.int8], Vector, Vector]:
+    """Return codes int8[n, d] in -127 to 127, scales float32[n], and float32[n] that no residual's norm exceeds."""
+    scales = np.abs(vectors).max(axis=1) / np.float32(127)
+    codes = np.rint(vectors / scales[:, None]).clip(-127, 127).astype(np.int8)
+    residuals = vectors - scales[:, None] * codes
+    # float32 is off by at most 2⁻²⁴ of each component above, and by d·2⁻²⁴ of the sum here.
+    norms: Vector = np.sqrt(np.vecdot(residuals, residuals)) * np.float32(1 + 1e-4) + np.float32(1e-6)
+    return codes, scales, norms
+
+
+def key_of(user_id: str) -> bytes:
+    """Return the 16 bytes by which rows are found: of a canonical UUID its own, of other texts a digest."""
+    if _is_uuid(user_id):
+        return bytes.fromhex(user_id.replace("-", ""))
+    return hashlib.blake2b(user_id.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+def _is_uuid(user_id: str) -> bool:
+    # The one of all zeros would read as an erased row.
+    return _UUID.fullmatch(user_id) is not None and user_id != _NIL
+
+
+class Block:
+    """Room for a fixed number of templates.
+
+    Args:
+        arrays: by name, the arrays that `layout` describes; all zero where nothing was filled in.
+        texts: offset -> user_id, of those user_ids that are no canonical UUIDs.
+    """
+
+    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]], texts: Mapping[int, str] | None = None) -> None:
+        self.arrays = arrays
+        self.texts = dict(texts or {})
+        self._rows, self._codes, self._scales, self._residuals, self._heads, self._tails = (
+            arrays[name] for name in ("rows", "codes", "scales", "residuals", "heads", "tails")
+        )
+
+    @classmethod
+    def empty(cls, dimension: int, capacity: int = BLOCK_ROWS) -> Block:
+        """Make a block in memory; what of it is never filled takes none."""
+        return cls({name: np.zeros(shape, dtype) for name, (dtype, shape) in layout(dimension, capacity).items()})
+
+    @classmethod
+    def with_room(cls, filled: Block, dimension: int) -> Block:
+        """Make a block in memory that begins with the rows of another, and has room for more."""
+        block = cls.empty(dimension)
+        for name, array in filled.arrays.items():
+            block.arrays[name][: len(array)] = array
+        block.texts = dict(filled.texts)
+        return block
+
+    def fill(self, offset: int, vectors: Vector, user_ids: Sequence[str]) -> None:
+        """Write float32[n, d] templates from row `offset` on; readers must not count them yet."""
+        end = offset + len(vectors)
+        codes, scales, residuals = _coded(vectors)
+        self._rows[offset:end], self._codes[offset:end] = vectors, codes
+        self._scales[offset:end], self._residuals[offset:end] = scales, residuals
+        keys = np.frombuffer(b"".join(map(key_of, user_ids)), "<u8").reshape(-1, 2)
+        self._heads[offset:end], self._tails[offset:end] = keys.T
+        self.texts.update((at, user_id) for at, user_id in enumerate(user_ids, offset) if not _is_uuid(user_id))
+
+    def wipe(self, offset: int) -> None:
+        """Erase a row for good; a search that is under way never sees half of it."""
+        self.mark_erased(offset)
+        self._rows[offset] = 0
+        self._codes[offset] = 0
+
+    def mark_erased(self, offset: int) -> None:
+        """Take a row out of every search that begins now, and forget whose it was."""
+        self._residuals[offset] = _ERASED
+        self._scales[offset] = self._heads[offset] = self._tails[offset] = 0
+        self.texts.pop(offset, None)
+
+    def upper_bounds(self, probe: Probe, rows: slice) -> Vector:
+        """Return float32[n] for n rows: none's cosine to the probe is above its bound; -inf where erased."""
+        products = simsimd.cdist(probe.code, self._codes[rows], "dot", out_dtype="float32")
+        bounds: Vector = np.asarray(products)[0]
+        bounds *= self._scales[rows]
+        bounds *= probe.scale
+        bounds += self._residuals[rows] * probe.per_residual
+        bounds += probe.slack
+        return bounds
+
+    def cosines(self, probe: Probe, offsets: npt.NDArray[np.intp]) -> Vector:
+        """Return float32[len(offsets)]: the cosines to these rows, -inf where erased."""
+        # vecdot, not `@`: it sums each row alike wherever the row stands, so that equal rows score equally.
+        found: Vector = np.vecdot(self._rows[offsets], probe.vector)
+        # After the rows were copied: erasing marks the row before it overwrites it.
+        found[self._residuals[offsets] == _ERASED] = -np.inf
+        return found
+
+    def find(self, key: bytes, used: int) -> list[int]:
+        """Return the offsets of the rows with this key."""
+        head, tail = np.frombuffer(key, "<u8")
+        offsets = np.flatnonzero(self._heads[:used] == head)
+        found: list[int] = offsets[self._tails[offsets] == tail].tolist()
+        return found
+
+    def find_any(self, keys: Collection[bytes], used: int) -> list[int]:
+        """Return the offsets of the rows whose key is among `keys`."""
+        heads = np.array([np.frombuffer(key, "<u8")[0] for key in keys], np.uint64)
+        return [at for at in map(int, np.flatnonzero(np.isin(self._heads[:used], heads))) if self._key(at) in keys]
+
+    def user_id(self, offset: int) -> str | None:
+        """Return whose template a row is; None when it is erased."""
+        text = self.texts.get(offset)
+        if text is not None:
+            return text
+        key = self._key(offset)
+        return str(uuid.UUID(bytes=key)) if any(key) else None
+
+    def _key(self, offset: int) -> bytes:
+        return bytes(self._heads[offset].tobytes() + self._tails[offset].tobytes())
+
+    def erased(self, used: int) -> list[int]:
+        """Return the offsets of the erased rows."""
+        return [int(offset) for offset in np.flatnonzero(self._residuals[:used] == _ERASED)]
+
+
+def layout(dimension: int, capacity: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Describe a block's arrays: name -> dtype and shape.
+
+    2,584 bytes a row at 512 dimensions, of which a search reads 520 of every row. Whoever copies a block while rows
+    are erased copies in this order: a row whose key was seen whole is seen erased at the end, if it was meanwhile.
+    """
+    return {
+        "heads": (np.dtype("<u8"), (capacity,)),  # the first halves of the keys
+        "tails": (np.dtype("<u8"), (capacity,)),
+        "rows": (np.dtype("<f4"), (capacity, dimension)),
+        "codes": (np.dtype("i1"), (capacity, dimension)),
+        "scales": (np.dtype("<f4"), (capacity,)),
+        "residuals": (np.dtype("<f4"), (capacity,)),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """The first `count` rows of some blocks, all but the last of them full: what one reader searches."""
+
+    dimension: int
+    blocks: tuple[Block, ...] = ()
+    count: int = 0
+
+    def extended(self, vectors: Vector, user_ids: Sequence[str]) -> Templates:
+        """Return the templates with float32[n, d] more behind them; only the newest `Templates` may be extended."""
+        blocks, count = self.blocks, self.count
+        done = 0
+        while done < len(vectors):
+            offset = count % BLOCK_ROWS
+            if offset == 0:
+                blocks = (*blocks, Block.empty(self.dimension))
+            n = min(BLOCK_ROWS - offset, len(vectors) - done)
+            blocks[-1].fill(offset, vectors[done : done + n], user_ids[done : done + n])
+            done, count = done + n, count + n
+        return Templates(self.dimension, blocks, count)
+
+    def used(self, block: int) -> int:
+        """Return how many rows of a block are counted."""
+        return min(BLOCK_ROWS, self.count - block * BLOCK_ROWS)
+
+    def search(self, vector: Vector, k: int | None = 1, least: float = -np.inf, first: int = 0) -> list[Candidate]:
+        """Return the `k` best candidates (all, for None) whose cosine is at least `least`.
+
+        Args:
+            vector: float32[d], L2-normalised.
+            k: how many at most.
+            least: the lowest cosine that counts.
+            first: the first row that is looked at.
+
+        Returns:
+            The best first, and of equals the earliest enrolled first; cosines as float32 sums them.
+        """
+        probe = Probe.of(vector)
+        cosines, rows = np.empty(0, np.float32), np.empty(0, np.intp)
+        for index, block in list(enumerate(self.blocks))[first // BLOCK_ROWS :]:
+            start, used = max(0, first - index * BLOCK_ROWS), self.used(index)
+            if start >= used:
+                continue
+            bounds = block.upper_bounds(probe, slice(start, used))
+            if k is not None and len(rows) < k < len(bounds):
+                # Nothing is confirmed yet that could rule others out: the k most promising rows do.
+                promising = np.argpartition(bounds, -k)[-k:] if k > 1 else np.argmax(bounds, keepdims=True)
+                confirmed = np.concatenate([cosines, block.cosines(probe, promising + start)])
+                bar = max(least, float(np.partition(confirmed, -k)[-k]))
+            else:
+                bar = least if k is None or len(rows) < k else max(least, float(cosines[-1]))
+            offsets = np.flatnonzero(bounds >= bar) + start
+            if not len(offsets):
+                continue
+            found = block.cosines(probe, offsets)
+            keep = (found >= least) & (found > -np.inf)
+            cosines = np.concatenate([cosines, found[keep]])
+            rows = np.concatenate([rows, offsets[keep] + index * BLOCK_ROWS])
+            order = np.lexsort((rows, -cosines))[:k]
+            cosines, rows = cosines[order], rows[order]
+        named = ((self.user_id(int(row)), float(cosine)) for row, cosine in zip(rows, cosines, strict=True))
+        # Without a name: erased since.
+        return [Candidate(user_id, min(1.0, cosine)) for user_id, cosine in named if user_id is not None]
+
+    def find(self, user_id: str) -> list[int]:
+        """Return the rows of a person: several, where an older collection holds several under one user_id."""
+        key = key_of(user_id)
+        return [
+            index * BLOCK_ROWS + offset
+            for index, block in enumerate(self.blocks)
+            for offset in block.find(key, self.used(index))
+        ]
+
+    def cosine(self, row: int, vector: Vector) -> float | None:
+        """Return the cosine to one row; None when it is erased."""
+        block, offset = self.blocks[row // BLOCK_ROWS], row % BLOCK_ROWS
+        cosine = float(block.cosines(Probe.of(vector), np.array([offset]))[0])
+        return None if cosine == -np.inf else min(1.0, cosine)
+
+    def user_id(self, row: int) -> str | None:
+        """Return whose template a row is; None when it is erased."""
+        return self.blocks[row // BLOCK_ROWS].user_id(row % BLOCK_ROWS)

@@ -1,0 +1,337 @@
+"""Owns what a start from the snapshot promises: what the log says, sooner; wherever there is doubt, the log itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Database
+from test_gallery import a_face
+
+import replica
+import snapshot as snapshot_module
+import templates
+from errors import FaceError
+from gallery import Gallery
+from snapshot import SavedBlock, SnapshotFolder
+from store import Enrolment, Entry, Store
+
+D = 64
+ROWS = 32
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (templates, snapshot_module, replica):
+        monkeypatch.setattr(module, "BLOCK_ROWS", ROWS)
+    monkeypatch.setattr(snapshot_module, "PAGE_ROWS", 5)
+    monkeypatch.setattr(replica, "APPLIED_AT_ONCE", 10)
+    monkeypatch.setattr(replica, "SAVED_AT_ONCE", 8)
+
+
+class Counted:
+    """A store that counts the entries that are read from it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.read = 0
+
+    def entries(self, after: int) -> Iterator[Entry]:
+        for entry in self._store.entries(after):
+            self.read += 1
+            yield entry
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+class Started:
+    """A gallery of one process, on its own connection to the database."""
+
+    def __init__(
+        self, database: Database, folder: Path, model: str = "m", identity: str = "here", *, load: bool = True
+    ) -> None:
+        self.store = Counted(database.open())
+        self.gallery = Gallery(self.store, model, D, snapshot=SnapshotFolder(folder, f"{identity} {model}", D))
+        if load:
+            self.gallery.load()
+
+    def ids(self) -> set[str]:
+        return {one.user_id for one in self.gallery.candidates(a_face(0), None)}
+
+
+def wait_for(path: Path, _running: Started) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def enrol(store: Store, seeds: range, model: str = "m") -> list[str]:
+    people = [Enrolment(f"00000000-0000-4000-8000-{seed:012}", a_face(seed), model, 1.0) for seed in seeds]
+    assert store.append(store.last_place() + 1, people) == len(people)
+    return [one.user_id for one in people]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "gallery"
+
+
+@pytest.mark.parametrize("n", [1, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS, 3 * ROWS + 7])
+def test_after_a_stop_the_next_start_reads_only_what_came_since(database: Database, folder: Path, n: int) -> None:
+    people = enrol(database.open(), range(n))
+    first = Started(database, folder)
+    assert (first.ids(), first.store.read) == (set(people), n)
+    first.gallery.close()
+    people += enrol(database.open(), range(n, n + 3))
+    second = Started(database, folder)
+    assert (second.ids(), second.store.read) == (set(people), 3)
+    for seed in range(n + 3):
+        found = second.gallery.search(a_face(seed))
+        assert found is not None
+        assert found.user_id == people[seed]
+    assert second.gallery.status() == Started(database, folder.with_name("none")).gallery.status()
+
+
+def test_after_a_kill_the_full_blocks_are_there(database: Database, folder: Path) -> None:
+    people = enrol(database.open(), range(2 * ROWS + 7))
+    wait_for(folder / "tail", Started(database, folder))  # ... which is never closed
+    again = Started(database, folder)
+    assert again.ids() == set(people)
+    assert again.store.read <= ROWS
+
+
+def test_who_enrols_while_the_service_runs_is_in_the_snapshot_of_its_stop(database: Database, folder: Path) -> None:
+    here = Started(database, folder)
+    people = [here.gallery.enrol(a_face(seed), duplicate_cosine=0.9) for seed in range(ROWS + 5)]
+    here.gallery.refresh()
+    here.gallery.close()
+    again = Started(database, folder)
+    assert (again.ids(), again.store.read) == (set(people), 0)
+
+
+@pytest.mark.parametrize("when", ["before the stop", "while nobody runs"])
+@pytest.mark.parametrize("row", [0, ROWS - 1, ROWS, 2 * ROWS + 3])
+def test_who_was_erased_never_comes_back_with_a_snapshot(database: Database, folder: Path, row: int, when: str) -> None:
+    people = enrol(database.open(), range(2 * ROWS + 7))
+    here = Started(database, folder)
+    here.gallery.close()
+    if when == "before the stop":
+        here.gallery.erase(people[row])
+        here.gallery.refresh()
+    else:
+        Gallery(database.open(), "m", D).erase(people[row])
+    again = Started(database, folder)
+    assert again.ids() == set(people) - {people[row]}
+    assert again.gallery.status()["enrolled"] == len(people) - 1
+    with pytest.raises(FaceError, match="unknown_user"):
+        again.gallery.compare(people[row], a_face(row))
+
+
+@pytest.mark.parametrize("row", [0, ROWS + 1])
+def test_an_erased_template_is_gone_from_the_files_too(database: Database, folder: Path, row: int) -> None:
+    people = enrol(database.open(), range(ROWS + 7))
+    here = Started(database, folder)
+    here.gallery.close()
+    template = a_face(row).tobytes()
+    assert any(template in path.read_bytes() for path in folder.iterdir())
+    here.gallery.erase(people[row])
+    here.gallery.refresh()
+    assert not any(template in path.read_bytes() for path in folder.iterdir())
+    # What stays is as good as it was.
+    assert Started(database, folder).store.read <= ROWS
+
+
+def test_two_processes_of_one_machine_share_a_snapshot_and_erase_in_it(database: Database, folder: Path) -> None:
+    people = enrol(database.open(), range(2 * ROWS))
+    one, other = Started(database, folder), Started(database, folder)
+    one.gallery.erase(people[3])
+    other.gallery.erase(people[4])
+    for gallery in (one, other):
+        assert gallery.ids() == set(people) - {people[3], people[4]}
+        assert gallery.gallery.status()["enrolled"] == 2 * ROWS - 2
+    third = Started(database, folder)
+    assert third.ids() == set(people) - {people[3], people[4]}
+    assert third.store.read <= 2
+
+
+def damaged(path: Path, at: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(at * (len(content) - 1))] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("at", [0.0, 0.001, 0.05, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("name", ["block-000000", "block-000001", "tail"])
+def test_a_damaged_file_is_read_anew_from_the_store(database: Database, folder: Path, name: str, at: float) -> None:
+    people = enrol(database.open(), range(2 * ROWS + 7))
+    Started(database, folder).gallery.close()
+    damaged(folder / name, at)
+    again = Started(database, folder)
+    assert again.ids() == set(people)
+    again.gallery.close()
+    healed = Started(database, folder)
+    assert (healed.ids(), healed.store.read) == (set(people), 0)
+
+
+@pytest.mark.parametrize("harm", ["empty", "cut off", "longer", "missing", "of another place", "no file"])
+def test_a_file_that_is_not_what_it_was_is_read_anew(database: Database, folder: Path, harm: str) -> None:
+    people = enrol(database.open(), range(2 * ROWS + 7))
+    Started(database, folder).gallery.close()
+    path = folder / "block-000000"
+    whole = path.read_bytes()
+    if harm == "empty":
+        path.write_bytes(b"")
+    elif harm == "cut off":
+        path.write_bytes(whole[:-1])
+    elif harm == "longer":
+        path.write_bytes(whole + b"x")
+    elif harm == "of another place":
+        path.write_bytes((folder / "block-000001").read_bytes())
+    else:
+        path.unlink()
+        if harm == "no file":
+            path.mkdir()
+    assert Started(database, folder).ids() == set(people)
+
+
+@pytest.mark.parametrize(("model", "identity"), [("other", "here"), ("m", "elsewhere")])
+def test_a_snapshot_of_another_gallery_is_not_used(database: Database, folder: Path, model: str, identity: str) -> None:
+    enrol(database.open(), range(ROWS + 3))
+    Started(database, folder).gallery.close()
+    again = Started(database, folder, model, identity)
+    assert again.store.read == ROWS + 3
+    assert len(again.ids()) == (0 if model == "other" else ROWS + 3)
+
+
+def test_a_snapshot_of_a_log_that_the_store_does_not_have_is_not_used(tmp_path: Path, folder: Path) -> None:
+    """A database restored from an older backup, or begun anew, under the same name."""
+    before, after = Database("sqlite", tmp_path / "a"), Database("sqlite", tmp_path / "b")
+    enrol(before.open(), range(ROWS + 3))
+    Started(before, folder).gallery.close()
+    people = enrol(after.open(), range(100, 100 + ROWS + 3))
+    assert Started(after, folder).ids() == set(people)
+    assert Started(Database("sqlite", tmp_path / "c"), folder).ids() == set()
+
+
+def test_a_gallery_that_is_mostly_erased_is_read_anew_without_the_erased(database: Database, folder: Path) -> None:
+    people = enrol(database.open(), range(ROWS))
+    here = Started(database, folder)
+    for user_id in people[: ROWS // 2]:
+        here.gallery.erase(user_id)
+    here.gallery.refresh()
+    again = Started(database, folder)
+    assert again.ids() == set(people[ROWS // 2 :])
+    assert again.store.read == ROWS + ROWS // 2
+
+
+def test_records_that_are_set_aside_are_counted_after_a_start_from_the_snapshot(
+    database: Database, folder: Path
+) -> None:
+    store = database.open()
+    theirs = enrol(store, range(5), model="theirs")
+    enrol(store, range(5, 5 + ROWS))
+    nan = np.full(D, np.nan, np.float32).tobytes()
+    database.write({"user_id": "bad", "embedding": nan, "timestamp": 1.0, "model": "m", "seq": 5 + ROWS + 1})
+    Started(database, folder).gallery.close()
+    again = Started(database, folder)
+    status = again.gallery.status()
+    assert (status["enrolled"], status["other_models"], status["unreadable"]) == (ROWS, {"theirs": 5}, 1)
+    again.gallery.erase(theirs[0])
+    again.gallery.erase("bad")
+    again.gallery.refresh()
+    status = again.gallery.status()
+    assert (status["other_models"], status["unreadable"]) == ({"theirs": 4}, 0)
+
+
+def test_user_ids_of_the_older_form_survive_in_the_snapshot(database: Database, folder: Path) -> None:
+    store = database.open()
+    store.append(1, [Enrolment(f"older {seed}", a_face(seed), "m", 1.0) for seed in range(ROWS + 2)])
+    Started(database, folder).gallery.close()
+    again = Started(database, folder)
+    assert again.store.read == 0
+    assert again.ids() == {f"older {seed}" for seed in range(ROWS + 2)}
+    again.gallery.erase("older 0")
+    assert again.gallery.compare("older 1", a_face(1)) > 0.9
+
+
+def test_only_the_owner_may_read_the_snapshot(database: Database, folder: Path) -> None:
+    enrol(database.open(), range(ROWS + 2))
+    Started(database, folder).gallery.close()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    files = [path for path in folder.iterdir() if path.name != "lock"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    assert {path.name for path in files} == {"block-000000", "tail"}
+
+
+@pytest.mark.parametrize("trouble", ["a file in its place", "no room"])
+def test_a_snapshot_that_cannot_be_written_stops_nothing(
+    database: Database, folder: Path, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if trouble == "no room":
+
+        def full(*_: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "pwrite", full)
+    else:
+        folder.write_text("in the way")
+    people = enrol(database.open(), range(ROWS + 2))
+    here = Started(database, folder)
+    people.append(here.gallery.enrol(a_face(1000), duplicate_cosine=0.9))
+    assert here.ids() == set(people)
+    here.gallery.close()
+    assert not folder.is_dir() or not [path for path in folder.iterdir() if path.name != "lock"]
+
+
+def test_a_file_in_which_nobody_can_be_erased_any_more_is_removed(
+    database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = enrol(database.open(), range(ROWS))
+    here = Started(database, folder)
+
+    def broken(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    here.gallery.close()
+    monkeypatch.setattr(os, "pwrite", broken)
+    here.gallery.erase(people[0])
+    assert here.ids() == set(people[1:])
+    assert not (folder / "block-000000").exists()
+
+
+def test_whoever_is_erased_while_a_block_is_written_is_erased_in_it(
+    database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = enrol(database.open(), range(ROWS))
+    write = snapshot_module._write
+
+    def erased_meanwhile(descriptor: int, block: templates.Block, *rest: Any) -> None:
+        write(descriptor, block, *rest)
+        if people[2] not in database.open().erasures(ROWS + 1):
+            Gallery(database.open(), "m", D).erase(people[2])
+        here.gallery.refresh()
+
+    here = Started(database, folder, load=False)
+    monkeypatch.setattr(snapshot_module, "_write", erased_meanwhile)
+    here.gallery.load()
+    here.gallery.close()
+    assert here.ids() == set(people) - {people[2]}
+    assert a_face(2).tobytes() not in (folder / "block-000000").read_bytes()
+
+
+def test_a_search_reads_rows_and_codes_from_the_file(database: Database, folder: Path) -> None:
+    enrol(database.open(), range(ROWS))
+    Started(database, folder).gallery.close()
+    block = SavedBlock(folder / "block-000000", D)
+    assert not block.arrays["rows"].flags.owndata
+    assert not block.arrays["rows"].flags.writeable
+    assert json.loads(block.header.to_bytes())["count"] == ROWS
