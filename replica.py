@@ -333,11 +333,8 @@ class Replica:
             fields = self._header_fields(index, BLOCK_ROWS, self._full_at[index])
         saved = snapshot.save(block, self._header(snapshot, fields))
         with self._log_lock:
-            now = set(block.erased(BLOCK_ROWS))
-            elsewhere = set(saved.erased(BLOCK_ROWS))
-            for offset in (now - erased) | (now - elsewhere):
+            for offset in set(block.erased(BLOCK_ROWS)) - erased:
                 saved.wipe(offset)
-            self._live -= len(elsewhere - now)
             templates = self._view.templates
             changed = (*templates.blocks[:index], saved, *templates.blocks[index + 1 :])
             self._view = replace(self._view, templates=replace(templates, blocks=changed))

@@ -1,8 +1,8 @@
 """Owns the gallery's snapshot: its templates in files beside the store, so that a start need not read every record.
 
 A file holds one block of templates: a header, one digest for every 256 rows, and the block's arrays. Full blocks are
-mapped rather than read, so that only what is searched takes memory, and that is shared by the machine's processes; the
-rows that do not fill a block yet are written to a file of their own now and then.
+mapped rather than read, so that only what is searched takes memory; the rows that do not fill a block yet are written
+to a file of their own now and then.
 
 What makes it safe to believe a file: its header and every page of it have SHA-256 digests; each header names the digest
 of the one before, and the newest a checkpoint that the store must confirm, so that files of another database, another
@@ -192,13 +192,8 @@ class SnapshotFolder:
         """
         path = self._folder / _name(header.index)
         with self._locked():
-            try:
-                saved = SavedBlock(path, self._dimension)
-            except OSError:
-                pass
-            else:
-                if saved.header.digest == header.digest:
-                    return saved  # another process of this machine has written the same
+            # Even where another process has written this block: its rows may stand at other offsets, since each leaves
+            # out whoever was erased before it read of them.
             self._write(path, block, header)
             return SavedBlock(path, self._dimension)
 
