@@ -18,7 +18,7 @@ from covering import Covering
 from errors import FaceError
 from gallery import Gallery
 from settings import Settings
-from store import SqliteStore
+from store import Enrolment, SqliteStore
 
 BAD_THRESHOLDS = ["", "x", "nan", "inf", "-inf", "1e999", "0.39", "1.01", "\u0660\u066b\u0665", "0x1", "1_0", "0,5"]
 # What the test client answers is read as JSON throughout, which its types do not promise.
@@ -77,6 +77,21 @@ def post(client: Any) -> Post:
         return client.post(route, data=data, headers=headers)
 
     return post
+
+
+class SlowStore(FailingStore):
+    """A store whose log is read as far as `released` allows."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.reached, self.released = threading.Event(), threading.Event()
+
+    def entries(self, after: int) -> Iterator[Any]:
+        for entry in super().entries(after):
+            if entry.seq == 4000:
+                self.reached.set()
+                assert self.released.wait(30)
+            yield entry
 
 
 def count(store: FailingStore) -> int:
@@ -337,3 +352,31 @@ def _at_cosine(template: Any, other: Any, cosine: float) -> Any:
     aside /= np.linalg.norm(aside)
     mixed = cosine * template + np.sqrt(1 - cosine**2) * aside
     return np.asarray(mixed / np.linalg.norm(mixed), np.float32)
+
+
+def test_while_the_gallery_loads_its_progress_is_told_and_nothing_is_decided(
+    engine: ScriptedEngine, covering: ScriptedCovering, tmp_path: Path
+) -> None:
+    store = SlowStore(tmp_path / "faces.sqlite3")
+    store.prepare()
+    people = [Enrolment(f"user {number}", a_template(number), engine.name, 1.0) for number in range(4500)]
+    store.append(1, people)
+    gallery = Gallery(store, engine.name, engine.dimension)
+    client: Any = create_app(Settings(), engine, covering, store, gallery).test_client()
+    loading = threading.Thread(target=gallery.load)
+    loading.start()
+    assert store.reached.wait(30)
+    health = client.get("/health")
+    assert (health.status_code, health.json["code"], health.json["gallery"]) == (
+        503,
+        "not_ready",
+        {"applied": 2000, "of": 4500},
+    )
+    for route in ("/signUp", "/verify"):
+        answer = client.post(route, data={"file": (io.BytesIO(jpeg(a_photo())), "photo.jpg")})
+        assert (answer.status_code, answer.json["code"], answer.headers["Retry-After"]) == (503, "not_ready", "5")
+    assert client.get("/").status_code == 200
+    store.released.set()
+    loading.join(30)
+    assert client.get("/health").json["gallery"]["enrolled"] == 4500
+    store.close()
