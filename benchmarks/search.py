@@ -203,9 +203,9 @@ def crowd(replica: Replica, log: Log, rng: np.random.Generator, checked: int) ->
     over.set()
     for thread in threads:
         thread.join()
+    rate = len(answers) / (time.monotonic() - begun)
     some = rng.choice(len(answers), min(checked, len(answers)), replace=False)
     wrong = sum(answers[at][2] != brute_force(log.matrix, answers[at][0], answers[at][1]) for at in some)
-    rate = len(answers) / (time.monotonic() - begun)
     print(
         f"  8 threads while 200 a second enrol: {rate:.0f} searches a second, "
         f"median {1000 * statistics.median(taken):.0f} ms, slowest {1000 * max(taken):.0f} ms, "
