@@ -91,7 +91,9 @@ class Replica:
         self._read_began_at = 0.0
         self._read_failed = False
         self._loading = False
+        # Loading: the last place of the log, and up to which the snapshot has been read.
         self._goal = 0
+        self._restored = 0
         self._save_wanted = threading.Event()
         self._saver: threading.Thread | None = None
         # Up to which row, and to which place in the log, the snapshot holds the view.
@@ -254,7 +256,10 @@ class Replica:
         """Take what the snapshot holds, if the store confirms it."""
         if self._snapshot is None:
             return
-        blocks = self._snapshot.load()
+        blocks = []
+        for block in self._snapshot.load():
+            blocks.append(block)
+            self._restored = block.header.last
         if not blocks:
             return
         header = blocks[-1].header
@@ -276,6 +281,7 @@ class Replica:
             self._drop_all(self._store.erasures(header.last))
             log.info("The snapshot holds the gallery up to place %d of %d in the log", header.last, self._goal)
             return
+        self._restored = 0
         self._snapshot.discard()
 
     def _drop_all(self, erased: list[str]) -> None:
@@ -288,7 +294,8 @@ class Replica:
 
     def progress(self) -> dict[str, int]:
         """Return how far loading is, in places of the log."""
-        return {"applied": self._view.last, "of": max(self._goal, self._view.last)}
+        applied = max(self._view.last, self._restored)
+        return {"applied": applied, "of": max(self._goal, applied)}
 
     # --- saving ---
 

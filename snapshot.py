@@ -157,11 +157,8 @@ class SnapshotFolder:
         self._identity = hashlib.sha256(identity.encode()).hexdigest()
         self._dimension = dimension
 
-    def load(self) -> list[SavedBlock]:
-        """Return the blocks in order, the last of them perhaps not full; as many as can be believed."""
-        return list(self._load())
-
-    def _load(self) -> Iterator[SavedBlock]:
+    def load(self) -> Iterator[SavedBlock]:
+        """Yield the blocks in order, the last of them perhaps not full; as many as can be believed."""
         previous = ""
         index = 0
         for name in (*(_name(index) for index in range(len(self._files()))), TAIL):
