@@ -47,22 +47,27 @@ FORM_ALLOWANCE = 64 * 1024
 
 
 class ModelSlots:
-    """How many photos are in the models at once, and how many may wait for that."""
+    """How many photos are in the models at once, and how many requests may wait for that."""
 
     def __init__(self, slots: int, queue_limit: int) -> None:
         self._free = threading.BoundedSemaphore(slots)
         self._places = threading.BoundedSemaphore(slots + queue_limit)
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """Hold a slot, waiting for it in the bounded queue; FaceError `overloaded` when the queue is full."""
+    def place(self) -> Iterator[None]:
+        """Hold a place in the bounded queue; FaceError `overloaded` when it is full."""
         if not self._places.acquire(blocking=False):
             raise FaceError("overloaded", headers={"Retry-After": "2"})
         try:
-            with self._free:
-                yield
+            yield
         finally:
             self._places.release()
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Hold one of the slots, waiting for it; only with a place."""
+        with self._free:
+            yield
 
 
 @contextmanager
@@ -88,9 +93,9 @@ class Pipeline:
         """Decode, detect, check and embed.
 
         Raises:
-            FaceError: the codes of `images.decode` and `face_checks.check_photo`, or `overloaded`.
+            FaceError: the codes of `images.decode` and `face_checks.check_photo`.
         """
-        with self.slots.one():
+        with self.slots.slot():
             with stage("decode"):
                 image = images.decode(
                     data, max_bytes=self.settings.max_file_bytes, max_pixels=self.settings.max_image_pixels
@@ -140,8 +145,11 @@ def create_app(
     @app.post("/signUp", provide_automatic_options=False)
     @app.post("/signup", provide_automatic_options=False)
     def sign_up() -> Response:
-        request_key = read_idempotency_key()
-        template = pipeline.template(read_upload("file", settings.max_file_bytes))
+        # A place comes before all work: whoever is turned away costs those in the queue nothing but the reading.
+        with pipeline.slots.place():
+            receive_form()
+            request_key = read_idempotency_key()
+            template = pipeline.template(read_upload("file", settings.max_file_bytes))
         with stage("enrol"):
             user_id = gallery.enrol(
                 template,
@@ -152,9 +160,11 @@ def create_app(
 
     @app.post("/verify", provide_automatic_options=False)
     def verify() -> Response:
-        threshold = read_threshold(settings)
-        claimed = read_user_id()
-        template = pipeline.template(read_upload("file", settings.max_file_bytes))
+        with pipeline.slots.place():
+            receive_form()
+            threshold = read_threshold(settings)
+            claimed = read_user_id()
+            template = pipeline.template(read_upload("file", settings.max_file_bytes))
         with stage("search"):
             candidate = gallery.search(template) if claimed is None else compare(gallery, claimed, template)
         if candidate is None:
@@ -251,6 +261,15 @@ def render(error: FaceError) -> Response:
 def no_match() -> FaceError:
     """`no_match` as the API words it; RFC 9110 asks for a challenge on every 401."""
     return FaceError("no_match", fields={"verified": False}, headers={"WWW-Authenticate": "FaceMatch"})
+
+
+def receive_form() -> None:
+    """Read the request's form; FaceError `overloaded` when the disk has no room for a large photo."""
+    try:
+        request.form.keys()
+    except OSError as error:
+        logger.warning("A photo could not be kept in UPLOADS_DIR: %s", error.strerror)
+        raise FaceError("overloaded", headers={"Retry-After": "5"}) from error
 
 
 def read_upload(field: str, max_bytes: int) -> bytes:

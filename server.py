@@ -11,9 +11,12 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from waitress.buffers import OverflowableBuffer
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ErrorTask
+from waitress.utilities import Error
 from waitress.wasyncore import loop
 
 from errors import CODES
@@ -28,12 +31,42 @@ logger = logging.getLogger("face_api")
 READ_ANYWAY_BYTES = 64 * 1024 * 1024
 
 
+class _NoRoomError(Error):  # type: ignore[misc]  # waitress carries no types
+    code = 503
+    reason = "Service Unavailable"
+
+
+class _Nowhere(OverflowableBuffer):  # type: ignore[misc]  # waitress carries no types
+    def append(self, data: bytes) -> None:
+        """Drop what the client still sends."""
+
+
+class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress carries no types
+    """Receives a request, and still answers it when the disk that a large one touches on its way is full."""
+
+    _no_room = False
+
+    def received(self, data: bytes) -> int:
+        try:
+            consumed = int(super().received(data))
+        except OSError as error:
+            logger.warning("A request could not be kept in UPLOADS_DIR while it arrived: %s", error.strerror)
+            self._no_room = True
+            # Read to its end all the same: a client that is cut off in mid-sending never sees its answer.
+            self.body_rcv.buf = _Nowhere(0)
+            consumed = int(super().received(data))
+        if self.completed and self._no_room:
+            self.error = _NoRoomError("")
+        return consumed
+
+
 class _JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress carries no types
     """What the web server itself refuses (a malformed header, too large a body), worded as the API words errors."""
 
     def execute(self) -> None:
         status = int(self.request.error.code)
-        code = {413: "file_too_large"}.get(status, "internal_error" if status >= 500 else "bad_request")
+        known = {413: "file_too_large", 503: "overloaded"}
+        code = known.get(status, "internal_error" if status >= 500 else "bad_request")
         request_id = uuid.uuid4().hex
         body = json.dumps(
             {"status": "error", "code": code, "message": CODES[code][1], "request_id": request_id}
@@ -42,6 +75,8 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress carries no ty
         self.response_headers.extend(
             [("Content-Type", "application/json"), ("X-Request-ID", request_id), ("Connection", "close")]
         )
+        if status == 503:
+            self.response_headers.append(("Retry-After", "5"))
         self.content_length = len(body)
         self.set_close_on_finish()
         self.write(body)
@@ -49,6 +84,7 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress carries no ty
 
 class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress carries no types
     error_task_class = _JsonErrorTask
+    parser_class = _Parser
 
 
 def require_free(host: str, port: int) -> None:
