@@ -73,7 +73,7 @@ def measure(mongo_uri: str | None, processes: int, seconds: float, batch: int) -
         where = {
             "mongo_uri": mongo_uri,
             "mongo_db": "contention",
-            "mongo_collection": uuid.uuid4().hex,
+            "mongo_collection": f"contention_{uuid.uuid4().hex}",
             "data_dir": Path(folder),
         }
         context = multiprocessing.get_context("spawn")
