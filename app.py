@@ -30,7 +30,7 @@ from errors import FaceError
 from gallery import Gallery
 from settings import PROJECT, Settings, SettingsError, add_flags, load_settings, read_env_file
 from snapshot import SnapshotFolder
-from store import Store, open_store
+from store import MongoStore, MongoVectorIndex, Store, open_store
 from templates import Candidate
 from weights import ModelUnavailable
 
@@ -410,11 +410,11 @@ def build(settings: Settings) -> tuple[Flask, Gallery]:
         f"{store.describe()} {engine.name} {engine.dimension} {plain_model}",
         engine.dimension,
     )
-    if settings.gallery_snapshot == "off":
+    index = vector_index(settings, store, engine)
+    keeps = settings.gallery_snapshot == "on" and index is None
+    if not keeps:
         snapshot.discard()
-    gallery = Gallery(
-        store, engine.name, engine.dimension, plain_model, snapshot if settings.gallery_snapshot == "on" else None
-    )
+    gallery = Gallery(store, engine.name, engine.dimension, plain_model, snapshot if keeps else None, index)
 
     def load() -> None:
         gallery.load()
@@ -424,6 +424,15 @@ def build(settings: Settings) -> tuple[Flask, Gallery]:
     loader.start()
     loader.join(LOAD_PATIENCE_S)
     return create_app(settings, engine, covering, store, gallery), gallery
+
+
+def vector_index(settings: Settings, store: Store, engine: Engine) -> MongoVectorIndex | None:
+    """Return MongoDB's vector index, created, if the settings want it; ValueError where the server has none."""
+    if settings.search == "memory" or not isinstance(store, MongoStore):
+        return None
+    index = store.vector_index(engine.name, engine.dimension, exact=settings.search == "mongodb")
+    index.prepare()
+    return index
 
 
 def announce(gallery: Gallery) -> None:

@@ -7,20 +7,44 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from errors import FaceError
-from replica import Replica, View
+from indexed_replica import IndexedReplica
+from replica import Ours, Replica
 from snapshot import SnapshotFolder
-from store import NORM_TOLERANCE, Enrolment, Store, Template
+from store import NORM_TOLERANCE, Enrolment, MongoVectorIndex, Store, Template
 from templates import Candidate
 
 REQUEST_KEY_SECONDS = 24 * 3600.0
 # Each lost race is somebody else's success, so this many in a row means that something is wrong.
 MAX_LOST_RACES = 1000
 MAX_WAIT_SECONDS = 10.0
+
+
+class View(Protocol):
+    """The gallery up to a place in the log; `replica.View` and `indexed_replica.IndexedView` say what they promise."""
+
+    @property
+    def last(self) -> int: ...
+
+    def search(
+        self, probe: Template, k: int | None = 1, least: float = -np.inf, since: Any = None
+    ) -> list[Candidate]: ...
+
+    def cosine(self, user_id: str, probe: Template) -> float | None: ...
+
+
+class AnyReplica(Protocol):
+    """What a process holds of the log: everything (`replica`), or its tail (`indexed_replica`)."""
+
+    def caught_up(self, lost_races: int = 0) -> View: ...
+    def knows(self, user_id: str) -> bool: ...
+    def load(self) -> None: ...
+    def status(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
 
 
 class Gallery:
@@ -36,20 +60,25 @@ class Gallery:
         dimension: d of its templates.
         plain_model: the model of records that name none; by default the running one if their dimension is its own.
         snapshot: where templates are kept on local disk for a quick start; None keeps none.
+        index: MongoDB's vector index, which then searches instead of this process.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - what a gallery is made of
         self,
         store: Store,
         model: str,
         dimension: int,
         plain_model: str | None = None,
         snapshot: SnapshotFolder | None = None,
+        index: MongoVectorIndex | None = None,
     ) -> None:
         self._store = store
         self._model = model
         self._dimension = dimension
-        self._replica = Replica(store, model, dimension, plain_model, snapshot)
+        ours = Ours(model, dimension, plain_model)
+        self._replica: AnyReplica = (
+            Replica(store, ours, snapshot) if index is None else IndexedReplica(store, ours, index)
+        )
         self._decision_lock = threading.Lock()
 
     def load(self) -> None:

@@ -61,26 +61,46 @@ class View:
         return max((cosine for cosine in found if cosine is not None), default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """Which records are compared with the running model's templates.
+
+    Args:
+        model: the running model's name.
+        dimension: d of its templates.
+        plain_model: the model of records that name none; by default the running one if their dimension is its own.
+    """
+
+    model: str
+    dimension: int
+    plain_model: str | None
+
+    def __contains__(self, entry: Entry) -> bool:
+        return entry.template is not None and self.stranger(entry.model, len(entry.template)) is None
+
+    def stranger(self, model: str | None, dimension: int) -> str | None:
+        """Return under which name a template is set aside; None when it is to be searched."""
+        if model is None:
+            model = self.plain_model or (self.model if dimension == self.dimension else "unknown")
+        if model == self.model and dimension != self.dimension:
+            return f"{model} of {dimension} dimensions"
+        return None if model == self.model else model
+
+
 class Replica:
     """The templates of one model, and counts of all else.
 
     Args:
         store: the records; prepared.
-        model: the running model's name. Templates of another model are counted, never compared.
-        dimension: d of its templates.
-        plain_model: the model of records that name none; by default the running one if their dimension is its own.
+        ours: whose templates are searched; others are counted, never compared.
         snapshot: where templates are kept on local disk; None keeps none.
     """
 
-    def __init__(
-        self, store: Store, model: str, dimension: int, plain_model: str | None, snapshot: SnapshotFolder | None
-    ) -> None:
+    def __init__(self, store: Store, ours: Ours, snapshot: SnapshotFolder | None) -> None:
         self._store = store
-        self._model = model
-        self._dimension = dimension
-        self._plain_model = plain_model
+        self._ours = ours
         self._snapshot = snapshot
-        self._view = View(Templates(dimension), 0)
+        self._view = View(Templates(ours.dimension), 0)
         # The last place in the log that block i of the view holds.
         self._full_at: list[int] = []
         self._live = 0
@@ -144,7 +164,7 @@ class Replica:
         ours: list[Entry] = []
         try:
             for entry in self._store.entries(self._view.last):
-                if self._is_ours(entry):
+                if entry in self._ours:
                     ours.append(entry)
                     if len(ours) < APPLIED_AT_ONCE:
                         continue
@@ -159,17 +179,6 @@ class Replica:
         self._read_failed = False
         if self._view.templates.count - self._saved_rows >= SAVED_AT_ONCE:
             self._save_wanted.set()
-
-    def _is_ours(self, entry: Entry) -> bool:
-        return entry.template is not None and self._strangers_model(entry.model, len(entry.template)) is None
-
-    def _strangers_model(self, model: str | None, dimension: int) -> str | None:
-        """Return under which name a template is set aside; None when it is to be searched."""
-        if model is None:
-            model = self._plain_model or (self._model if dimension == self._dimension else "unknown")
-        if model == self._model and dimension != self._dimension:
-            return f"{model} of {dimension} dimensions"
-        return None if model == self._model else model
 
     def _add(self, entries: list[Entry]) -> None:
         """Add enrolments of the running model."""
@@ -190,7 +199,7 @@ class Replica:
         elif entry.unreadable:
             self._set_apart(entry, UNREADABLE)
         elif entry.template is not None:
-            self._set_apart(entry, self._strangers_model(entry.model, len(entry.template)) or UNREADABLE)
+            self._set_apart(entry, self._ours.stranger(entry.model, len(entry.template)) or UNREADABLE)
         self._view = replace(self._view, last=entry.seq)
 
     def _set_apart(self, entry: Entry, reason: str) -> None:
@@ -272,8 +281,8 @@ class Replica:
         else:
             self._full_at = [block.header.last for block in blocks if block.header.count == BLOCK_ROWS]
             full = tuple(blocks[: len(self._full_at)])
-            tail = tuple(Block.with_room(block, self._dimension) for block in blocks[len(full) :])
-            self._view = View(Templates(self._dimension, full + tail, count), header.last)
+            tail = tuple(Block.with_room(block, self._ours.dimension) for block in blocks[len(full) :])
+            self._view = View(Templates(self._ours.dimension, full + tail, count), header.last)
             self._saved_rows, self._saved_until = count, header.last
             self._live = count - erased
             self._set_aside = {user_id: [(seq, why) for seq, why in all_] for user_id, all_ in header.set_aside.items()}
@@ -392,7 +401,7 @@ class Replica:
         counts = dict(self._set_aside_counts)
         unreadable = counts.pop(UNREADABLE, 0)
         return {
-            "model": self._model,
+            "model": self._ours.model,
             "enrolled": self._live,
             "other_models": {model: count for model, count in counts.items() if count},
             "unreadable": unreadable,

@@ -47,6 +47,11 @@ class Settings:
         "on", "on: templates are also kept in DATA_DIR, for a quick start; off: none there", choices=("on", "off")
     )
     uploads_dir: Path = _setting(PROJECT / "uploads", "folder for whatever of an upload must touch the disk")
+    search: str = _setting(
+        "memory",
+        "memory; or mongodb, mongodb-approximate: MongoDB's own vector index searches",
+        choices=("memory", "mongodb", "mongodb-approximate"),
+    )
     store_wait_s: float = _setting(60.0, "seconds to keep trying a database that is down at start", low=0, high=3600)
 
     face_model: str = _setting("auto", "auto, auraface, compact, or the folder of an InsightFace pack")
@@ -120,6 +125,8 @@ class Settings:
                 f"MODEL_SLOTS ({self.model_slots}) + QUEUE_LIMIT ({self.queue_limit}) must stay below REQUEST_THREADS "
                 f"({self.request_threads}), so that GET / is answered while every slot and place is taken"
             )
+        if self.search != "memory" and not self.mongo_uri:
+            raise SettingsError(f"SEARCH={self.search} needs a MongoDB: give MONGO_URI, or take SEARCH=memory")
         if self.threshold_floor > self.verify_threshold:
             raise SettingsError(
                 f"THRESHOLD_FLOOR ({self.threshold_floor}) is above VERIFY_THRESHOLD ({self.verify_threshold}): "

@@ -33,12 +33,13 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pymongo
-from bson import CodecOptions
-from bson.codec_options import DatetimeConversion
+from bson.binary import Binary, BinaryVectorDtype
+from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 from bson.int64 import Int64
 from pymongo.collection import Collection
 from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
+from pymongo.operations import SearchIndexModel
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
@@ -53,6 +54,7 @@ Document: TypeAlias = dict[str, Any]
 PAGE = 2000
 MAX_SEQ = 2**53
 _DUPLICATE_KEY = 11000
+_INDEX_EXISTS = 68
 MAX_EMBEDDING_BYTES = 64 * 1024
 NORM_TOLERANCE = 1e-3
 SQLITE_BUSY_SECONDS = 5.0
@@ -131,6 +133,9 @@ class Store(Protocol):
     def erasures(self, until: int) -> list[str]:
         """Return whom the log erases up to place `until`."""
 
+    def person(self, user_id: str) -> list[Entry]:
+        """Return this user_id's records that are not erased, readable or not; several only in an older collection."""
+
     def find_request(self, request_key: str, since: float) -> str | None:
         """Return the user_id enrolled under `request_key` at or after `since` (epoch seconds), or None."""
 
@@ -198,6 +203,7 @@ class MongoStore:
     def __init__(self, collection: Collection[Document], description: str = "MongoDB") -> None:
         self._collection = collection
         self._description = description
+        self._vector_model: str | None = None
 
     def prepare(self) -> None:
         self.ping()  # under the short timeout: a server that is down is known at once
@@ -256,7 +262,11 @@ class MongoStore:
             )
 
     def append(self, seq: int, enrolments: Sequence[Enrolment]) -> int:
-        return self._insert([_record(place, enrolment) for place, enrolment in enumerate(enrolments, seq)])
+        records = [_record(place, enrolment) for place, enrolment in enumerate(enrolments, seq)]
+        for record, enrolment in zip(records, enrolments, strict=True):
+            if enrolment.model == self._vector_model:
+                record.update(_vector_fields(enrolment.template, enrolment.model))
+        return self._insert(records)
 
     def erase(self, seq: int, user_id: str) -> bool:
         erasure = {"user_id": _erasure_id(), "erases": user_id, "deleted_at": time.time(), "seq": Int64(seq)}
@@ -296,7 +306,10 @@ class MongoStore:
             for start in range(0, len(erased), PAGE):
                 self._collection.update_many(
                     {"user_id": {"$in": erased[start : start + PAGE]}, "embedding": {"$exists": True}},
-                    {"$unset": {"embedding": "", "request_key": ""}, "$set": {"deleted_at": time.time()}},
+                    {
+                        "$unset": {"embedding": "", "request_key": "", "vector": "", "vector_model": ""},
+                        "$set": {"deleted_at": time.time()},
+                    },
                 )
 
     def last_place(self) -> int:
@@ -315,6 +328,16 @@ class MongoStore:
             erasures = self._collection.find({"erases": {"$exists": True}, "seq": {"$lte": until}}, {"erases": 1})
             return [erasure["erases"] for erasure in erasures if isinstance(erasure["erases"], str)]
 
+    def person(self, user_id: str) -> list[Entry]:
+        with _unavailable_on(PyMongoError, BSONError):
+            records = list(self._collection.find({"user_id": user_id}, {"_id": 0, **self._FIELDS}))
+        return _present(records)
+
+    def vector_index(self, model: str, dimension: int, *, exact: bool) -> MongoVectorIndex:
+        """Return MongoDB's own vector index of one model's templates; from now on `append` writes what it needs."""
+        self._vector_model = model
+        return MongoVectorIndex(self._collection, model, dimension, exact=exact)
+
     def find_request(self, request_key: str, since: float) -> str | None:
         with _unavailable_on(PyMongoError, BSONError):
             record = self._collection.find_one(
@@ -331,6 +354,117 @@ class MongoStore:
 
     def close(self) -> None:
         self._collection.database.client.close()
+
+
+class VectorSearchMissingError(ValueError):
+    """The MongoDB server has no vector search; the message is for the operator."""
+
+
+class MongoVectorIndex:
+    """MongoDB's own vector index (`$vectorSearch`) over the records of one model. Made by `MongoStore.vector_index`.
+
+    Every method but `prepare` raises FaceError `database_unavailable`.
+    """
+
+    def __init__(self, collection: Collection[Document], model: str, dimension: int, *, exact: bool) -> None:
+        self._collection = collection
+        self._model = model
+        self._dimension = dimension
+        self._exact = exact
+        self._name = f"faces_vector_{dimension}"
+
+    def prepare(self) -> None:
+        """Create the index unless it is there.
+
+        Raises:
+            VectorSearchMissingError: the server knows no vector search.
+            FaceError: `database_unavailable`.
+        """
+        fields: list[Document] = [
+            {"type": "vector", "path": "vector", "numDimensions": self._dimension, "similarity": "cosine"},
+            {"type": "filter", "path": "vector_model"},
+            {"type": "filter", "path": "seq"},
+        ]
+        with _unavailable_on(PyMongoError):
+            self._collection.create_index("vector_model", sparse=True)  # for `count`
+            try:
+                if not list(self._collection.list_search_indexes(self._name)):
+                    self._collection.create_search_index(
+                        SearchIndexModel({"fields": fields}, self._name, "vectorSearch")
+                    )
+            except OperationFailure as error:
+                if error.code == _INDEX_EXISTS:
+                    return  # another process was quicker
+                raise VectorSearchMissingError(
+                    f"SEARCH=mongodb needs a MongoDB with vector search (Atlas, or a server with mongot), and this one "
+                    f"answers with code {error.code}: take SEARCH=memory, or such a server."
+                ) from error
+
+    def count(self) -> int:
+        """Return how many records have a vector."""
+        with _unavailable_on(PyMongoError):
+            return self._collection.count_documents({"vector_model": self._model})
+
+    def is_queryable(self) -> bool:
+        """Return whether the index's first building is over."""
+        with _unavailable_on(PyMongoError):
+            return any(index.get("queryable") for index in self._collection.list_search_indexes(self._name))
+
+    def fill(self, after: int, until: int, belongs: Callable[[Entry], bool]) -> tuple[int, list[int]]:
+        """Give records up to PAGE places behind `after` their vectors, where they lack them.
+
+        Returns:
+            The last place looked at, at most `until`, and the places of the records that were given one.
+        """
+        end = min(after + PAGE, until)
+        lacking = {
+            "seq": {"$gt": after, "$lte": end},
+            "embedding": {"$exists": True},
+            "vector_model": {"$ne": self._model},
+        }
+        with _unavailable_on(PyMongoError, BSONError):
+            entries = [_entry(record, int(record["seq"])) for record in self._collection.find(lacking)]
+            given = [entry for entry in entries if entry.template is not None and belongs(entry)]
+            if given:
+                # Only where the embedding still is: whoever is erased meanwhile must not get a vector again.
+                self._collection.bulk_write(
+                    [
+                        pymongo.UpdateOne(
+                            {"seq": Int64(entry.seq), "embedding": {"$exists": True}},
+                            {"$set": _vector_fields(entry.template, self._model)},
+                        )
+                        for entry in given
+                        if entry.template is not None
+                    ]
+                )
+        return end, [entry.seq for entry in given]
+
+    def places(self, after: int, until: int) -> set[int]:
+        """Return which places from `after` + 1 to `until` the index holds."""
+        anything = np.zeros(self._dimension, np.float32)
+        anything[0] = 1
+        found = self._search(anything, until - after, {"seq": {"$gt": after, "$lte": until}}, {"seq": 1}, exact=True)
+        return {int(record["seq"]) for record in found}
+
+    def nearest(self, probe: Template, limit: int) -> tuple[list[Entry], bool]:
+        """Return the readable and not erased among the `limit` nearest records, and whether there may be more."""
+        found = self._search(probe, limit, {}, MongoStore._FIELDS, exact=self._exact)
+        return [entry for entry in _present(found) if entry.template is not None], len(found) == limit
+
+    def _search(
+        self, probe: Template, limit: int, narrowed: Document, fields: Mapping[str, Any], *, exact: bool
+    ) -> list[Document]:
+        stage: Document = {
+            "index": self._name,
+            "path": "vector",
+            "queryVector": Binary.from_vector([float(one) for one in probe], BinaryVectorDtype.FLOAT32),
+            "limit": limit,
+            "filter": {"vector_model": self._model, **narrowed},
+            # MongoDB advises 20 candidates for each result.
+            **({"exact": True} if exact else {"numCandidates": min(20 * limit, 10_000)}),
+        }
+        with _unavailable_on(PyMongoError, BSONError):
+            return list(self._collection.aggregate([{"$vectorSearch": stage}, {"$project": {"_id": 0, **fields}}]))
 
 
 class SqliteStore:
@@ -454,6 +588,10 @@ class SqliteStore:
             record["erases"] for record in self._query("SELECT erases FROM faces WHERE erases > '' AND seq <= ?", until)
         ]
 
+    def person(self, user_id: str) -> list[Entry]:
+        sql = "SELECT user_id, embedding, model, seq, erases, deleted_at FROM faces WHERE user_id = ?"
+        return _present(self._query(sql, user_id))
+
     def find_request(self, request_key: str, since: float) -> str | None:
         sql = "SELECT user_id FROM faces WHERE request_key = ? AND timestamp >= ?"
         records = self._query(sql, request_key, since)
@@ -485,6 +623,18 @@ def _unavailable_on(*errors: type[Exception]) -> Iterator[None]:
 def _erasure_id() -> str:
     # Unique like every user_id, and no UUID, so that nobody who reads the older form takes it for a person.
     return f"erased:{uuid.uuid4()}"
+
+
+def _vector_fields(template: Template | None, model: str) -> Document:
+    """What the vector index reads of a record: its filter takes no record of another model for one of this."""
+    values = [] if template is None else [float(one) for one in template]
+    return {"vector": Binary.from_vector(values, BinaryVectorDtype.FLOAT32), "vector_model": model}
+
+
+def _present(records: Sequence[Document]) -> list[Entry]:
+    """The enrolments among these records, readable or not; without erasures and the erased."""
+    entries = [_entry(record, _place(record["seq"]) or 0) for record in records]
+    return [entry for entry in entries if entry.template is not None or entry.unreadable]
 
 
 def _record(seq: int, enrolment: Enrolment) -> Document:

@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from replica import Replica, View
+from replica import Ours, Replica, View
 from snapshot import SnapshotFolder
 from store import Enrolment, Entry, SqliteStore
 from templates import BLOCK_ROWS
@@ -139,7 +139,7 @@ def measure(n: int, probes: int, checked: int, folder: Path) -> None:
     spare = 5000
     log = Log(make_people(n + spare, rng), n)
     before = resident()
-    replica = Replica(log, "m", D, None, SnapshotFolder(folder / str(n), "benchmark", D))  # type: ignore[arg-type]
+    replica = Replica(log, Ours("m", D, None), SnapshotFolder(folder / str(n), "benchmark", D))  # type: ignore[arg-type]
     loading = timed(replica.load)
     replica.close()
     after = resident()

@@ -18,6 +18,7 @@ from conftest import Database
 import gallery as gallery_module
 from errors import FaceError
 from gallery import Gallery
+from replica import View
 from store import Enrolment, Entry, SqliteStore, Store, Template
 from templates import BLOCK_ROWS, Candidate
 
@@ -84,6 +85,9 @@ class TheStore:
 
     def erasures(self, until: int) -> list[str]:
         return [entry.erases for entry in self.log[:until] if entry.erases is not None]
+
+    def person(self, user_id: str) -> list[Entry]:
+        return [entry for entry in self.log if entry.user_id == user_id and entry.template is not None]
 
     def find_request(self, request_key: str, since: float) -> str | None:
         raise NotImplementedError(request_key, since)
@@ -347,7 +351,9 @@ def test_an_erased_template_is_not_kept_in_memory() -> None:
     gallery = a_gallery()
     user_id = enrolled(gallery)
     gallery.refresh()
-    (block,) = gallery._replica.caught_up().templates.blocks
+    view = gallery._replica.caught_up()
+    assert isinstance(view, View)
+    (block,) = view.templates.blocks
     assert block.arrays["rows"][0].any()
     assert block.arrays["codes"][0].any()
     gallery.erase(user_id)
