@@ -401,6 +401,8 @@ def build(settings: Settings) -> tuple[Flask, Gallery]:
         hub_timeout_s=settings.hub_timeout_s,
         threads=settings.model_threads,
         may_fall_back=not settings.mongo_uri,
+        precision=settings.embedding_precision,
+        providers=settings.ort_providers,
     )
     logger.info("Model: %s", engine.describe())
     logger.info("Store: %s", store.describe())

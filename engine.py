@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+import quantised
 import weights
 from weights import ModelUnavailable
 
@@ -140,16 +141,27 @@ class InsightFaceEngine:
     SURE = 0.8
     TRIED_DEG = 35.0
 
-    def __init__(self, folder: Path, *, threads: int, files: Mapping[str, Path] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        threads: int,
+        files: Mapping[str, Path] | None = None,
+        precision: str = "fp32",
+        providers: str = "cpu",
+    ) -> None:
         """Load and warm the pack in `folder`.
 
         Args:
             folder: holds a manifest.json (version 2) or just the weights.
             threads: threads of one model run; 0 takes all cores.
             files: task -> file, where they are known (and verified) already; found in the folder otherwise.
+            precision: of the recogniser, `fp32` or `int8`, for which a copy is made in the folder's `int8/` once.
+            providers: `cpu`, `cuda`, or `auto`: CUDA where onnxruntime has it.
 
         Raises:
-            ModelUnavailable: the folder is no such pack, or a file of it is damaged.
+            ModelUnavailable: the folder is no such pack, a file of it is damaged, the copy is not good enough, or
+                there is no CUDA where it was demanded.
         """
         import onnxruntime  # noqa: PLC0415 - a run on the other engine does not pay for it
         from insightface.model_zoo import get_model  # noqa: PLC0415
@@ -160,6 +172,7 @@ class InsightFaceEngine:
         # Spinning threads of one caller take the cores from the next: a quarter of the throughput with two callers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         onnxruntime.set_default_logger_severity(3)
+        chosen = _providers(providers, onnxruntime.get_available_providers(), precision)
         files, arguments = (files, {}) if files else _pack_files(folder)
         # The aligner's own library warns of the aligner's way of calling it, on every start.
         warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
@@ -167,7 +180,7 @@ class InsightFaceEngine:
         for task, path in files.items():
             try:
                 parts[task] = get_model(
-                    providers=["CPUExecutionProvider"], sess_options=options, **arguments.get(task, {"name": str(path)})
+                    providers=chosen, sess_options=options, **arguments.get(task, {"name": str(path)})
                 )
             except (ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, RuntimeError) as error:
                 raise ModelUnavailable(f"{path} cannot be loaded as a {task} model: {error}") from error
@@ -180,13 +193,39 @@ class InsightFaceEngine:
         # The recogniser's own bytes decide what compares with what, wherever the pack lies and whatever it is called.
         self.name = AURAFACE_NAME if digest == AURAFACE_RECOGNISER else f"insightface-{digest[:12]}"
         self.cosine_at_half = 0.5
+        self._provider = str(self._recogniser.session.get_providers()[0])
+        if self._provider != chosen[0]:
+            # onnxruntime only warns of that, and goes on with the next.
+            if providers == "cuda":
+                raise ModelUnavailable("ORT_PROVIDERS=cuda, but onnxruntime could not use the GPU: see its warnings.")
+            logger.warning("onnxruntime has CUDA and could not use it: the models run on the CPU")
         warm = np.full((64, 64, 3), 127, np.uint8)
         for size in (*self.DETECTION_SIZES, (self.UPRIGHT_SIDE, self.UPRIGHT_SIDE)):
             self._detector.detect(warm, input_size=size)
+        if precision == "int8":
+            copy = quantised.int8_copy(files["recognition"], digest, folder / "int8", self._some_crops, self._embedded)
+            self._recogniser.session = onnxruntime.InferenceSession(str(copy), options, providers=chosen)
+            # Close to the original's embeddings, but not the same: a gallery must not mix the two.
+            self.name += "-int8"
         self.dimension = int(self._recogniser.get_feat([np.full((112, 112, 3), 127, np.uint8)]).size)
 
     def describe(self) -> str:
-        return f"{self.name}, an InsightFace pack in {self._folder}"
+        return (
+            f"{self.name}, an InsightFace pack in {self._folder}, on {self._provider.removesuffix('ExecutionProvider')}"
+        )
+
+    def _some_crops(self) -> list[Pixels]:
+        """Aligned faces to calibrate an 8-bit copy with."""
+        return [self._aligned(photo, face) for photo in quantised.photos() for face in self.detect(photo)]
+
+    def _embedded(self, session: Any, crops: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+        """What a session (None: the original's) makes of aligned faces, as float32[n, d]."""
+        original = self._recogniser.session
+        self._recogniser.session = session or original
+        try:
+            return np.concatenate([self._recogniser.get_feat([crop]) for crop in crops])
+        finally:
+            self._recogniser.session = original
 
     def detect(self, image: Pixels) -> list[Face]:
         if _holds_no_face(image):
@@ -238,12 +277,31 @@ class InsightFaceEngine:
         return Face(face.box, float(boxes[surest, 4]), points.astype(np.float32), face.layout)
 
     def embed(self, image: Pixels, face: Face) -> Vector:
-        from insightface.utils.face_align import norm_crop  # noqa: PLC0415 - loaded with the engine
-
-        crop = norm_crop(image, landmark=face.landmarks, image_size=self._recogniser.input_size[0])
+        crop = self._aligned(image, face)
         if not crop.any():
             raise ValueError("degenerate landmarks: the aligned crop is empty")
         return _normalised(self._recogniser.get_feat([crop]))
+
+    def _aligned(self, image: Pixels, face: Face) -> Pixels:
+        from insightface.utils.face_align import norm_crop  # noqa: PLC0415 - loaded with the engine
+
+        side = self._recogniser.input_size[0]
+        return np.asarray(norm_crop(image, landmark=face.landmarks, image_size=side), np.uint8)
+
+
+def _providers(wanted: str, available: Sequence[str], precision: str) -> list[str]:
+    """Return onnxruntime's providers in their order; ModelUnavailable where CUDA is demanded and cannot be."""
+    cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
+    if wanted == "cuda" and precision == "int8":
+        raise ModelUnavailable("EMBEDDING_PRECISION=int8 is for CPUs: take fp32 with ORT_PROVIDERS=cuda.")
+    if wanted == "cuda" and cuda not in available:
+        raise ModelUnavailable(
+            "ORT_PROVIDERS=cuda, but the onnxruntime that is installed has no CUDA: install onnxruntime-gpu in its "
+            "place, or take ORT_PROVIDERS=cpu."
+        )
+    if wanted == "cuda" or (wanted == "auto" and cuda in available and precision != "int8"):
+        return [cuda, cpu]
+    return [cpu]
 
 
 def _pack_files(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
@@ -417,7 +475,14 @@ def _share_inside(box: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) 
 
 
 def load_engine(
-    face_model: str, *, models_dir: Path, hub_timeout_s: float, threads: int, may_fall_back: bool
+    face_model: str,
+    *,
+    models_dir: Path,
+    hub_timeout_s: float,
+    threads: int,
+    may_fall_back: bool,
+    precision: str = "fp32",
+    providers: str = "cpu",
 ) -> Engine:
     """Load the model that `FACE_MODEL` names, warmed and ready.
 
@@ -427,14 +492,23 @@ def load_engine(
         hub_timeout_s: after this long without an answer the hub counts as unreachable.
         threads: threads of one model run; 0 takes all cores.
         may_fall_back: whether `auto` may take the compact model where AuraFace cannot be had.
+        precision: of the recogniser; the compact model has only one.
+        providers: what onnxruntime runs the models on; the compact model runs on the CPU.
 
     Raises:
         ModelUnavailable: with a message for the operator that says what to do.
     """
     if face_model == "compact":
+        if precision != "fp32" or providers == "cuda":
+            raise ModelUnavailable(
+                "The compact model has neither 8 bits nor CUDA: EMBEDDING_PRECISION and ORT_PROVIDERS "
+                "are for InsightFace's packs."
+            )
         return CompactEngine()
     if face_model not in ("auto", "auraface"):
-        return InsightFaceEngine(Path(face_model).expanduser().resolve(), threads=threads)
+        return InsightFaceEngine(
+            Path(face_model).expanduser().resolve(), threads=threads, precision=precision, providers=providers
+        )
     folder = models_dir / "auraface"
     try:
         weights.ensure(folder, hub_timeout_s=hub_timeout_s)
@@ -453,4 +527,5 @@ def load_engine(
             error,
         )
         return CompactEngine()
-    return InsightFaceEngine(folder, threads=threads, files={one.task: folder / one.name for one in weights.AURAFACE})
+    files = {one.task: folder / one.name for one in weights.AURAFACE}
+    return InsightFaceEngine(folder, threads=threads, files=files, precision=precision, providers=providers)
