@@ -225,6 +225,7 @@ def test_a_snapshot_of_a_log_that_the_store_does_not_have_is_not_used(tmp_path: 
 def test_a_gallery_that_is_mostly_erased_is_read_anew_without_the_erased(database: Database, folder: Path) -> None:
     people = enrol(database.open(), range(ROWS))
     here = Started(database, folder)
+    here.gallery.close()  # the block is in its file now
     for user_id in people[: ROWS // 2]:
         here.gallery.erase(user_id)
     here.gallery.refresh()
