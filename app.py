@@ -441,14 +441,15 @@ def announce(gallery: Gallery) -> None:
     """Say how many people are enrolled, and what in the gallery cannot be used."""
     status = gallery.status()
     logger.info("Gallery: %d people enrolled with this model", status["enrolled"])
-    for model, count in status["other_models"].items():
+    # Counted by those who read every record: with SEARCH=mongodb nobody does.
+    for model, count in status.get("other_models", {}).items():
         logger.warning(
             "The gallery also holds %d records of another model (%s): they are never compared with this one's. "
             "Run with that model, or enrol these people again.",
             count,
             model,
         )
-    if status["unreadable"]:
+    if status.get("unreadable"):
         logger.warning("%d records could not be read and are left out of every decision", status["unreadable"])
 
 

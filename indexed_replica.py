@@ -1,23 +1,27 @@
-"""Owns what a process keeps of the log where MongoDB's vector index holds the templates: the log's tail, and no more.
+"""Owns what a process holds when MongoDB's vector index holds the templates: the log's tail, and no more.
 
-The index follows the collection with a lag. So whoever was enrolled at a place that the index has not yet been seen to
-return is searched here, in memory, and both results are merged: a search, exact or approximate, misses nobody because
-of the lag. A place leaves the tail only after a search that asked the index for exactly that place has found it there,
-and not before `KEPT_S` seconds, for servers whose replicas have an index each. Whom the log erases is left out of every
-result, whatever the index still holds.
+The index follows the collection with a lag. So everybody behind the place `settled` is searched here, in memory, and
+both results are merged. `settled` moves past a place when
 
-An exact search therefore promises what memory does. An approximate one may miss somebody who is in the index, and so
-may enrol a second account: that is the approximation's, and no lag's.
+- the index, asked for exactly that place, has returned it, and
+- the place was read `KEPT_S` seconds ago, because the servers of a replica set may have an index each, and the next
+  search may be answered by another one than the one that was asked.
+
+It is kept in the store for the next start (`set_mark`), so that nothing is ever taken to be in the index unseen. Hence
+a search misses nobody because of the lag, and an exact one decides as memory does. An approximate one may miss somebody
+who is in the index, and so enrol a second account: that is the approximation's doing, and no lag's.
+
+What the index returns are the records as they are now, whatever it still holds of them. The erased have no embedding
+any more, since a process applies an erasure only after it has seen to that.
 """
 
 from __future__ import annotations
 
 import bisect
-import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,24 +38,25 @@ log = logging.getLogger(__name__)
 SPARE_CANDIDATES = 16
 MOST_CANDIDATES = 10_000
 PLACES_AT_ONCE = 1000
-SETTLE_SECONDS = 2.0
+# So many places may be left to the tail at a start, rather than waited for in the index.
+TAIL_AT_START = 10_000
 KEPT_S = 60.0
+SETTLE_SECONDS = 2.0
+COUNT_SECONDS = 60.0
 LOAD_AGAIN_SECONDS = 1.0
 MAX_LOG_WAIT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class IndexedView:
-    """The gallery up to the log's place `last`: the index, and in memory the enrolments behind place `settled`."""
+    """The gallery up to the log's place `last`: the index up to `settled`, and in memory who was enrolled behind it."""
 
     last: int
     settled: int
     tail: Templates
     # The places of the tail's rows, ascending.
     places: tuple[int, ...]
-    erased: frozenset[str]
     index: MongoVectorIndex
-    people: Callable[[str], list[Entry]]
     ours: Ours
 
     def search(
@@ -62,22 +67,22 @@ class IndexedView:
         Given an earlier view, only who was enrolled since need be looked at.
 
         Raises:
-            FaceError: `database_unavailable`.
+            FaceError: `database_unavailable`, also when there are more than 10,000 candidates.
         """
-        recent = since is not None and since.last >= self.settled
-        first = bisect.bisect_right(self.places, since.last) if recent and since is not None else 0
-        found = {one.user_id: one for one in reversed(self.tail.search(probe, k, least, first))}
-        if not recent:
-            for one in self._from_index(probe, k, least):
-                if one.user_id not in found or found[one.user_id].cosine < one.cosine:
-                    found[one.user_id] = one
-        return sorted(found.values(), key=lambda one: -one.cosine)[:k]
+        if since is not None and since.last >= self.settled:
+            return self.tail.search(probe, k, least, bisect.bisect_right(self.places, since.last))
+        best: dict[str, Candidate] = {}
+        for one in self._from_index(probe, k, least) + self.tail.search(probe, k, least):
+            # Twice found: in the index and the tail, or in several records of an older collection.
+            if one.user_id not in best or best[one.user_id].cosine < one.cosine:
+                best[one.user_id] = one
+        return sorted(best.values(), key=lambda one: -one.cosine)[:k]
 
     def _from_index(self, probe: Template, k: int | None, least: float) -> list[Candidate]:
         limit = SPARE_CANDIDATES + (k or SPARE_CANDIDATES)
         while True:
-            entries, more = self.index.nearest(probe, limit)
-            found = [self._candidate(entry, probe) for entry in entries if entry.user_id not in self.erased]
+            entries, more = self.index.nearest(probe, limit, self.settled)
+            found = self._candidates(entries, probe)
             # Enough, or everybody, or everybody that counts.
             if not more or (k is not None and len(found) >= k) or (found and found[-1].cosine < least):
                 return [one for one in found if one.cosine >= least]
@@ -88,15 +93,18 @@ class IndexedView:
 
     def cosine(self, user_id: str, probe: Template) -> float | None:
         """Return the cosine to one person, the best of their templates; None when they have none."""
-        if user_id in self.erased:
-            return None
-        ours = [entry for entry in self.people(user_id) if entry in self.ours]
-        return max((self._candidate(entry, probe).cosine for entry in ours), default=None)
+        found = self._candidates(self.index.person(user_id), probe)
+        return found[0].cosine if found else None
 
-    @staticmethod
-    def _candidate(entry: Entry, probe: Template) -> Candidate:
-        template = np.asarray(entry.template, np.float32)
-        return Candidate(entry.user_id or "", min(1.0, float(np.vecdot(template, probe))))
+    def _candidates(self, entries: list[Entry], probe: Template) -> list[Candidate]:
+        """Compare with those records that are ours; the best first, and of equals the earliest enrolled first."""
+        ours = [(entry, entry.template) for entry in entries if entry.template is not None and entry in self.ours]
+        if not ours:
+            return []
+        # As `templates` does, so that a template scores the same in the tail and in the index.
+        cosines = np.vecdot(np.stack([template for _, template in ours]), probe)
+        scored = sorted(zip(-cosines, [entry for entry, _ in ours], strict=True), key=lambda one: (one[0], one[1].seq))
+        return [Candidate(entry.user_id or "", min(1.0, -float(negative))) for negative, entry in scored]
 
 
 class IndexedReplica:
@@ -110,21 +118,30 @@ class IndexedReplica:
 
     def __init__(self, store: Store, ours: Ours, index: MongoVectorIndex) -> None:
         self._store, self._ours, self._index = store, ours, index
-        self._view = IndexedView(0, 0, Templates(ours.dimension), (), frozenset(), index, store.person, ours)
-        # When each place of the tail was applied.
-        self._applied_at: dict[int, float] = {}
+        self._view = IndexedView(0, 0, Templates(ours.dimension), (), index, ours)
+        # Whose marks: with other settings there are other records that should be in the index.
+        self._whose = f"{ours.model} {ours.dimension} {ours.plain_model}"
+        self._marked = 0
+        # Up to this place every record that should have a vector has one.
+        self._filled = 0
+        # (when, how far the log was read then), for `KEPT_S`; and how far it was read that long ago.
+        self._read: deque[tuple[float, int]] = deque()
+        self._ripe = 0
         self._log_lock = threading.Lock()
         self._loaded = False
         self._goal = 0
-        self._filled = 0
-        # Places that were given a vector while loading, and have not been seen in the index yet.
-        self._awaited: list[int] = []
         self._enrolled = 0
+        self._count_again_at = 0.0
         self._closed = threading.Event()
         self._settler: threading.Thread | None = None
 
+    # --- catching up ---
+
     def caught_up(self, lost_races: int = 0) -> IndexedView:
         """Return a view that holds everything the log held when this was called.
+
+        Args:
+            lost_races: how often the caller's append was refused in a row.
 
         Raises:
             FaceError: `database_unavailable`; `not_ready` until loaded.
@@ -132,7 +149,7 @@ class IndexedReplica:
         if not self._loaded:
             raise FaceError("not_ready", fields={"gallery": self.progress()}, headers={"Retry-After": "5"})
         if lost_races:
-            time.sleep(0.0005)
+            time.sleep(0.0005)  # as in `Replica.caught_up`
         if not self._log_lock.acquire(timeout=MAX_LOG_WAIT_SECONDS):
             raise FaceError("database_unavailable", headers={"Retry-After": "5"})
         try:
@@ -143,72 +160,38 @@ class IndexedReplica:
 
     def _read_log(self) -> None:
         added: list[Entry] = []
-        erased: set[str] = set()
+        erased: list[str] = []
         last = self._view.last
         try:
             for entry in self._store.entries(last):
-                last = entry.seq
                 if entry.erases is not None:
-                    erased.add(entry.erases)
+                    if self._loaded:
+                        # Whoever logged it may have got no further, and the index would return the record whole.
+                        self._store.finish_erasures(entry.erases)
+                    erased.append(entry.erases)
                 elif entry in self._ours:
                     added.append(entry)
+                last = entry.seq
         finally:
             self._extend(added, erased, last)
 
-    def _extend(self, added: list[Entry], erased: set[str], last: int) -> None:
-        view, tail = self._view, self._view.tail
+    def _extend(self, added: list[Entry], erased: list[str], last: int) -> None:
+        tail = self._view.tail
         if added:
             vectors = np.stack([entry.template for entry in added if entry.template is not None])
             tail = tail.extended(vectors, [entry.user_id or "" for entry in added])
-            self._applied_at.update((entry.seq, time.monotonic()) for entry in added)
         for user_id in erased:
             for row in tail.find(user_id):
                 tail.blocks[row // BLOCK_ROWS].wipe(row % BLOCK_ROWS)
-        self._enrolled += len(added) - len(erased)
-        places = view.places + tuple(entry.seq for entry in added)
-        self._view = replace(view, last=last, tail=tail, places=places, erased=view.erased | erased)
+        self._enrolled += len(added)
+        places = self._view.places + tuple(entry.seq for entry in added)
+        self._view = replace(self._view, last=last, tail=tail, places=places)
 
     def knows(self, user_id: str) -> bool:
         """Return whether this user_id has a record that is not erased, of whatever model."""
-        return user_id not in self._view.erased and bool(self._store.person(user_id))
+        return bool(self._index.person(user_id))
 
-    def settle(self) -> None:
-        """Take out of the tail what the index is seen to hold, giving vectors to records that lack them.
-
-        Raises:
-            FaceError: `database_unavailable`.
-        """
-        view = self._view
-        until = min(view.last, view.settled + PLACES_AT_ONCE)
-        if until == view.settled:
-            return
-        # Another process that searches in memory enrols without a vector.
-        self._index.fill(view.settled, until, self._ours.__contains__)
-        seen = self._index.places(view.settled, until)
-        fresh = time.monotonic() - KEPT_S
-        for row, place in enumerate(view.places):
-            if place > until:
-                break
-            if self._applied_at[place] > fresh or (place not in seen and view.tail.user_id(row) is not None):
-                until = place - 1
-                break
-        with self._log_lock:
-            self._shorten(until)
-
-    def _shorten(self, until: int) -> None:
-        """Keep only the places behind `until` in the tail; with the log's lock held."""
-        view = self._view
-        first = bisect.bisect_right(view.places, until)
-        kept = [(row, view.tail.user_id(row)) for row in range(first, view.tail.count)]
-        live = [(row, user_id) for row, user_id in kept if user_id is not None]
-        tail = Templates(self._ours.dimension)
-        if live:
-            blocks = view.tail.blocks
-            vectors = np.stack([blocks[row // BLOCK_ROWS].arrays["rows"][row % BLOCK_ROWS] for row, _ in live])
-            tail = tail.extended(vectors, [user_id for _, user_id in live])
-        places = tuple(view.places[row] for row, _ in live)
-        self._applied_at = {place: self._applied_at[place] for place in places}
-        self._view = replace(view, settled=until, tail=tail, places=places)
+    # --- loading ---
 
     def load(self) -> None:
         """Wait until the index can be searched and holds what it should, and read the log's tail.
@@ -218,48 +201,97 @@ class IndexedReplica:
         while not self._closed.is_set():
             try:
                 if self._load():
-                    break
-                log.info("Waiting for MongoDB's vector index: place %d of %d", self._filled, self._goal)
+                    self._settler = threading.Thread(target=self._settle_for_ever, name="gallery-tail", daemon=True)
+                    self._settler.start()
+                    return
+                log.info("Waiting for MongoDB's vector index; vectors are given up to place %d", self._filled)
             except FaceError:
                 log.warning("The vector index cannot be read. Trying again.")
             self._closed.wait(LOAD_AGAIN_SECONDS)
-        self._loaded = True
-        self._settler = threading.Thread(target=self._settle_for_ever, name="gallery-tail", daemon=True)
-        self._settler.start()
 
     def _load(self) -> bool:
-        """Return whether the index holds everything up to some place near the log's end; the tail begins behind it."""
-        self._goal = self._store.last_place()
-        # An erasure that is in the log, and got no further, must not leave a template that the index returns.
-        self._store.finish_erasures()
+        """Go on loading; return whether it is done."""
         if not self._index.is_queryable():
             return False
-        while self._filled < self._goal:
-            end, given = self._index.fill(self._filled, self._goal, self._ours.__contains__)
-            self._awaited += given
-            self._filled = end
-        # A vector that was given late comes late, whatever its place.
-        while self._awaited:
-            first = self._awaited[0] - 1
-            held = self._index.places(first, first + PLACES_AT_ONCE)
-            if self._awaited[0] not in held:
+        self._goal = self._store.last_place()
+        if not self._filled:
+            self._marked = self._filled = self._index.mark(self._whose)
+            self._view = replace(self._view, last=self._marked, settled=self._marked)
+        until = self._goal - TAIL_AT_START
+        if self._view.settled < until:
+            if self._fill(until) > PLACES_AT_ONCE:
+                return False  # however long that took, the log has grown
+            self._closed.wait(KEPT_S)
+            self._settle(until)
+            if self._view.settled < until:
                 return False
-            self._awaited = [place for place in self._awaited if place not in held]
-        # For the others the index follows the collection's changes in order: once a whole page of places is there, so
-        # is what lies before it.
-        settled = self._goal
-        while settled > 0:
-            after = max(0, settled - PLACES_AT_ONCE)
-            wanted = itertools.takewhile(lambda entry, until=settled: entry.seq <= until, self._store.entries(after))  # type: ignore[misc]
-            lacking = {entry.seq for entry in wanted if entry in self._ours}
-            if not lacking - self._index.places(after, settled):
-                break
-            settled = after
         with self._log_lock:
-            self._enrolled = self._index.count()
-            self._view = replace(self._view, last=settled, settled=settled)
+            self._view = replace(self._view, last=max(self._view.last, self._view.settled))
             self._read_log()
+        # Of whatever place; what is logged from now on is finished as it is read.
+        self._store.finish_erasures()
+        self._count()
+        self._loaded = True
         return True
+
+    def progress(self) -> dict[str, int]:
+        """Return up to which place of the log vectors are given, while loading."""
+        return {"applied": self._filled, "of": max(self._goal, self._filled)}
+
+    # --- the tail ---
+
+    def settle(self) -> None:
+        """Take out of the tail whom the index was seen to hold for long enough.
+
+        Raises:
+            FaceError: `database_unavailable`.
+        """
+        last = self.caught_up().last
+        # Processes that search in memory enrol without a vector.
+        self._fill(last)
+        self._read.append((time.monotonic(), last))
+        while self._read and self._read[0][0] <= time.monotonic() - KEPT_S:
+            self._ripe = self._read.popleft()[1]
+        self._settle(self._ripe)
+        if time.monotonic() >= self._count_again_at:
+            self._count()
+
+    def _fill(self, until: int) -> int:
+        """Give records up to `until` their vectors where they lack them; return how many."""
+        given = 0
+        while self._filled < until:
+            end = min(self._filled + PLACES_AT_ONCE, until)
+            given += self._index.fill(self._filled, end, self._ours.__contains__)
+            self._filled = end
+        return given
+
+    def _settle(self, until: int) -> None:
+        """Move `settled` towards `until`, as far as the index holds everybody."""
+        settled = self._view.settled
+        while settled < until:
+            end = min(settled + PLACES_AT_ONCE, until)
+            settled = self._index.held(settled, end)
+            if settled < end:
+                break
+        if settled > self._view.settled:
+            with self._log_lock:
+                self._shorten(settled)
+        if settled >= self._marked + PLACES_AT_ONCE:
+            self._index.set_mark(self._whose, settled)
+            self._marked = settled
+
+    def _shorten(self, settled: int) -> None:
+        """Keep only who was enrolled behind `settled`; with the log's lock held."""
+        view, blocks = self._view, self._view.tail.blocks
+        rows = range(bisect.bisect_right(view.places, settled), view.tail.count)
+        live = [
+            (row, user_id) for row, user_id in ((row, view.tail.user_id(row)) for row in rows) if user_id is not None
+        ]
+        tail = Templates(self._ours.dimension)
+        if live:
+            vectors = np.stack([blocks[row // BLOCK_ROWS].arrays["rows"][row % BLOCK_ROWS] for row, _ in live])
+            tail = tail.extended(vectors, [user_id for _, user_id in live])
+        self._view = replace(view, settled=settled, tail=tail, places=tuple(view.places[row] for row, _ in live))
 
     def _settle_for_ever(self) -> None:
         while not self._closed.wait(SETTLE_SECONDS):
@@ -268,18 +300,22 @@ class IndexedReplica:
             except FaceError as error:
                 log.info("The tail is kept for now: %s", error.code)
 
-    def progress(self) -> dict[str, int]:
-        """Return how far loading is, in places of the log."""
-        return {"applied": self._filled, "of": max(self._goal, self._filled)}
+    def _count(self) -> None:
+        begun = time.monotonic()
+        self._enrolled = self._index.count()
+        # Counting a hundred million takes half a minute: no more than a twentieth of the time is spent on it.
+        self._count_again_at = time.monotonic() + max(COUNT_SECONDS, 20 * (time.monotonic() - begun))
 
     def status(self) -> dict[str, Any]:
-        """Return counts for people and monitors, as of the last catching up, without asking the store."""
+        """Return figures for people and monitors, without asking the store.
+
+        `enrolled` was counted in the last minutes; `in_tail` is how many are searched in memory. Records that cannot be
+        read, or are another model's, are not counted: no process has read them all.
+        """
         view = self._view
         return {
             "model": self._ours.model,
             "enrolled": self._enrolled,
-            "other_models": {},
-            "unreadable": 0,
             "last_seq": view.last,
             "in_tail": len(view.places),
         }

@@ -9,7 +9,8 @@ Two invariants make an enrolment a single atomic step between any number of proc
   So an erasure is an entry of its own, `{user_id: "erased:<uuid>", erases: <user_id>, deleted_at, seq}`, after which
   the erased record, in its old place, loses its embedding. `prepare` finishes erasures that a crash cut in two.
 
-A record is `{user_id, embedding, timestamp, model, seq}`, with `request_key` when the client sent an idempotency key.
+A record is `{user_id, embedding, timestamp, model, seq}`, with `request_key` when the client sent an idempotency key,
+and with `{vector, vector_model}` where MongoDB's own vector index searches.
 The older plain form `{user_id, embedding, timestamp}` is given its places by `prepare`. A record that cannot be read
 keeps its place as an unreadable entry: it never runs code, never matches, and never stops the service.
 """
@@ -24,7 +25,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,9 +133,6 @@ class Store(Protocol):
 
     def erasures(self, until: int) -> list[str]:
         """Return whom the log erases up to place `until`."""
-
-    def person(self, user_id: str) -> list[Entry]:
-        """Return this user_id's records that are not erased, readable or not; several only in an older collection."""
 
     def find_request(self, request_key: str, since: float) -> str | None:
         """Return the user_id enrolled under `request_key` at or after `since` (epoch seconds), or None."""
@@ -303,9 +301,10 @@ class MongoStore:
             )
             # Texts only: a pattern among the values of `$in` would erase whoever it matches.
             erased = [erasure["erases"] for erasure in erasures if isinstance(erasure["erases"], str)]
+            still_there = [{"embedding": {"$exists": True}}, {"vector": {"$exists": True}}]
             for start in range(0, len(erased), PAGE):
                 self._collection.update_many(
-                    {"user_id": {"$in": erased[start : start + PAGE]}, "embedding": {"$exists": True}},
+                    {"user_id": {"$in": erased[start : start + PAGE]}, "$or": still_there},
                     {
                         "$unset": {"embedding": "", "request_key": "", "vector": "", "vector_model": ""},
                         "$set": {"deleted_at": time.time()},
@@ -327,11 +326,6 @@ class MongoStore:
         with _unavailable_on(PyMongoError, BSONError):
             erasures = self._collection.find({"erases": {"$exists": True}, "seq": {"$lte": until}}, {"erases": 1})
             return [erasure["erases"] for erasure in erasures if isinstance(erasure["erases"], str)]
-
-    def person(self, user_id: str) -> list[Entry]:
-        with _unavailable_on(PyMongoError, BSONError):
-            records = list(self._collection.find({"user_id": user_id}, {"_id": 0, **self._FIELDS}))
-        return _present(records)
 
     def vector_index(self, model: str, dimension: int, *, exact: bool) -> MongoVectorIndex:
         """Return MongoDB's own vector index of one model's templates; from now on `append` writes what it needs."""
@@ -363,11 +357,15 @@ class VectorSearchMissingError(ValueError):
 class MongoVectorIndex:
     """MongoDB's own vector index (`$vectorSearch`) over the records of one model. Made by `MongoStore.vector_index`.
 
-    Every method but `prepare` raises FaceError `database_unavailable`.
+    The index reads a record's `vector` and `vector_model`, a second form of what `embedding` and `model` say; records
+    are always judged by the first form. Every method but `prepare` raises FaceError `database_unavailable` alone.
     """
 
     def __init__(self, collection: Collection[Document], model: str, dimension: int, *, exact: bool) -> None:
         self._collection = collection
+        # The server refuses the stage any other read concern. The index follows what a majority has, so that an
+        # enrolment which a fail-over could take back is not in it.
+        self._searched = collection.with_options(read_concern=ReadConcern("local"))
         self._model = model
         self._dimension = dimension
         self._exact = exact
@@ -377,7 +375,7 @@ class MongoVectorIndex:
         """Create the index unless it is there.
 
         Raises:
-            VectorSearchMissingError: the server knows no vector search.
+            VectorSearchMissingError: the server knows no vector search, or refuses it.
             FaceError: `database_unavailable`.
         """
         fields: list[Document] = [
@@ -386,9 +384,15 @@ class MongoVectorIndex:
             {"type": "filter", "path": "seq"},
         ]
         with _unavailable_on(PyMongoError):
-            self._collection.create_index("vector_model", sparse=True)  # for `count`
+            with pymongo.timeout(MONGO_PREPARE_SECONDS):
+                # For `count` and `held`: they read this index alone.
+                has_vector = {"vector_model": {"$exists": True}}
+                self._collection.create_index([("vector_model", 1), ("seq", 1)], partialFilterExpression=has_vector)
+                self._collection.create_index("vector_marks", sparse=True)
             try:
                 if not list(self._collection.list_search_indexes(self._name)):
+                    # Those speak of another index.
+                    self._collection.update_many({"vector_marks": {"$exists": True}}, {"$unset": {"vector_marks": ""}})
                     self._collection.create_search_index(
                         SearchIndexModel({"fields": fields}, self._name, "vectorSearch")
                     )
@@ -396,75 +400,125 @@ class MongoVectorIndex:
                 if error.code == _INDEX_EXISTS:
                     return  # another process was quicker
                 raise VectorSearchMissingError(
-                    f"SEARCH=mongodb needs a MongoDB with vector search (Atlas, or a server with mongot), and this one "
-                    f"answers with code {error.code}: take SEARCH=memory, or such a server."
+                    "SEARCH=mongodb needs a MongoDB with vector search (Atlas, or a server with mongot) and the right "
+                    f"to create its index; this one answers with code {error.code}. Mend that, or take SEARCH=memory."
                 ) from error
-
-    def count(self) -> int:
-        """Return how many records have a vector."""
-        with _unavailable_on(PyMongoError):
-            return self._collection.count_documents({"vector_model": self._model})
 
     def is_queryable(self) -> bool:
         """Return whether the index's first building is over."""
         with _unavailable_on(PyMongoError):
             return any(index.get("queryable") for index in self._collection.list_search_indexes(self._name))
 
-    def fill(self, after: int, until: int, belongs: Callable[[Entry], bool]) -> tuple[int, list[int]]:
-        """Give records up to PAGE places behind `after` their vectors, where they lack them.
+    def count(self) -> int:
+        """Return how many records have a vector; takes long where there are many."""
+        with _unavailable_on(PyMongoError), pymongo.timeout(MONGO_PREPARE_SECONDS):
+            return self._collection.count_documents({"vector_model": self._model})
 
-        Returns:
-            The last place looked at, at most `until`, and the places of the records that were given one.
+    def mark(self, whose: str) -> int:
+        """Return the last place that `set_mark` was given for `whose`, 0 when there is none."""
+        with _unavailable_on(PyMongoError):
+            marked = self._collection.find({"vector_marks": whose}, {"_id": 0, "seq": 1})
+            return max((_place(record["seq"]) or 0 for record in marked), default=0)
+
+    def set_mark(self, whose: str, place: int) -> None:
+        """Keep for the next start that up to `place` the index was seen to hold everybody.
+
+        In the record at that place itself, so that a restored backup never claims more than it has.
         """
-        end = min(after + PAGE, until)
+        with _unavailable_on(PyMongoError):
+            marked = self._collection.update_one({"seq": Int64(place)}, {"$addToSet": {"vector_marks": whose}})
+            if marked.matched_count:
+                earlier = {"vector_marks": whose, "seq": {"$lt": place}}
+                self._collection.update_many(earlier, {"$pull": {"vector_marks": whose}})
+
+    def fill(self, after: int, until: int, belongs: Callable[[Entry], bool]) -> int:
+        """Give the records at places `after` + 1 to `until` their vectors where they lack them; return how many.
+
+        Args:
+            after: at most a few thousand places before `until`.
+            until: the last place looked at.
+            belongs: whether a record is one of the model's.
+        """
         lacking = {
-            "seq": {"$gt": after, "$lte": end},
+            "seq": {"$gt": after, "$lte": until},
             "embedding": {"$exists": True},
             "vector_model": {"$ne": self._model},
         }
         with _unavailable_on(PyMongoError, BSONError):
-            entries = [_entry(record, int(record["seq"])) for record in self._collection.find(lacking)]
-            given = [entry for entry in entries if entry.template is not None and belongs(entry)]
-            if given:
-                # Only where the embedding still is: whoever is erased meanwhile must not get a vector again.
-                self._collection.bulk_write(
-                    [
-                        pymongo.UpdateOne(
-                            {"seq": Int64(entry.seq), "embedding": {"$exists": True}},
-                            {"$set": _vector_fields(entry.template, self._model)},
-                        )
-                        for entry in given
-                        if entry.template is not None
-                    ]
+            given = [entry for entry in _present(self._collection.find(lacking, MongoStore._FIELDS)) if belongs(entry)]
+            # Only where the embedding still is: whoever is erased meanwhile must not get a vector again.
+            filling = [
+                pymongo.UpdateOne(
+                    {"seq": Int64(entry.seq), "embedding": {"$exists": True}},
+                    {"$set": _vector_fields(entry.template, self._model)},
                 )
-        return end, [entry.seq for entry in given]
+                for entry in given
+                if entry.template is not None
+            ]
+            if filling:
+                self._collection.bulk_write(filling)
+        return len(filling)
 
-    def places(self, after: int, until: int) -> set[int]:
-        """Return which places from `after` + 1 to `until` the index holds."""
-        anything = np.zeros(self._dimension, np.float32)
-        anything[0] = 1
-        found = self._search(anything, until - after, {"seq": {"$gt": after, "$lte": until}}, {"seq": 1}, exact=True)
-        return {int(record["seq"]) for record in found}
+    def held(self, after: int, until: int) -> int:
+        """Return the last place, `until` at most, up to which from `after` the index holds every record with a vector.
 
-    def nearest(self, probe: Template, limit: int) -> tuple[list[Entry], bool]:
-        """Return the readable and not erased among the `limit` nearest records, and whether there may be more."""
-        found = self._search(probe, limit, {}, MongoStore._FIELDS, exact=self._exact)
+        The index is asked for exactly these places; at most a few thousand.
+        """
+        places = {"seq": {"$gt": after, "$lte": until}}
+        with _unavailable_on(PyMongoError):
+            wanted = self._collection.find({"vector_model": self._model, **places}, {"_id": 0, "seq": 1})
+            missing = {_place(record["seq"]) for record in wanted}
+        if missing:
+            anything = np.eye(1, self._dimension, dtype=np.float32)[0]
+            found = self._search(
+                anything, until - after, [{"seq": {"$gt": after}}, {"seq": {"$lte": until}}], exact=True
+            )
+            missing -= {_place(record["seq"]) for record in found}
+        return min((place - 1 for place in missing if place is not None), default=until)
+
+    def nearest(self, probe: Template, limit: int, held: int) -> tuple[list[Entry], bool]:
+        """Search for the `limit` nearest records.
+
+        Args:
+            probe: float32[d], L2-normalised.
+            limit: 1 to 10,000.
+            held: up to which place the index was seen to hold everybody.
+
+        Returns:
+            Those of them that can be read and are not erased, the nearest first, and whether there may be more.
+
+        Raises:
+            FaceError: `database_unavailable`, also when the index has lost what it held.
+        """
+        found = self._search(probe, limit, [], exact=self._exact)
+        if not found:
+            # MongoDB answers a search in an index that does not exist with no result rather than an error.
+            with _unavailable_on(PyMongoError):
+                someone = self._collection.find_one({"vector_model": self._model, "seq": {"$gte": 1, "$lte": held}})
+            if someone is not None:
+                log.error("The vector index finds nobody, though it held %d places: it is gone, or another.", held)
+                raise FaceError("database_unavailable", headers={"Retry-After": "5"})
         return [entry for entry in _present(found) if entry.template is not None], len(found) == limit
 
-    def _search(
-        self, probe: Template, limit: int, narrowed: Document, fields: Mapping[str, Any], *, exact: bool
-    ) -> list[Document]:
+    def _search(self, probe: Template, limit: int, filters: list[Document], *, exact: bool) -> list[Document]:
         stage: Document = {
             "index": self._name,
             "path": "vector",
-            "queryVector": Binary.from_vector([float(one) for one in probe], BinaryVectorDtype.FLOAT32),
+            "queryVector": _bson_vector(probe),
             "limit": limit,
-            "filter": {"vector_model": self._model, **narrowed},
-            # MongoDB advises 20 candidates for each result.
+            "filter": {"$and": [{"vector_model": {"$eq": self._model}}, *filters]},
+            # MongoDB advises 20 candidates for each result, and takes 10,000 at most.
             **({"exact": True} if exact else {"numCandidates": min(20 * limit, 10_000)}),
         }
+        fields = {"_id": 0, **MongoStore._FIELDS}
         with _unavailable_on(PyMongoError, BSONError):
-            return list(self._collection.aggregate([{"$vectorSearch": stage}, {"$project": {"_id": 0, **fields}}]))
+            return list(self._searched.aggregate([{"$vectorSearch": stage}, {"$project": fields}]))
+
+    def person(self, user_id: str) -> list[Entry]:
+        """Return this user_id's records that are not erased, readable or not; several only in an older collection."""
+        with _unavailable_on(PyMongoError, BSONError):
+            placed = {"user_id": user_id, "seq": MongoStore._PLACE}
+            return _present(self._collection.find(placed, {"_id": 0, **MongoStore._FIELDS}))
 
 
 class SqliteStore:
@@ -588,10 +642,6 @@ class SqliteStore:
             record["erases"] for record in self._query("SELECT erases FROM faces WHERE erases > '' AND seq <= ?", until)
         ]
 
-    def person(self, user_id: str) -> list[Entry]:
-        sql = "SELECT user_id, embedding, model, seq, erases, deleted_at FROM faces WHERE user_id = ?"
-        return _present(self._query(sql, user_id))
-
     def find_request(self, request_key: str, since: float) -> str | None:
         sql = "SELECT user_id FROM faces WHERE request_key = ? AND timestamp >= ?"
         records = self._query(sql, request_key, since)
@@ -625,15 +675,18 @@ def _erasure_id() -> str:
     return f"erased:{uuid.uuid4()}"
 
 
-def _vector_fields(template: Template | None, model: str) -> Document:
-    """What the vector index reads of a record: its filter takes no record of another model for one of this."""
-    values = [] if template is None else [float(one) for one in template]
-    return {"vector": Binary.from_vector(values, BinaryVectorDtype.FLOAT32), "vector_model": model}
+def _vector_fields(template: Template, model: str) -> Document:
+    return {"vector": _bson_vector(template), "vector_model": model}
 
 
-def _present(records: Sequence[Document]) -> list[Entry]:
+def _bson_vector(vector: Template) -> Binary:
+    return Binary.from_vector(vector.tolist(), BinaryVectorDtype.FLOAT32)
+
+
+def _present(records: Iterable[Document]) -> list[Entry]:
     """The enrolments among these records, readable or not; without erasures and the erased."""
-    entries = [_entry(record, _place(record["seq"]) or 0) for record in records]
+    placed = ((record, _place(record.get("seq"))) for record in records)
+    entries = [_entry(record, place) for record, place in placed if place is not None]
     return [entry for entry in entries if entry.template is not None or entry.unreadable]
 
 

@@ -86,9 +86,6 @@ class TheStore:
     def erasures(self, until: int) -> list[str]:
         return [entry.erases for entry in self.log[:until] if entry.erases is not None]
 
-    def person(self, user_id: str) -> list[Entry]:
-        return [entry for entry in self.log if entry.user_id == user_id and entry.template is not None]
-
     def find_request(self, request_key: str, since: float) -> str | None:
         raise NotImplementedError(request_key, since)
 
