@@ -25,9 +25,10 @@ import images
 import logs
 import server
 from covering import CoveringClassifier, CoveringModel
-from engine import Engine, Vector, cosine_of, load_engine, similarity_of
+from engine import ENOUGH_SIDE, Engine, Face, Vector, cosine_of, load_engine, similarity_of
 from errors import FaceError
 from gallery import Gallery
+from images import Photo
 from settings import PROJECT, Settings, SettingsError, add_flags, load_settings, read_env_file
 from snapshot import SnapshotFolder
 from store import MongoStore, MongoVectorIndex, Store, open_store
@@ -97,19 +98,36 @@ class Pipeline:
         """
         with self.slots.slot():
             with stage("decode"):
-                image = images.decode(
-                    data, max_bytes=self.settings.max_file_bytes, max_pixels=self.settings.max_image_pixels
-                )
+                photo = self._decode(data, ENOUGH_SIDE)
             with stage("detect"):
-                faces = self.engine.detect(image)
+                faces = self.engine.detect(photo.pixels)
+            photo, faces = self._close_enough(data, photo, faces)
             with stage("check"):
-                face, checks = face_checks.check_photo(image, faces, self.settings, self.covering)
+                face, checks = face_checks.check_photo(
+                    photo.pixels, faces, self.settings, self.covering, photo.reduced_by
+                )
             g.figures = {check.code: check.measured for check in checks}
             with stage("embed"):
                 try:
-                    return self.engine.embed(image, face)
+                    return self.engine.embed(photo.pixels, face)
                 except ValueError as error:
                     raise face_checks.cannot_be_embedded(checks) from error
+
+    def _decode(self, data: bytes, longest_side: float) -> Photo:
+        limits = self.settings
+        return images.decode(
+            data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels, longest_side=longest_side
+        )
+
+    def _close_enough(self, data: bytes, photo: Photo, faces: list[Face]) -> tuple[Photo, list[Face]]:
+        """Decode again, larger, where the one face turned out too small in the reduced copy to be measured."""
+        face, _ = face_checks.require_single_face(faces, self.settings)
+        missing = face_checks.ENOUGH_INTER_EYE / max(1.0, face.inter_eye)
+        if missing <= 1 or photo.reduced_by == 1:
+            return photo, faces
+        with stage("decode_larger"):
+            larger = self._decode(data, missing * max(photo.pixels.shape))
+        return larger, [one.enlarged(photo.reduced_by / larger.reduced_by) for one in faces]
 
 
 def create_app(

@@ -116,7 +116,8 @@ class Gates:
 
     def read(self, path: Path) -> Pixels:
         limits = self.settings
-        return images.decode(path.read_bytes(), max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels)
+        data = path.read_bytes()
+        return images.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
 
     def see(self, image: Pixels) -> Seen:
         try:

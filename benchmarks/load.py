@@ -163,7 +163,7 @@ def model_runs(engine: Engine, photos: list[bytes], limits: Settings) -> list[Ca
     covering = CoveringModel(PROJECT / "models")
     recorded: list[Callable[[], object]] = []
     for data in photos:
-        image = images.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels)
+        image = images.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
         if isinstance(engine, CompactEngine):
             face = engine.detect(image)[0]
             recorded.append(partial(detect_and_embed, engine, image, face))
@@ -205,7 +205,7 @@ def usable(engine: Engine, photos: list[bytes], limits: Settings) -> list[bytes]
     covering = CoveringModel(PROJECT / "models")
     passed = []
     for data in photos:
-        image = images.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels)
+        image = images.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
         try:
             check_photo(image, engine.detect(image), limits, covering)
         except FaceError:

@@ -63,7 +63,7 @@ def main(pack: str, people: str | None) -> None:
         owners: list[str] = []
         found: dict[str, list[Vector]] = {"fp32": [], "int8": []}
         for path in sorted(Path(people).glob("*/*")):
-            photo = images.decode(path.read_bytes(), max_bytes=2**26, max_pixels=10**8)
+            photo = images.decode(path.read_bytes(), max_bytes=2**26, max_pixels=10**8).pixels
             faces = whole.detect(photo)
             if faces:
                 owners.append(path.parent.name)

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, a_template, jpeg
 
 from app import create_app, wait_for_store
 from covering import Covering
+from engine import Face, Pixels, Vector
 from errors import FaceError
 from gallery import Gallery
 from settings import Settings
@@ -380,3 +382,40 @@ def test_while_the_gallery_loads_its_progress_is_told_and_nothing_is_decided(
     loading.join(30)
     assert client.get("/health").json["gallery"]["enrolled"] == 4500
     store.close()
+
+
+class ShrinkingEngine(ScriptedEngine):
+    """Finds the face of a 360 x 320 photo at the place where it is in a copy of any size, and keeps the copies."""
+
+    def __init__(self, inter_eye: float) -> None:
+        super().__init__()
+        self.inter_eye = inter_eye
+        self.seen: list[tuple[int, ...]] = []
+        self.embedded: list[tuple[tuple[int, ...], float]] = []
+
+    def detect(self, image: Pixels) -> list[Face]:
+        self.seen.append(image.shape[:2])
+        whole = max(image.shape) / 3600
+        return [a_face(self.inter_eye * whole, (1600 * whole, 1400 * whole))]
+
+    def embed(self, image: Pixels, face: Face) -> Vector:
+        self.embedded.append((image.shape[:2], face.inter_eye))
+        return super().embed(image, face)
+
+
+@pytest.mark.parametrize(("inter_eye", "decoded"), [(600.0, 1800), (176.0, 1800), (100.0, 3600)])
+def test_a_large_photo_is_measured_in_a_copy_that_keeps_enough_of_the_face_and_in_its_own_pixels(
+    covering: ScriptedCovering, store: FailingStore, inter_eye: float, decoded: int
+) -> None:
+    engine = ShrinkingEngine(inter_eye)
+    client = client_of(engine, covering, store, Settings(max_head_size=10, min_face_in_frame=0))
+    large = cv2.resize(a_photo(), (3200, 3600), interpolation=cv2.INTER_CUBIC)
+    answer = client.post("/signUp", data={"file": (io.BytesIO(jpeg(np.asarray(large, np.uint8))), "photo.jpg")})
+    ((shape, embedded_inter_eye),) = engine.embedded or [((0, 0), 0.0)]
+    checks = {check["code"]: check["measured"] for check in (answer.json.get("checks") or [])}
+    if answer.status_code == 200:
+        assert shape[0] == decoded
+        assert embedded_inter_eye == pytest.approx(inter_eye * decoded / 3600, abs=1)
+    else:
+        assert checks["face_too_small"] == pytest.approx(inter_eye, abs=2)
+    assert engine.seen == [(1800, 1600)]

@@ -26,7 +26,7 @@ RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 
 
 def read(data: bytes, max_pixels: int = 1_000_000) -> Pixels:
-    return decode(data, max_bytes=2**20, max_pixels=max_pixels)
+    return decode(data, max_bytes=2**20, max_pixels=max_pixels).pixels
 
 
 def refusal(data: bytes, max_pixels: int = 1_000_000) -> str:
@@ -322,3 +322,52 @@ def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded() -> None:
     scan = plain[last:-2]
     assert read(plain).shape == (480, 320, 3)
     assert refusal(plain[:-2] + 200 * scan + plain[-2:]) == "unreadable_image"
+
+
+# --- a reduced copy, where the photo is larger than it need be ---
+
+
+@pytest.mark.parametrize("form", ["JPEG", "progressive JPEG", "PNG", "WebP"])
+@pytest.mark.parametrize(("longest_side", "by"), [(1600, 1), (801, 1), (800, 2), (401, 2), (400, 4), (200, 8), (10, 8)])
+def test_a_large_photo_is_reduced_as_far_as_its_longest_side_allows(form: str, longest_side: int, by: int) -> None:
+    data = GOOD[form](quadrants(1600, 1200))
+    photo = decode(data, max_bytes=2**22, max_pixels=10**7, longest_side=longest_side)
+    assert (photo.reduced_by, photo.pixels.shape) == (by, (1600 // by, 1200 // by, 3))
+    assert_shows_quadrants(photo.pixels, LOSSY)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_copy_is_turned_upright_once(orientation: int) -> None:
+    undo = {
+        1: lambda rgb: rgb,
+        2: np.fliplr,
+        3: lambda rgb: np.rot90(rgb, 2),
+        4: np.flipud,
+        5: lambda rgb: np.transpose(rgb, (1, 0, 2)),
+        6: lambda rgb: np.rot90(rgb, 1),
+        7: lambda rgb: np.rot90(np.transpose(rgb, (1, 0, 2)), 2),
+        8: lambda rgb: np.rot90(rgb, -1),
+    }
+    lying = np.ascontiguousarray(undo[orientation](quadrants(1600, 1200)))
+    data = encoded(lying, "JPEG", quality=95, exif=exif(orientation))
+    photo = decode(data, max_bytes=2**22, max_pixels=10**7, longest_side=400)
+    assert (photo.reduced_by, photo.pixels.shape) == (4, (400, 300, 3))
+    assert_shows_quadrants(photo.pixels, LOSSY)
+
+
+def test_a_photo_of_an_odd_size_is_reduced_in_both_directions_alike() -> None:
+    photo = decode(encoded(quadrants(1601, 1203), "JPEG"), max_bytes=2**22, max_pixels=10**7, longest_side=400)
+    assert photo.reduced_by == 4
+    assert photo.pixels.shape == (401, 301, 3)
+
+
+def test_a_large_jpeg_that_breaks_off_is_unreadable_though_it_is_reduced() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1600, 1200, 3), np.uint8)
+    data = encoded(noise, "JPEG")
+    with pytest.raises(FaceError, match="unreadable_image"):
+        decode(data[: len(data) // 2], max_bytes=2**24, max_pixels=10**7, longest_side=200)
+
+
+def test_the_limit_of_pixels_is_the_files_own_and_not_the_copys() -> None:
+    with pytest.raises(FaceError, match="image_too_large"):
+        decode(encoded(quadrants(1600, 1200), "JPEG"), max_bytes=2**22, max_pixels=10**6, longest_side=100)
