@@ -58,7 +58,7 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
 class FaceError(Exception):
     """A request that cannot be answered as asked, with the code, sentence and status that the client gets.
 
-    Raised where the fact is known; rendered in one place, `app.py`.
+    Raised where the fact is known; rendered in one place, `web.py`.
 
     Args:
         code: a key of `CODES`.

@@ -174,12 +174,17 @@ def _parse(setting: Field[Any], text: str) -> Any:
         raise SettingsError(f"{name} is {text!r}, which is not a {kind}") from error
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` one flag for every setting; a flag that is not used leaves no trace in the namespace."""
+def add_flags(parser: argparse.ArgumentParser, *, shown: bool = True) -> None:
+    """Give `parser` one flag for every setting; a flag that is not used leaves no trace in the namespace.
+
+    Args:
+        parser: of the service, or of a command.
+        shown: whether `--help` lists them.
+    """
     for setting in fields(Settings):
         flag = "--" + setting.name.replace("_", "-")
-        shown = "" if str(setting.default) in ("", "nan") else f" (default: {setting.default})"
-        help_ = (setting.metadata["help"] + shown).replace("%", "%%")
+        default = "" if str(setting.default) in ("", "nan") else f" (default: {setting.default})"
+        help_ = (setting.metadata["help"] + default).replace("%", "%%") if shown else argparse.SUPPRESS
         if str(setting.type) == "bool":
             parser.add_argument(flag, action="store_const", const="true", default=argparse.SUPPRESS, help=help_)
         else:

@@ -23,11 +23,11 @@ from PIL import Image
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-import app
 from covering import CoveringModel
 from engine import ENOUGH_SIDE, InsightFaceEngine, Vector
 from errors import FaceError
 from face_checks import check_photo
+from pipeline import ModelSlots, Pipeline
 from settings import Settings
 
 ROUNDS = 3
@@ -40,8 +40,8 @@ def main() -> None:
     parser.add_argument("--megapixels", type=float, default=12)
     parsed = parser.parse_args()
     limits = Settings(max_file_bytes=2**26, max_image_pixels=10**8)
-    pipeline = app.Pipeline(
-        limits, InsightFaceEngine(parsed.pack, threads=0), CoveringModel(PROJECT / "models"), app.ModelSlots(1, 1)
+    pipeline = Pipeline(
+        limits, InsightFaceEngine(parsed.pack, threads=0), CoveringModel(PROJECT / "models"), ModelSlots(1, 1)
     )
 
     def read(data: bytes, longest_side: float) -> tuple[float, float, Vector | None, dict[str, float | None]]:
@@ -53,7 +53,7 @@ def main() -> None:
             # The second decoding of a small face is timed too.
             faces = pipeline.engine.detect(photo.pixels)
             begun = time.perf_counter()
-            with patch.object(app, "stage", lambda _: warnings.catch_warnings()):
+            with patch("pipeline.stage", lambda _: warnings.catch_warnings()):
                 photo, faces = pipeline._close_enough(data, photo, faces)
             seconds += time.perf_counter() - begun
             face, checks = check_photo(photo.pixels, faces, limits, pipeline.covering, photo.reduced_by)

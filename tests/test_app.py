@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, a_template, jpeg
 
-from app import create_app, wait_for_store
+from app import create_app
 from covering import Covering
 from engine import Face, Pixels, Vector
 from errors import FaceError
 from gallery import Gallery
 from settings import Settings
 from store import Enrolment, SqliteStore
+from wiring import wait_for_store
 
 BAD_THRESHOLDS = ["", "x", "nan", "inf", "-inf", "1e999", "0.39", "1.01", "\u0660\u066b\u0665", "0x1", "1_0", "0,5"]
 # What the test client answers is read as JSON throughout, which its types do not promise.

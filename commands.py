@@ -1,0 +1,84 @@
+"""Owns the operator's commands, `python app.py COMMAND`: naming them, and telling in plain words why one failed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Protocol, cast
+
+import logs
+from errors import FaceError
+from settings import Settings, SettingsError, add_flags, load_settings, read_env_file
+from weights import ModelUnavailable
+
+logger = logging.getLogger("face_api")
+
+# command -> the module that does it, imported only then, and one line for --help.
+COMMANDS: Mapping[str, tuple[str, str]] = {}
+
+
+class CommandModule(Protocol):
+    """What a module of `COMMANDS` offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Give the parser what this command takes; every setting has its flag there already."""
+
+    def run(self, arguments: argparse.Namespace, settings: Settings) -> int:
+        """Do it; returns the exit status. What `started` words may be raised."""
+
+
+def overview() -> str:
+    """The commands, for --help."""
+    lines = [f"  {name:14} {line}" for name, (_, line) in COMMANDS.items()]
+    return "\n".join(["commands (each with --help):", *lines]) if lines else ""
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Run one of the commands; returns the exit status."""
+    module_name, line = COMMANDS[name]
+    module = cast("CommandModule", importlib.import_module(module_name))
+    parser = argparse.ArgumentParser(
+        prog=f"app.py {name}",
+        description=f"{line[0].upper()}{line[1:]}. Settings are those of the service: its flags work here too.",
+    )
+    module.add_arguments(parser)
+    add_flags(parser, shown=False)
+    parsed = parser.parse_args(arguments)
+    return started(vars(parsed), lambda settings: module.run(parsed, settings))
+
+
+def started(flags: Mapping[str, str], action: Callable[[Settings], int]) -> int:
+    """Read the settings, set the log up and do `action`; a failure is told in plain words. Returns the exit status."""
+    try:
+        # The hub's own library reads HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN from the environment.
+        for key, value in read_env_file().items():
+            if key.startswith("HF_") and value:
+                os.environ.setdefault(key, value)
+        settings = load_settings(flags)
+    except SettingsError as error:
+        sys.stderr.write(f"Settings: {error}\n")
+        return 2
+    logs.configure(settings.log_format, "DEBUG" if settings.debug else settings.log_level)
+    try:
+        return action(settings)
+    except ModelUnavailable as error:
+        logger.critical("The face model is not available. %s", error)
+    except FaceError as error:
+        if error.code != "database_unavailable":
+            raise
+        logger.critical(
+            "The database stayed out of reach, so the service does not start. %s",
+            f"Check the server and MONGO_URI; STORE_WAIT_S ({settings.store_wait_s:g}) is how long it is waited for."
+            if settings.mongo_uri
+            else f"Check that DATA_DIR ({settings.data_dir}) can be written to and its disk is not full.",
+        )
+    except (OSError, ValueError) as error:
+        logger.critical("The service ends: %s", error)
+    except KeyboardInterrupt:
+        logger.info("Stopped before it was ready")
+        return 130
+    return 1

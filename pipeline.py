@@ -1,0 +1,102 @@
+"""Owns a photo's way through the models: how many at once, in which stages, and how long each took."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from flask import g
+
+import face_checks
+import images
+from covering import CoveringClassifier
+from engine import ENOUGH_SIDE, Engine, Face, Vector
+from errors import FaceError
+from images import Photo
+from settings import Settings
+
+
+class ModelSlots:
+    """How many photos are in the models at once, and how many requests may wait for that."""
+
+    def __init__(self, slots: int, queue_limit: int) -> None:
+        self._free = threading.BoundedSemaphore(slots)
+        self._places = threading.BoundedSemaphore(slots + queue_limit)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place in the bounded queue; FaceError `overloaded` when it is full."""
+        if not self._places.acquire(blocking=False):
+            raise FaceError("overloaded", headers={"Retry-After": "2"})
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Hold one of the slots, waiting for it; only with a place."""
+        with self._free:
+            yield
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Time one stage of the current request for its log line."""
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        g.stages[name] = round(1000 * (time.perf_counter() - begun), 1)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """From a photo's bytes to the template of its one face: each stage once, and only when the one before it passed."""
+
+    settings: Settings
+    engine: Engine
+    covering: CoveringClassifier
+    slots: ModelSlots
+
+    def template(self, data: bytes) -> Vector:
+        """Decode, detect, check and embed.
+
+        Raises:
+            FaceError: the codes of `images.decode` and `face_checks.check_photo`.
+        """
+        with self.slots.slot():
+            with stage("decode"):
+                photo = self._decode(data, ENOUGH_SIDE)
+            with stage("detect"):
+                faces = self.engine.detect(photo.pixels)
+            photo, faces = self._close_enough(data, photo, faces)
+            with stage("check"):
+                face, checks = face_checks.check_photo(
+                    photo.pixels, faces, self.settings, self.covering, photo.reduced_by
+                )
+            g.figures = {check.code: check.measured for check in checks}
+            with stage("embed"):
+                try:
+                    return self.engine.embed(photo.pixels, face)
+                except ValueError as error:
+                    raise face_checks.cannot_be_embedded(checks) from error
+
+    def _decode(self, data: bytes, longest_side: float) -> Photo:
+        limits = self.settings
+        return images.decode(
+            data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels, longest_side=longest_side
+        )
+
+    def _close_enough(self, data: bytes, photo: Photo, faces: list[Face]) -> tuple[Photo, list[Face]]:
+        """Decode again, larger, where the one face turned out too small in the reduced copy to be measured."""
+        face, _ = face_checks.require_single_face(faces, self.settings)
+        missing = face_checks.ENOUGH_INTER_EYE / max(1.0, face.inter_eye)
+        if missing <= 1 or photo.reduced_by == 1:
+            return photo, faces
+        with stage("decode_larger"):
+            larger = self._decode(data, missing * max(photo.pixels.shape))
+        return larger, [one.enlarged(photo.reduced_by / larger.reduced_by) for one in faces]

@@ -1,0 +1,82 @@
+"""Owns what every response has in common: the request's id and log line, and how errors are worded."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+from flask import Flask, Response, g, jsonify, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+import logs
+from errors import FaceError
+
+logger = logging.getLogger("face_api")
+
+CODE_OF_HTTP = {404: "not_found", 405: "method_not_allowed", 413: "file_too_large"}
+SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
+
+
+def log_requests(app: Flask) -> None:
+    """Give every request an id, and the log one line for it."""
+
+    @app.before_request
+    def begin() -> None:
+        sent = request.headers.get("X-Request-ID", "")
+        g.request_id = sent if SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+        g.begun = time.perf_counter()
+        g.stages, g.figures, g.code = {}, {}, "ok"
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        response.headers["X-Request-ID"] = g.request_id
+        fields = {
+            "request_id": g.request_id,
+            "status": response.status_code,
+            "code": g.code,
+            "ms": round(1000 * (time.perf_counter() - g.begun), 1),
+            "stages_ms": g.stages,
+            "figures": g.figures,
+        }
+        # The route's own pattern, never the path that was sent.
+        route = request.url_rule.rule if request.url_rule else "(no such route)"
+        logger.info(
+            "%s %s", request.method, route, extra={logs.FIELDS: {key: one for key, one in fields.items() if one != {}}}
+        )
+        return response
+
+
+def render_errors(app: Flask) -> None:
+    """Word every error as the API does: its code, one sentence, and nothing of the library that raised it."""
+
+    @app.errorhandler(FaceError)
+    def refused(error: FaceError) -> Response:
+        return render(error)
+
+    @app.errorhandler(HTTPException)
+    def http_error(error: HTTPException) -> Response:
+        status = error.code or 500
+        if status == 413 and (request.content_length or 0) <= app.config["MAX_CONTENT_LENGTH"]:
+            status = 400  # too many or too large fields, not too large a photo
+        code = CODE_OF_HTTP.get(status, "internal_error" if status >= 500 else "bad_request")
+        allowed = error.valid_methods if isinstance(error, MethodNotAllowed) else None
+        return render(FaceError(code, headers={"Allow": ", ".join(sorted(allowed))} if allowed else None))
+
+    @app.errorhandler(Exception)
+    def unforeseen(error: Exception) -> Response:
+        logger.error("unforeseen error", exc_info=error, extra={logs.FIELDS: {"request_id": g.request_id}})
+        return render(FaceError("internal_error"))
+
+
+def render(error: FaceError) -> Response:
+    """The one place where an error of the application becomes a response."""
+    g.code = error.code
+    if "checks" in error.fields:
+        g.figures = {check["code"]: check["measured"] for check in error.fields["checks"]}
+    body = {"status": "error", "code": error.code, "message": error.message, "request_id": g.request_id}
+    response = jsonify({**body, **error.fields})
+    response.status_code = error.status
+    response.headers.update(error.headers)
+    return response
