@@ -1,0 +1,107 @@
+"""Owns encryption at rest: the keys of TEMPLATE_KEYS, and sealing bytes so that they open only in their own place."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+KEY_BYTES = 32
+NONCE_BYTES = 12
+# What sealed bytes begin with; no pickle does (they begin with \x80), nor JSON, nor a NumPy file.
+MAGIC = b"FSEAL1"
+_NAME_BYTES = 4
+_OVERHEAD = len(MAGIC) + _NAME_BYTES + NONCE_BYTES + 16
+
+
+class SealError(ValueError):
+    """Sealed bytes that do not open: damaged, moved from their place, or sealed with a key that is not here."""
+
+
+@dataclass(frozen=True, repr=False)
+class Keyring:
+    """Keys for AES-256-GCM (NIST SP 800-38D): the first seals, every one opens. No keys: nothing is sealed.
+
+    Args:
+        keys: 32 bytes each.
+    """
+
+    keys: Sequence[bytes] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.keys)
+
+    def __repr__(self) -> str:
+        return f"Keyring({', '.join(self.names)})"
+
+    @property
+    def names(self) -> list[str]:
+        """What can be said of the keys in a log: four bytes of each one's digest, in hexadecimal."""
+        return [_name(key).hex() for key in self.keys]
+
+    def seal(self, data: bytes, place: str) -> bytes:
+        """Encrypt `data` under the first key; it opens again only for the same `place` (a user_id, a file's name).
+
+        A nonce is 96 random bits: with 2^32 seals under one key the chance that two are equal is 2^-32, the limit
+        that SP 800-38D sets (section 8.3).
+        """
+        nonce = os.urandom(NONCE_BYTES)
+        head = MAGIC + _name(self.keys[0]) + nonce
+        return head + AESGCM(self.keys[0]).encrypt(nonce, data, head + place.encode())
+
+    def open(self, sealed: bytes, place: str) -> bytes:
+        """Decrypt what `seal` made for this `place`; SealError otherwise."""
+        if not is_sealed(sealed) or len(sealed) < _OVERHEAD:
+            raise SealError("not sealed, or cut off")
+        head_length = _OVERHEAD - 16
+        head, body = sealed[:head_length], sealed[head_length:]
+        name, nonce = head[len(MAGIC) : -NONCE_BYTES], head[-NONCE_BYTES:]
+        key = next((one for one in self.keys if _name(one) == name), None)
+        if key is None:
+            raise SealError(f"sealed with the key {name.hex()}, which TEMPLATE_KEYS does not hold")
+        try:
+            return AESGCM(key).decrypt(nonce, body, head + place.encode())
+        except InvalidTag as error:
+            raise SealError("damaged, or not in its own place") from error
+
+    def is_current(self, data: bytes) -> bool:
+        """Whether bytes are stored as this keyring would store them: under the first key, or plain without keys."""
+        if not self.keys:
+            return not is_sealed(data)
+        return data.startswith(MAGIC + _name(self.keys[0]))
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether bytes look like what `Keyring.seal` returns."""
+    return data.startswith(MAGIC)
+
+
+def parse_keys(text: str) -> Keyring:
+    """Read TEMPLATE_KEYS: keys in base64, 32 bytes each, separated by commas or spaces, the newest first.
+
+    Raises:
+        ValueError: a key that is none, or the same key twice; the message does not show it.
+    """
+    keys = []
+    for number, word in enumerate(re.split(r"[,\s]+", text.strip()) if text.strip() else [], 1):
+        try:
+            key = base64.b64decode(word.replace("-", "+").replace("_", "/"), validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"its key number {number} is not base64") from error
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"its key number {number} has {len(key)} bytes instead of {KEY_BYTES}")
+        keys.append(key)
+    if len(set(keys)) < len(keys):
+        raise ValueError("it holds the same key twice")
+    return Keyring(tuple(keys))
+
+
+def _name(key: bytes) -> bytes:
+    return hashlib.sha256(b"face-api template key" + key).digest()[:_NAME_BYTES]
