@@ -150,6 +150,13 @@ class InsightFaceEngine:
 
     # Both sides are needed: SCRFD misses faces that fill more than about 40 % of the frame at 640 alone.
     SMALL_SIDE, FULL_SIDE = 128, 640
+    FACE = 0.5
+    # A selfie needs no full search: where a quick look (0.41 of its cost) sees one face that is sure and 30 % of the
+    # picture wide, and no trace of another, it ends. Of 596 shared photos 462 end so, and no face is missed; all
+    # together cost 0.64. A second face pasted beside such a one, which the full search finds, is lost in 0 of 420
+    # photos when it is 15 % of the picture wide, 1 % at 10 %, 4 % at 6 %, 11 % at 5 %, 24 % at 4 %
+    # (benchmarks/detection.py; an input of 320 loses twice as many, at 0.5 of the cost).
+    LARGE_FACE_SIDE, LARGE, SURE_ENOUGH, TRACE = 384, 0.3, 0.7, 0.02
     # One face seen at both sides gives two boxes, which the detector's own suppression merges from an overlap of
     # 0.4; what lies mostly inside a surer face is the same face too (a face within a face is no second person).
     MOSTLY_INSIDE = 0.7
@@ -210,7 +217,7 @@ class InsightFaceEngine:
         self._detector, self._recogniser = parts["detection"], parts["recognition"]
         if not self._detector.use_kps:
             raise ModelUnavailable(f"the detector in {folder} gives no landmarks: a variant with key points is needed")
-        self._detector.prepare(0, det_thresh=0.5)
+        self._detector.prepare(0, det_thresh=self.FACE)
         self._folder = folder
         digest = weights.digest(files["recognition"])
         # The recogniser's own bytes decide what compares with what, wherever the pack lies and whatever it is called.
@@ -223,7 +230,7 @@ class InsightFaceEngine:
                 raise ModelUnavailable("ORT_PROVIDERS=cuda, but onnxruntime could not use the GPU: see its warnings.")
             logger.warning("onnxruntime has CUDA and could not use it: the models run on the CPU")
         warm = np.full((64, 64, 3), 127, np.uint8)
-        for side in (self.SMALL_SIDE, self.UPRIGHT_SIDE, self.FULL_SIDE):
+        for side in (self.SMALL_SIDE, self.UPRIGHT_SIDE, self.LARGE_FACE_SIDE, self.FULL_SIDE):
             self._detector.detect(warm, input_size=(side, side))
         if precision == "int8":
             copy = quantised.int8_copy(files["recognition"], digest, folder / "int8", self._some_crops, self._embedded)
@@ -254,15 +261,29 @@ class InsightFaceEngine:
         if _holds_no_face(image):
             return []
         scale, small = _to_side(image, self.FULL_SIDE, enlarging=1.0)
-        sizes = [(self.SMALL_SIDE, self.SMALL_SIDE), _input_size(small, self.FULL_SIDE)]
-        boxes, landmarks = self._detector.detect(small, input_size=sizes)
-        found = [
-            Face(box[:4], float(box[4]), points, INSIGHTFACE_LAYOUT).enlarged(1 / scale)
+        traces = self._found(small, self.LARGE_FACE_SIDE, self.TRACE)
+        found = traces if self._is_all(traces, small) else self._found(small, self.FULL_SIDE, self.FACE)
+        faces = _widest_first([face.enlarged(1 / scale) for face in _without_nested(found, self.MOSTLY_INSIDE)])
+        return [self._looked_at_upright(image, face) for face in faces[:1]] + faces[1:]
+
+    def _found(self, image: Pixels, side: int, least: float) -> list[Face]:
+        """The detector's boxes of a score of at least `least`, with an input of this longest side and a small one."""
+        sizes = [(self.SMALL_SIDE, self.SMALL_SIDE), _input_size(image, side)]
+        boxes, landmarks = self._detector.detect(image, input_size=sizes, det_thresh=least)
+        return [
+            Face(box[:4], float(box[4]), points, INSIGHTFACE_LAYOUT)
             for box, points in zip(boxes, landmarks, strict=True)
             if np.isfinite(box).all() and np.isfinite(points).all() and (box[2:4] - box[:2]).min() >= 1
         ]
-        faces = _widest_first(_without_nested(found, self.MOSTLY_INSIDE))
-        return [self._looked_at_upright(image, face) for face in faces[:1]] + faces[1:]
+
+    def _is_all(self, traces: list[Face], image: Pixels) -> bool:
+        """Whether a quick look has seen enough: one sure and large face, and no trace of another."""
+        apart = _without_nested(traces, self.MOSTLY_INSIDE)
+        return (
+            len(apart) == 1
+            and apart[0].score >= self.SURE_ENOUGH
+            and float(apart[0].box[2] - apart[0].box[0]) >= self.LARGE * max(image.shape[:2])
+        )
 
     def _looked_at_upright(self, image: Pixels, face: Face) -> Face:
         """Find the landmarks of a tilted head again in an upright crop.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -62,6 +63,42 @@ def test_a_pack_loads_from_its_folder_and_finds_and_embeds(pack: Path) -> None:
     assert (template.shape, str(template.dtype), tiny.dimension) == ((512,), "float32", 512)
     assert float(np.linalg.norm(template)) == pytest.approx(1, abs=1e-5)
     assert len(tiny.detect(white_squares((64, 64), (480, 480)))) == 2
+
+
+class ScriptedDetector:
+    """Finds what it is told to, and keeps which input sizes it was asked for."""
+
+    def __init__(self, *found: tuple[float, float]) -> None:
+        self.found, self.sides = found, list[int]()
+
+    def detect(self, image: Pixels, input_size: list[tuple[int, int]], det_thresh: float = 0.5) -> tuple[Any, Any]:
+        self.sides.append(max(max(size) for size in input_size))
+        seen = [(width, score) for width, score in self.found if score >= det_thresh]
+        boxes = np.array(
+            [(10 + 400 * n, 10, 10 + 400 * n + width, 300, score) for n, (width, score) in enumerate(seen)]
+        )
+        points = np.array([[(60, 90), (160, 90), (110, 150), (70, 200), (150, 200)]] * len(seen), np.float32)
+        return boxes.reshape(-1, 5).astype(np.float32), points.reshape(-1, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("found", "ends"),
+    [
+        ([(220.0, 0.9)], True),
+        ([(220.0, 0.9), (30.0, 0.03)], False),  # a trace of somebody else
+        ([(120.0, 0.9)], False),  # no selfie
+        ([(220.0, 0.6)], False),  # not sure
+        ([], False),
+    ],
+)
+def test_a_quick_look_is_enough_only_for_one_sure_and_large_face_without_a_trace_of_another(
+    pack: Path, found: list[tuple[float, float]], ends: bool
+) -> None:
+    tiny = InsightFaceEngine(pack, threads=1)
+    detector = ScriptedDetector(*found)
+    tiny._detector = detector
+    tiny.detect(np.full((640, 640, 3), 127, np.uint8))
+    assert (640 not in detector.sides) == ends
 
 
 def test_a_packs_name_follows_its_recogniser_and_not_its_folder(tmp_path: Path) -> None:
