@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from flask import g
 
@@ -54,6 +55,23 @@ def stage(name: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Analysis:
+    """What the checks make of one photo.
+
+    Attributes:
+        code: the first failed check's, None if every check passed.
+        checks: every check that was made, as the API lists them.
+        size: width and height of the upright photo in pixels, to a few pixels where it was read reduced.
+        faces: every face found, widest first, in pixels of that size.
+    """
+
+    code: str | None
+    checks: list[dict[str, Any]]
+    size: tuple[int, int]
+    faces: list[Face]
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """From a photo's bytes to the template of its one face: each stage once, and only when the one before it passed."""
 
@@ -69,10 +87,7 @@ class Pipeline:
             FaceError: the codes of `images.decode` and `face_checks.check_photo`.
         """
         with self.slots.slot():
-            with stage("decode"):
-                photo = self._decode(data, ENOUGH_SIDE)
-            with stage("detect"):
-                faces = self.engine.detect(photo.pixels)
+            photo, faces = self._found(data)
             photo, faces = self._close_enough(data, photo, faces)
             with stage("check"):
                 face, checks = face_checks.check_photo(
@@ -84,6 +99,41 @@ class Pipeline:
                     return self.engine.embed(photo.pixels, face)
                 except ValueError as error:
                     raise face_checks.cannot_be_embedded(checks) from error
+
+    def analysis(self, data: bytes) -> Analysis:
+        """Decode, detect and check; a photo that the checks refuse is an answer here, not an error.
+
+        Raises:
+            FaceError: the codes of `images.decode`.
+        """
+        with self.slots.slot():
+            photo, faces = self._found(data)
+            try:
+                photo, faces = self._close_enough(data, photo, faces)
+                with stage("check"):
+                    _, passed = face_checks.check_photo(
+                        photo.pixels, faces, self.settings, self.covering, photo.reduced_by
+                    )
+                code, checks = None, [asdict(check) for check in passed]
+            except FaceError as refusal:
+                if "checks" not in refusal.fields:
+                    raise
+                code, checks = refusal.code, refusal.fields["checks"]
+        g.figures = {check["code"]: check["measured"] for check in checks}
+        height, width = photo.pixels.shape[:2]
+        return Analysis(
+            code=code,
+            checks=checks,
+            size=(width * photo.reduced_by, height * photo.reduced_by),
+            faces=[face.enlarged(photo.reduced_by) for face in faces],
+        )
+
+    def _found(self, data: bytes) -> tuple[Photo, list[Face]]:
+        """The photo, reduced as far as detection allows, and the faces in it."""
+        with stage("decode"):
+            photo = self._decode(data, ENOUGH_SIDE)
+        with stage("detect"):
+            return photo, self.engine.detect(photo.pixels)
 
     def _decode(self, data: bytes, longest_side: float) -> Photo:
         limits = self.settings

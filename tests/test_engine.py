@@ -72,7 +72,7 @@ class ScriptedDetector:
         self.found, self.sides = found, list[int]()
 
     def detect(self, image: Pixels, input_size: list[tuple[int, int]], det_thresh: float = 0.5) -> tuple[Any, Any]:
-        self.sides.append(max(max(size) for size in input_size))
+        self.sides.append(int(np.max(input_size)))
         seen = [(width, score) for width, score in self.found if score >= det_thresh]
         boxes = np.array(
             [(10 + 400 * n, 10, 10 + 400 * n + width, 300, score) for n, (width, score) in enumerate(seen)]
