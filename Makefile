@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint evaluate-checks lock clean
+.PHONY: run test lint evaluate-checks benchmark lock clean
 
 run: $(VENV)/.run-ready
 	@exec $(BIN)/python app.py $(ARGS)
@@ -21,6 +21,11 @@ evaluate-checks: $(VENV)/.run-ready
 	$(BIN)/python evaluate_checks.py $(wildcard $(DATA)/photos $(DATA)/covering) \
 		$(if $(wildcard $(DATA)/people),--people $(DATA)/people) \
 		$(if $(wildcard $(DATA)/pack),--model $(DATA)/pack --model compact --thresholds 0.38 0.5) $(ARGS)
+
+# DATA holds people/ (a folder a person), photos/ and pack/; MODELS may name more packs.
+benchmark: $(VENV)/.run-ready
+	$(BIN)/python benchmarks/performance.py $(wildcard $(DATA)/pack) $(MODELS) compact \
+		--photos $$(ls $(DATA)/people/*/*.jpg | awk 'NR % 6 == 0') $$(ls $(DATA)/photos/*.jpg | awk 'NR % 30 == 0')
 
 # --no-deps: the lock names everything, and takes OpenCV's headless wheel where insightface asks for the one that
 # needs system libraries.

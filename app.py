@@ -1,4 +1,4 @@
-"""Owns the service: its routes, and starting and stopping it."""
+"""Owns the service: making the application of its parts, starting it and stopping it."""
 
 from __future__ import annotations
 
@@ -9,34 +9,46 @@ import tempfile
 import threading
 from pathlib import Path
 
-from flask import Flask, Response, g, jsonify
+from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 import commands
 import server
 import wiring
+from access import Access
 from covering import CoveringClassifier, CoveringModel
-from engine import Engine, Vector, cosine_of, similarity_of
-from errors import FaceError
-from forms import read_idempotency_key, read_threshold, read_upload, read_user_id, receive_form
+from engine import Engine
+from forms import FORM_ALLOWANCE
 from gallery import Gallery
-from pipeline import ModelSlots, Pipeline, stage
+from pipeline import ModelSlots, Pipeline
+from routes import Parts, add_routes
 from settings import PROJECT, Settings, add_flags
 from store import Store
-from templates import Candidate
-from web import log_requests, render_errors
+from web import log_requests, protect_responses, render_errors
 
 logger = logging.getLogger("face_api")
 
 # A gallery that loads within this is there before the first request; a larger one answers `not_ready` meanwhile.
 LOAD_PATIENCE_S = 2.0
-# Beside the photo itself: the other fields and the multipart framing.
-FORM_ALLOWANCE = 64 * 1024
 
 
-def create_app(
-    settings: Settings, engine: Engine, covering: CoveringClassifier, store: Store, gallery: Gallery
+def create_app(  # noqa: PLR0917 - what the service is made of
+    settings: Settings,
+    engine: Engine,
+    covering: CoveringClassifier,
+    store: Store,
+    gallery: Gallery,
+    access: Access | None = None,
 ) -> Flask:
-    """Make the WSGI application of parts that are ready: a warmed engine, a prepared store, a caught-up gallery."""
+    """Make the WSGI application of parts that are ready: a warmed engine, a prepared store, a caught-up gallery.
+
+    Args:
+        access: who may call; as the settings say, when omitted.
+
+    Raises:
+        SettingsError: as `Access` does.
+    """
+    access = access or Access(settings)
     app = Flask("face_api", static_folder=None)
     app.url_map.merge_slashes = False  # a redirect would be a page, and this API speaks JSON alone
     app.config["MAX_CONTENT_LENGTH"] = settings.max_file_bytes + FORM_ALLOWANCE
@@ -44,81 +56,15 @@ def create_app(
     app.config["MAX_FORM_MEMORY_SIZE"] = 2 * FORM_ALLOWANCE
     app.config["MAX_FORM_PARTS"] = 32
     pipeline = Pipeline(settings, engine, covering, ModelSlots(settings.model_slots, settings.queue_limit))
+    if settings.trusted_proxies:
+        hops = settings.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
     log_requests(app)
     render_errors(app)
-
-    @app.get("/", provide_automatic_options=False)
-    def running() -> Response:
-        return jsonify(status="success", message="Face Recognition API is running")
-
-    @app.get("/health", provide_automatic_options=False)
-    def health() -> Response:
-        gallery.refresh()
-        return jsonify(
-            status="success",
-            message="ready",
-            model=engine.name,
-            # Which database, but neither path nor host: those are the log's.
-            store=store.describe().partition(" ")[0],
-            gallery=gallery.status(),
-        )
-
-    @app.post("/signUp", provide_automatic_options=False)
-    @app.post("/signup", provide_automatic_options=False)
-    def sign_up() -> Response:
-        # A place comes before all work: whoever is turned away costs those in the queue nothing but the reading.
-        with pipeline.slots.place():
-            receive_form()
-            request_key = read_idempotency_key()
-            template = pipeline.template(read_upload("file", settings.max_file_bytes))
-        with stage("enrol"):
-            user_id = gallery.enrol(
-                template,
-                duplicate_cosine=cosine_of(settings.duplicate_threshold, engine.cosine_at_half),
-                request_key=request_key,
-            )
-        return jsonify(status="success", message=f"Face stored successfully with user_id: {user_id}", user_id=user_id)
-
-    @app.post("/verify", provide_automatic_options=False)
-    def verify() -> Response:
-        with pipeline.slots.place():
-            receive_form()
-            threshold = read_threshold(settings)
-            claimed = read_user_id()
-            template = pipeline.template(read_upload("file", settings.max_file_bytes))
-        with stage("search"):
-            candidate = gallery.search(template) if claimed is None else compare(gallery, claimed, template)
-        if candidate is None:
-            raise no_match()
-        similarity = similarity_of(candidate.cosine, engine.cosine_at_half)
-        g.figures["similarity"] = round(similarity, 4)
-        if similarity < threshold:
-            raise no_match()
-        return jsonify(
-            status="success",
-            message=f"Face verified successfully with confidence: {similarity:.2f}",
-            verified=True,
-            user_id=candidate.user_id,
-            similarity=round(similarity, 4),
-            threshold=threshold,
-        )
-
+    protect_responses(app)
+    access.guard(app)
+    add_routes(app, Parts(settings, engine, store, gallery, pipeline, access))
     return app
-
-
-def compare(gallery: Gallery, claimed: str, template: Vector) -> Candidate:
-    """Compare 1:1 with a claimed user_id, as it was sent or in its canonical lower case; FaceError `unknown_user`."""
-    try:
-        return Candidate(claimed, gallery.compare(claimed, template))
-    except FaceError as error:
-        if error.code != "unknown_user" or claimed == claimed.lower():
-            raise
-        return Candidate(claimed.lower(), gallery.compare(claimed.lower(), template))
-
-
-def no_match() -> FaceError:
-    """`no_match` as the API words it; RFC 9110 asks for a challenge on every 401."""
-    return FaceError("no_match", fields={"verified": False}, headers={"WWW-Authenticate": "FaceMatch"})
 
 
 def prepare_uploads(folder: Path) -> None:
@@ -145,9 +91,11 @@ def build(settings: Settings) -> tuple[Flask, Gallery]:
 
     Raises:
         ValueError: a connection string that cannot be parsed.
+        SettingsError: as `Access` does.
         FaceError: `database_unavailable`, the store stayed out of reach.
         ModelUnavailable: the model cannot be had.
     """
+    access = Access(settings)
     server.require_free(settings.host, settings.port)
     prepare_uploads(settings.uploads_dir)
     covering = CoveringModel(PROJECT / "models")
@@ -162,7 +110,7 @@ def build(settings: Settings) -> tuple[Flask, Gallery]:
     loader = threading.Thread(target=load, name="gallery-load", daemon=True)
     loader.start()
     loader.join(LOAD_PATIENCE_S)
-    return create_app(settings, engine, covering, store, gallery), gallery
+    return create_app(settings, engine, covering, store, gallery, access), gallery
 
 
 def serve(settings: Settings) -> int:

@@ -18,7 +18,9 @@ from weights import ModelUnavailable
 logger = logging.getLogger("face_api")
 
 # command -> the module that does it, imported only then, and one line for --help.
-COMMANDS: Mapping[str, tuple[str, str]] = {}
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "keys": ("keys", "API keys: add NAME, list, revoke NAME"),
+}
 
 
 class CommandModule(Protocol):

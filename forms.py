@@ -14,6 +14,8 @@ from settings import Settings
 
 logger = logging.getLogger("face_api")
 
+# Beside the photo itself: the other fields and the multipart framing.
+FORM_ALLOWANCE = 64 * 1024
 SANE_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 

@@ -50,10 +50,12 @@ class Photo:
     Attributes:
         pixels: uint8[height, width, 3], BGR, upright.
         reduced_by: 1, 2, 4 or 8: the file's own picture is so many times as wide and as high.
+        size: width and height of the file's own picture, upright.
     """
 
     pixels: Pixels
     reduced_by: int
+    size: tuple[int, int]
 
 
 def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float = math.inf) -> Photo:
@@ -101,8 +103,12 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
                 rgb = _rgb(image)
                 if wanted > 1 and rgb.size == (width, height):
                     rgb = rgb.reduce(wanted)
-                reduced_by = round(max(width, height) / max(rgb.size))
-                return Photo(_bgr(_turned(rgb, image)), reduced_by)
+                turn = _turn_of(image)
+                return Photo(
+                    _bgr(rgb if turn is None else rgb.transpose(turn)),
+                    reduced_by=round(max(width, height) / max(rgb.size)),
+                    size=(height, width) if turn in _SIDEWAYS else (width, height),
+                )
             except _DECODER_ERRORS as error:
                 raise FaceError("unreadable_image") from error
 
@@ -123,15 +129,17 @@ _TURNS = {
 }
 
 
-def _turned(picture: Image.Image, file: Image.Image) -> Image.Image:
-    """The picture turned upright by the file's EXIF orientation."""
+_SIDEWAYS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
+
+
+def _turn_of(file: Image.Image) -> Image.Transpose | None:
+    """What turns the file's picture upright, by its EXIF orientation."""
     # The library's own exif_transpose also writes all metadata anew, and fails where an unrelated tag is odd.
     try:
         orientation = file.getexif().get(ExifTags.Base.Orientation)
     except _DECODER_ERRORS:
-        return picture  # nonsense in the metadata is no reason to refuse good pixels: they are taken as they lie
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    return picture if turn is None else picture.transpose(turn)
+        return None  # nonsense in the metadata is no reason to refuse good pixels: they are taken as they lie
+    return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -61,7 +61,7 @@ class Analysis:
     Attributes:
         code: the first failed check's, None if every check passed.
         checks: every check that was made, as the API lists them.
-        size: width and height of the upright photo in pixels, to a few pixels where it was read reduced.
+        size: width and height of the upright photo in pixels.
         faces: every face found, widest first, in pixels of that size.
     """
 
@@ -120,11 +120,10 @@ class Pipeline:
                     raise
                 code, checks = refusal.code, refusal.fields["checks"]
         g.figures = {check["code"]: check["measured"] for check in checks}
-        height, width = photo.pixels.shape[:2]
         return Analysis(
             code=code,
             checks=checks,
-            size=(width * photo.reduced_by, height * photo.reduced_by),
+            size=photo.size,
             faces=[face.enlarged(photo.reduced_by) for face in faces],
         )
 

@@ -121,6 +121,8 @@ def serve(app: WSGIApplication, settings: Settings) -> None:
         connection_limit=1000,
         channel_timeout=60,
         ident=None,
+        # Without trusted proxies what they would say is the caller's own invention, and is dropped.
+        clear_untrusted_proxy_headers=settings.trusted_proxies == 0,
     )
     listeners = [one for one in sockets.values() if isinstance(one, BaseWSGIServer)]
     stopping = threading.Event()

@@ -37,6 +37,24 @@ class Settings:
     port: int = _setting(5000, "port to listen on; 0 takes a free one", low=0, high=65535)
     debug: bool = _setting(False, "Flask's own server and debug logging; never in production")
 
+    api_keys: str = _setting(
+        "", "hashes of API keys, as `python app.py keys add --print-line` shows them; beside those of API_KEYS_FILE"
+    )
+    api_keys_file: str = _setting("", "where `python app.py keys` keeps the keys' hashes; empty: keys, in DATA_DIR")
+    allow_no_keys: bool = _setting(False, "serve addresses other than loopback without any API key")
+    rate_limit_key: str = _setting("6000/minute", "requests that one API key may make; empty: any number")
+    rate_limit_address: str = _setting("600/minute", "requests that one address may make; empty: any number")
+    lockout: str = _setting(
+        "10/15 minutes", "failed 1:1 verifications after which a user_id is locked out; empty: never"
+    )
+    limits_storage: str = _setting(
+        "memory://", "where limits are counted: memory://, or for all replicas redis:// or mongodb://"
+    )
+    trusted_proxies: int = _setting(
+        0, "reverse proxies in front, whose X-Forwarded headers are believed", low=0, high=9
+    )
+    cors_origins: str = _setting("", "web origins that may call, separated by commas; empty: none")
+
     mongo_uri: str = _setting(
         "", "MongoDB connection string (a flag shows in the process list: prefer .env); empty: an embedded SQLite file"
     )

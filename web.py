@@ -1,4 +1,4 @@
-"""Owns what every response has in common: the request's id and log line, and how errors are worded."""
+"""Owns what every response has in common: its id and log line, its security headers, and how errors are worded."""
 
 from __future__ import annotations
 
@@ -19,6 +19,29 @@ CODE_OF_HTTP = {404: "not_found", 405: "method_not_allowed", 413: "file_too_larg
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 
 
+# An answer of this API is for its caller alone, and no page; pages set a policy of their own.
+SECURITY_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+def protect_responses(app: Flask) -> None:
+    """Give every response the headers that keep browsers from guessing, caching, framing and telling."""
+
+    @app.after_request
+    def protect(response: Response) -> Response:
+        for name, value in SECURITY_HEADERS.items():
+            response.headers.setdefault(name, value)
+        if request.is_secure:
+            response.headers.setdefault("Strict-Transport-Security", "max-age=31536000")
+        return response
+
+
 def log_requests(app: Flask) -> None:
     """Give every request an id, and the log one line for it."""
 
@@ -36,6 +59,7 @@ def log_requests(app: Flask) -> None:
             "request_id": g.request_id,
             "status": response.status_code,
             "code": g.code,
+            "key": g.get("key_name"),
             "ms": round(1000 * (time.perf_counter() - g.begun), 1),
             "stages_ms": g.stages,
             "figures": g.figures,
@@ -43,7 +67,10 @@ def log_requests(app: Flask) -> None:
         # The route's own pattern, never the path that was sent.
         route = request.url_rule.rule if request.url_rule else "(no such route)"
         logger.info(
-            "%s %s", request.method, route, extra={logs.FIELDS: {key: one for key, one in fields.items() if one != {}}}
+            "%s %s",
+            request.method,
+            route,
+            extra={logs.FIELDS: {key: one for key, one in fields.items() if one not in ({}, None)}},
         )
         return response
 
@@ -58,7 +85,7 @@ def render_errors(app: Flask) -> None:
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
         status = error.code or 500
-        if status == 413 and (request.content_length or 0) <= app.config["MAX_CONTENT_LENGTH"]:
+        if status == 413 and (request.content_length or 0) <= (request.max_content_length or 0):
             status = 400  # too many or too large fields, not too large a photo
         code = CODE_OF_HTTP.get(status, "internal_error" if status >= 500 else "bad_request")
         allowed = error.valid_methods if isinstance(error, MethodNotAllowed) else None

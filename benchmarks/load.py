@@ -102,24 +102,30 @@ def _some(connection: socket.socket) -> bytes:
     return some
 
 
-def client(port: int, bodies: list[bytes], until: float, number: int, answers: Any) -> None:
-    """Send one request after the other until a moment; hand over all (status, seconds)."""
+def client(port: int, bodies: list[bytes], until: float, number: int, answers: Any, pause: float) -> None:  # noqa: PLR0917
+    """Send one request after the other until a moment; hand over all (status, seconds), 0 for a lost connection."""
     found: list[Answer] = []
     connection = socket.create_connection(("127.0.0.1", port), 60)
     while time.time() < until:
         begun = time.perf_counter()
-        status = exchange(connection, bodies[(number + len(found)) % len(bodies)])
+        try:
+            status = exchange(connection, bodies[(number + len(found)) % len(bodies)])
+        except OSError:
+            status = 0
+            connection = socket.create_connection(("127.0.0.1", port), 60)
         found.append((status, time.perf_counter() - begun))
+        if status == 503:
+            time.sleep(pause)
     answers.put(found)
 
 
-def crowd(port: int, bodies: list[bytes], clients: int, seconds: float) -> list[Answer]:
-    """What `clients` clients got in `seconds`."""
+def crowd(port: int, bodies: list[bytes], clients: int, seconds: float, pause: float = 0.0) -> list[Answer]:
+    """What `clients` clients got in `seconds`; who is turned away comes back after `pause` seconds."""
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
     until = time.time() + seconds
     running = [
-        context.Process(target=client, args=(port, bodies, until, number, answers), daemon=True)
+        context.Process(target=client, args=(port, bodies, until, number, answers, pause), daemon=True)
         for number in range(clients)
     ]
     for one in running:
@@ -173,8 +179,10 @@ def model_runs(engine: Engine, photos: list[bytes], limits: Settings) -> list[Ca
         session_for, session = detector._session_for_input_size, recogniser.session
         detector._session_for_input_size = partial(recorded_session, session_for, runs)
         recogniser.session = Recorder(session, runs)
+        covering_session, covering._session = covering._session, Recorder(covering._session, runs)
         face, _ = check_photo(image, engine.detect(image), limits, covering)
         engine.embed(image, face)
+        covering._session = covering_session
         detector._session_for_input_size, recogniser.session = session_for, session
         recorded.append(partial(all_of, runs))
     return recorded
@@ -214,9 +222,9 @@ def usable(engine: Engine, photos: list[bytes], limits: Settings) -> list[bytes]
     return passed
 
 
-def quantiles(answers: list[Answer], status: int | None = None) -> str:
+def quantiles(answers: list[Answer], *statuses: int) -> str:
     """p50, p95 and p99 in milliseconds."""
-    taken = sorted(1000 * seconds for got, seconds in answers if status is None or got == status)
+    taken = sorted(1000 * seconds for got, seconds in answers if not statuses or got in statuses)
     if len(taken) < 2:
         return "-"
     cuts = statistics.quantiles(taken, n=100, method="inclusive")
@@ -305,16 +313,22 @@ def overload(parsed: argparse.Namespace, bodies: list[bytes], folder: Path) -> N
 
     prober = threading.Thread(target=probe)
     prober.start()
-    many = crowd(service.port, bodies, 3 * (parsed.slots + 8), parsed.seconds)
+    crowds = {pause: crowd(service.port, bodies, 3 * (parsed.slots + 8), parsed.seconds, pause) for pause in (0.0, 0.5)}
     over.set()
     probing.join()
     prober.join()
-    refused = [one for one in many if one[0] == 503]
+    places = parsed.slots + 8
     print(
-        f"  overload ({3 * (parsed.slots + 8)} clients for {parsed.slots + 8} places, slow and broken ones beside): "
-        f"{len(refused)} refused in {quantiles(refused)} ms; accepted in {quantiles(many, 200)} ms "
-        f"(alone: {quantiles(few, 200)}); GET / in {quantiles(probes)} ms"
+        f"  overload: {3 * places} clients for {places} places, slow and broken ones beside them; GET / in "
+        f"{quantiles(probes)} ms; accepted in {quantiles(few, 200, 401)} ms with {places} clients alone"
     )
+    for pause, many in crowds.items():
+        refused = [one for one in many if one[0] == 503]
+        print(
+            f"    who is refused comes back after {pause:g} s: {len(refused)} refused in {quantiles(refused)} ms; "
+            f"{sum(status in (200, 401) for status, _ in many)} accepted in {quantiles(many, 200, 401)} ms; "
+            f"{sum(status == 0 for status, _ in many)} connections lost"
+        )
     service.stop()
 
 

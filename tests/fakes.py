@@ -73,6 +73,7 @@ class ScriptedEngine:
     def __init__(self) -> None:
         self.faces: list[Face] = [a_face()]
         self.template: Vector = a_template(1)
+        self.templates: list[Vector] = []
         self.detections = 0
         self.embeddings = 0
         self.released = threading.Event()
@@ -88,7 +89,7 @@ class ScriptedEngine:
 
     def embed(self, image: Pixels, face: Face) -> Vector:
         self.embeddings += 1
-        return self.template
+        return self.templates.pop(0) if self.templates else self.template
 
 
 class ScriptedCovering:

@@ -420,3 +420,69 @@ def test_a_large_photo_is_measured_in_a_copy_that_keeps_enough_of_the_face_and_i
     else:
         assert checks["face_too_small"] == pytest.approx(inter_eye, abs=2)
     assert engine.seen == [(1800, 1600)]
+
+
+def test_an_analysis_says_what_every_check_found_and_where_the_face_is(engine: ScriptedEngine, client: Any) -> None:
+    answer = client.post("/analyze", data={"file": (io.BytesIO(jpeg(a_photo())), "p.jpg")}).json
+    assert (answer["status"], answer["accepted"], answer["code"]) == ("success", True, None)
+    assert answer["image"] == {"width": 320, "height": 360}
+    assert answer["faces"][0]["landmarks"] == np.round(engine.faces[0].landmarks.astype(float), 1).tolist()
+    assert {check["code"] for check in answer["checks"]} >= {"blurred", "mask", "head_turned"}
+    assert engine.embeddings == 0
+
+
+def test_an_analysis_of_a_photo_that_would_be_refused_is_an_answer_with_hints(
+    engine: ScriptedEngine, covering: ScriptedCovering, post: Post
+) -> None:
+    covering.seen = Covering(mask=0.9, sunglasses=0.0, other=0.0, hidden=0.0)
+    answer = post("/analyze")
+    assert (answer.status_code, answer.json["accepted"], answer.json["code"]) == (200, False, "mask")
+    assert next(check["hint"] for check in answer.json["checks"] if check["code"] == "mask") == "Take off the mask."
+    engine.faces = []
+    assert (post("/analyze").json["code"], post("/analyze").json["faces"]) == ("no_face", [])
+
+
+def test_an_analysis_of_what_is_no_photo_is_refused(post: Post) -> None:
+    assert post("/analyze", b"text").json["code"] == "unsupported_format"
+
+
+def test_the_places_in_an_analysis_are_those_of_the_photo_as_it_was_sent(engine: ScriptedEngine, client: Any) -> None:
+    large = np.asarray(cv2.resize(a_photo(), None, fx=12, fy=12), np.uint8)
+    answer = client.post("/analyze", data={"file": (io.BytesIO(jpeg(large)), "p.jpg")}).json
+    assert answer["image"] == {"width": 3840, "height": 4320}
+    assert answer["faces"][0]["box"][2] == pytest.approx(2 * float(engine.faces[0].box[2]), rel=0.02)
+
+
+def both(one: bytes, other: bytes) -> dict[str, Any]:
+    return {"file1": (io.BytesIO(one), "1.jpg"), "file2": (io.BytesIO(other), "2.jpg")}
+
+
+def test_two_photos_are_compared_and_nothing_is_stored(
+    engine: ScriptedEngine, client: Any, store: FailingStore
+) -> None:
+    answer = client.post("/compare", data=both(jpeg(a_photo()), jpeg(a_photo())))
+    assert (answer.status_code, answer.json["match"], answer.json["similarity"]) == (200, True, 1.0)
+    assert (engine.embeddings, count(store)) == (2, 0)
+
+
+def test_two_different_people_do_not_match_and_that_is_no_error(engine: ScriptedEngine, client: Any) -> None:
+    engine.templates = [a_template(1), -a_template(1)]
+    answer = client.post("/compare", data=both(jpeg(a_photo()), jpeg(a_photo())))
+    assert (answer.status_code, answer.json["match"], answer.json["similarity"]) == (200, False, -1.0)
+
+
+def test_a_comparison_says_which_of_the_photos_was_refused(client: Any) -> None:
+    answer = client.post("/compare", data=both(jpeg(a_photo()), b"text"))
+    assert (answer.status_code, answer.json["code"], answer.json["field"]) == (415, "unsupported_format", "file2")
+    answer = client.post("/compare", data={"file1": (io.BytesIO(jpeg(a_photo())), "1.jpg")})
+    assert (answer.status_code, answer.json["code"], answer.json["field"]) == (400, "no_file", "file2")
+
+
+def test_two_photos_of_the_largest_size_each_fit_into_one_comparison(
+    engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore
+) -> None:
+    limit = len(jpeg(a_photo())) + 10
+    client = client_of(engine, covering, store, Settings(max_file_bytes=limit))
+    padded = jpeg(a_photo()) + b"\0" * 10
+    assert client.post("/compare", data=both(padded, padded)).status_code == 200
+    assert client.post("/compare", data=both(padded, padded + b"\0")).json["code"] == "file_too_large"

@@ -1,0 +1,196 @@
+"""Owns who may call: API keys' scopes, web origins, rate limits, and the lock-out of guessed identities."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from flask import Flask, Response, current_app, g, request
+from limits import RateLimitItem, parse
+from limits.errors import ConfigurationError, StorageError
+from limits.storage import storage_from_string
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+from errors import FaceError
+from keys import KeyChain, KeysError
+from settings import Settings, SettingsError
+
+logger = logging.getLogger("face_api")
+
+PUBLIC = "public"
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+# A network gives a household or a phone an IPv6 prefix of this length, and every address in it.
+IPV6_PREFIX = 64
+
+View = TypeVar("View", bound=Callable[..., object])
+Result = TypeVar("Result")
+
+
+def scope(name: str) -> Callable[[View], View]:
+    """Mark a view with the scope that a key needs for it, or `PUBLIC`; a view that is not marked is for `ops`."""
+
+    def mark(view: View) -> View:
+        view.scope = name  # type: ignore[attr-defined]  # functions carry attributes, which types do not tell
+        return view
+
+    return mark
+
+
+class Access:
+    """The gate before every view. Limits and lock-outs hold once there are API keys; without, loopback alone calls.
+
+    Raises:
+        SettingsError: keys, limits or origins that cannot be used, or an address that is not safe without keys.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._keys = KeyChain(settings)
+        self._origins = frozenset(one.strip().rstrip("/") for one in settings.cors_origins.split(",") if one.strip())
+        self._any_host = settings.allow_no_keys
+        self._per_key = _limit("RATE_LIMIT_KEY", settings.rate_limit_key)
+        self._per_address = _limit("RATE_LIMIT_ADDRESS", settings.rate_limit_address)
+        self._lockout = _limit("LOCKOUT", settings.lockout)
+        wrapping = {} if settings.limits_storage.startswith("memory:") else {"wrap_exceptions": True}
+        try:
+            self._limiter = SlidingWindowCounterRateLimiter(storage_from_string(settings.limits_storage, **wrapping))
+        except (ConfigurationError, StorageError, ValueError) as error:
+            raise SettingsError(
+                "LIMITS_STORAGE cannot be used: memory://, redis://host:6379 (with the package redis) or mongodb://..."
+            ) from error
+        if not (self._keys.needed or settings.allow_no_keys or settings.host in LOOPBACK_NAMES):
+            raise SettingsError(
+                f"there is no API key yet, and HOST={settings.host} is more than this machine: make one with "
+                "`python app.py keys add NAME`, or set ALLOW_NO_KEYS=true if everybody who can connect may enrol"
+            )
+        if self._keys.needed:
+            logger.info("API keys: %s", ", ".join(key.name for key in self._keys.current()))
+        else:
+            level = logging.INFO if settings.host in LOOPBACK_NAMES else logging.WARNING
+            logger.log(level, "No API keys: whoever reaches %s may do everything", settings.host)
+
+    def guard(self, app: Flask) -> None:
+        """Stand before every view of `app`, and answer browsers' questions about origins."""
+        app.before_request(self._admit)
+        app.after_request(self._name_origin)
+
+    def claim(self, user_id: str) -> None:
+        """Count a comparison with one person; FaceError `rate_limited` while that person is locked out."""
+        if self._lockout and self._keys.needed:
+            self._count(self._lockout, "claim", user_id, message="Too many failed attempts for this user_id.")
+
+    def proven(self, user_id: str) -> None:
+        """Forget the failed comparisons with a person who has been verified."""
+        if self._lockout and self._keys.needed:
+            self._forget(self._lockout, user_id)
+
+    def _forget(self, item: RateLimitItem, user_id: str) -> None:
+        self._stored(lambda: self._limiter.clear(item, "claim", user_id))
+
+    def _admit(self) -> Response | None:
+        origin = request.headers.get("Origin")
+        if origin is not None and not self._is_welcome(origin):
+            raise FaceError("forbidden", "Pages of this web origin may not call this service.")
+        if request.method == "OPTIONS" and origin in self._origins:
+            return Response(status=204)
+        view = current_app.view_functions.get(request.endpoint or "")
+        needed = getattr(view, "scope", "ops")
+        g.key_name = None
+        if view is None or needed == PUBLIC or not self._needs_keys():
+            return None
+        if self._per_address:
+            self._count(self._per_address, "address", _network(request.remote_addr))
+        g.key_name = self._name_of_key(needed)
+        if self._per_key:
+            self._count(self._per_key, "key", g.key_name)
+        return None
+
+    def _needs_keys(self) -> bool:
+        try:
+            self._keys.current()
+        except KeysError as error:
+            logger.exception("The API keys cannot be read, so nobody is let in")
+            raise FaceError("not_ready", headers={"Retry-After": "30"}) from error
+        return self._keys.needed
+
+    def _name_of_key(self, needed: str) -> str:
+        sent = request.headers.get("X-API-Key") or ""
+        kind, _, token = request.headers.get("Authorization", "").partition(" ")
+        secret = token.strip() if kind.lower() == "bearer" else sent
+        if not secret:
+            raise FaceError("unauthorized", headers={"WWW-Authenticate": "Bearer"})
+        key = self._keys.find(secret)
+        if key is None:
+            raise FaceError(
+                "unauthorized",
+                "This API key is not known.",
+                headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
+            )
+        if needed not in key.scopes:
+            raise FaceError("forbidden", f"This API key does not allow that: it lacks the scope {needed}.")
+        return key.name
+
+    def _is_welcome(self, origin: str) -> bool:
+        if origin in self._origins:
+            return True
+        # A page of this very service. Without keys it must also be called by a name of this machine: else any web
+        # site could have its own name point here, and be the same origin.
+        host = origin.partition("://")[2]
+        named = request.host.rpartition(":")[0] if request.host.rpartition(":")[2].isdigit() else request.host
+        safe = self._keys.needed or self._any_host or named.strip("[]") in LOOPBACK_NAMES
+        return host == request.host and safe
+
+    def _name_origin(self, response: Response) -> Response:
+        if self._origins:
+            response.vary.add("Origin")
+        origin = request.headers.get("Origin")
+        if origin in self._origins:
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Expose-Headers"] = "X-Request-ID, Retry-After"
+            response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+            if request.method == "OPTIONS":
+                response.headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE"
+                response.headers["Access-Control-Allow-Headers"] = (
+                    "Authorization, X-API-Key, X-Request-ID, Idempotency-Key, Accept-Language"
+                )
+                response.headers["Access-Control-Max-Age"] = "3600"
+        return response
+
+    def _count(self, item: RateLimitItem, kind: str, whose: str, *, message: str | None = None) -> None:
+        """Count one; FaceError `rate_limited`."""
+        if self._stored(lambda: self._limiter.hit(item, kind, whose)):
+            return
+        reset = self._stored(lambda: self._limiter.get_window_stats(item, kind, whose).reset_time)
+        wait = max(1, math.ceil(reset - time.time()))
+        raise FaceError("rate_limited", message, headers={"Retry-After": str(wait)})
+
+    @staticmethod
+    def _stored(ask: Callable[[], Result]) -> Result:
+        try:
+            return ask()
+        except StorageError as error:
+            logger.warning("LIMITS_STORAGE cannot be reached (%s): requests are turned away", type(error).__name__)
+            raise FaceError("not_ready", headers={"Retry-After": "5"}) from error
+
+
+def _limit(name: str, text: str) -> RateLimitItem | None:
+    if not text.strip():
+        return None
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise SettingsError(f"{name} is {text!r}, which is no limit such as 60/minute or 10/15 minutes") from error
+
+
+def _network(address: str | None) -> str:
+    """Whom an address stands for: itself, or its IPv6 network."""
+    try:
+        parsed = ipaddress.ip_address((address or "").partition("%")[0])
+    except ValueError:
+        return "unknown"
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:
+        return str(ipaddress.ip_network((parsed, IPV6_PREFIX), strict=False).network_address)
+    return str(parsed)

@@ -1,0 +1,181 @@
+"""Writes docs/performance.md: what each stage of a request costs, against the older flow and a bare model loop.
+
+    python benchmarks/performance.py MODEL [MODEL ...] --photos PHOTO [PHOTO ...]
+
+MODEL is what FACE_MODEL takes. Everything is measured in one run, in turns, photo by photo, in CPU seconds of this
+process with one thread a model run, so that neither the machine's other load nor the number of its cores decides.
+
+The older flow runs every model of the pack on every face before any check, and for a sign-up twice: once for the
+checks, once for the embedding. The bare loop is the model runs of the very request, recorded once and replayed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from load import model_runs
+
+import images
+from app import create_app
+from covering import CoveringModel
+from engine import CompactEngine, Engine, load_engine
+from gallery import Gallery
+from settings import Settings
+from store import SqliteStore
+
+STAGES = ("read", "decode", "detect", "decode_larger", "check", "embed", "search", "enrol")
+ROUNDS = 3
+
+
+def older_flow(model: str, engine: Engine) -> Callable[[bytes], object]:
+    """One analysis of a photo as the older flow made it: all models of the pack on all faces."""
+    if isinstance(engine, CompactEngine):
+        whole = partial(images.decode, max_bytes=1 << 28, max_pixels=1 << 28)
+
+        def each_face(data: bytes) -> list[object]:
+            photo = whole(data).pixels
+            return [engine.embed(photo, face) for face in engine.detect(photo)]
+
+        return each_face
+    import cv2
+    import numpy as np
+    from insightface.app import FaceAnalysis
+    from onnxruntime import SessionOptions
+
+    options = SessionOptions()
+    options.intra_op_num_threads = 1
+    older = FaceAnalysis(name=str(Path(model).resolve()), providers=["CPUExecutionProvider"], sess_options=options)
+    older.prepare(0)
+    return lambda data: older.get(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))
+
+
+class Service:
+    """The application in this process, its stages clocked in CPU seconds."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        store = SqliteStore(folder / "faces.sqlite3")
+        store.prepare()
+        gallery = Gallery(store, engine.name, engine.dimension)
+        covering = CoveringModel(PROJECT / "models")
+        self._client = create_app(Settings(), engine, covering, store, gallery).test_client()
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begun = time.process_time()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.process_time() - begun
+
+    def post(self, data: bytes, route: str) -> int:
+        """Send one photo; the whole request counts as `request`."""
+        with patch("routes.stage", self.stage), patch("pipeline.stage", self.stage), self.stage("request"):
+            return self._client.post(route, data={"file": (io.BytesIO(data), "p.jpg")}).status_code
+
+
+def clocked(work: Callable[..., object], *arguments: object) -> float:
+    begun = time.process_time()
+    work(*arguments)
+    return time.process_time() - begun
+
+
+def twice(older: Callable[[bytes], object], photo: bytes) -> None:
+    older(photo)
+    older(photo)
+
+
+def measured(model: str, photos: list[bytes]) -> list[str]:
+    """The lines of one model."""
+    engine = load_engine(model, models_dir=PROJECT / "models", hub_timeout_s=1, threads=1, may_fall_back=False)
+    older = older_flow(model, engine)
+    with tempfile.TemporaryDirectory() as folder:
+        service = Service(engine, Path(folder))
+        accepted = [photo for photo in photos if service.post(photo, "/signUp") in (200, 409)]
+        refused = [photo for photo in photos if photo not in accepted]
+        ratios: dict[str, list[float]] = defaultdict(list)
+        bare = dict(zip(accepted, model_runs(engine, accepted, Settings()), strict=True))
+        service.seconds.clear()
+        for _ in range(ROUNDS):
+            for photo in accepted:
+                ratios["bare"].append(clocked(bare[photo]) / clocked(service.post, photo, "/verify"))
+                ratios["sign_up"].append(clocked(service.post, photo, "/signUp") / clocked(twice, older, photo))
+            for photo in refused:
+                ratios["refused"].append(clocked(service.post, photo, "/signUp") / clocked(twice, older, photo))
+        count = ROUNDS * (2 * len(accepted) + len(refused))
+    total = service.seconds.pop("request")
+    milliseconds = {stage: 1000 * service.seconds.get(stage, 0.0) / count for stage in STAGES}
+    rest = 1000 * total / count - sum(milliseconds.values())
+    row = " | ".join(f"{milliseconds[stage]:.1f}" for stage in STAGES if stage != "decode_larger")
+    again = milliseconds["decode_larger"]
+    lines = [
+        f"### {engine.name}",
+        "",
+        f"{len(accepted)} photos that pass (each signed up and verified) and {len(refused)} that are refused.",
+        "",
+        "| read | decode | detect | check | embed | search | store | HTTP and the rest | all |",
+        "|---|---|---|---|---|---|---|---|---|",
+        f"| {row} | {rest:.1f} | {1000 * total / count:.1f} |",
+        "",
+        f"CPU milliseconds a request, the mean of all ({again:.1f} of `decode` again, larger, in `HTTP and the rest`)."
+        if again >= 0.05
+        else "CPU milliseconds a request, the mean of all.",
+        "",
+    ]
+    rows = {
+        "a sign-up, against the older flow": "sign_up",
+        "a refused photo, against the older flow": "refused",
+        "the bare loop of a verification's model runs, against the verification": "bare",
+    }
+    lines += ["| ratio of CPU seconds | median | 10 % ... 90 % of photos |", "|---|---|---|"]
+    for title, name in rows.items():
+        if len(ratios[name]) > 1:
+            cuts = statistics.quantiles(ratios[name], n=10)
+            lines.append(f"| {title} | {statistics.median(ratios[name]):.2f} | {cuts[0]:.2f} ... {cuts[-1]:.2f} |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--photos", nargs="+", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=PROJECT / "docs" / "performance.md")
+    parsed = parser.parse_args()
+    logging.disable()
+    photos = [path.read_bytes() for path in parsed.photos]
+    text = [
+        "# Performance",
+        "",
+        "Written by `make benchmark DATA=...`. Each request is compared with the older flow (every model of the pack",
+        "on every face, twice for a sign-up) and with a bare loop of its own model runs, photo by photo in one run,",
+        "in CPU time with one thread a model run",
+        f"(Python {platform.python_version()}, {platform.machine()}). How the service does under load, in overload and",
+        "over a soak: `python benchmarks/load.py MODEL PHOTO ...`.",
+        "",
+    ]
+    for model in parsed.models:
+        text += measured(model, photos)
+    parsed.out.write_text("\n".join(text))
+    print("\n".join(text))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore", FutureWarning)
+    main()

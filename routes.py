@@ -1,0 +1,186 @@
+"""Owns the routes: what each one reads, decides and answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from flask import Flask, Response, g, jsonify, request
+
+from access import PUBLIC, Access, scope
+from engine import Engine, Vector, cosine_of, similarity_of
+from errors import CODES, FaceError
+from forms import FORM_ALLOWANCE, read_idempotency_key, read_threshold, read_upload, read_user_id, receive_form
+from gallery import Gallery
+from pipeline import Pipeline, stage
+from settings import Settings
+from store import Store
+from templates import Candidate
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the routes work with; all ready but the gallery, which may still be loading."""
+
+    settings: Settings
+    engine: Engine
+    store: Store
+    gallery: Gallery
+    pipeline: Pipeline
+    access: Access
+
+
+def add_routes(app: Flask, parts: Parts) -> None:
+    """Give `app` every route of the API."""
+    _add_monitoring(app, parts)
+    _add_enrolment(app, parts)
+    _add_comparison(app, parts)
+
+
+def _add_monitoring(app: Flask, parts: Parts) -> None:
+    @app.get("/", provide_automatic_options=False)
+    @scope(PUBLIC)
+    def running() -> Response:
+        return jsonify(status="success", message="Face Recognition API is running")
+
+    @app.get("/health", provide_automatic_options=False)
+    @scope(PUBLIC)
+    def health() -> Response:
+        parts.gallery.refresh()
+        return jsonify(
+            status="success",
+            message="ready",
+            model=parts.engine.name,
+            # Which database, but neither path nor host: those are the log's.
+            store=parts.store.describe().partition(" ")[0],
+            gallery=parts.gallery.status(),
+        )
+
+
+def _add_enrolment(app: Flask, parts: Parts) -> None:
+    settings, engine, gallery, pipeline = parts.settings, parts.engine, parts.gallery, parts.pipeline
+
+    @app.post("/signUp", provide_automatic_options=False)
+    @app.post("/signup", provide_automatic_options=False)
+    @scope("app")
+    def sign_up() -> Response:
+        # A place comes before all work: whoever is turned away costs those in the queue nothing but the reading.
+        with pipeline.slots.place():
+            with stage("read"):
+                receive_form()
+            request_key = read_idempotency_key()
+            template = pipeline.template(read_upload("file", settings.max_file_bytes))
+        with stage("enrol"):
+            user_id = gallery.enrol(
+                template,
+                duplicate_cosine=cosine_of(settings.duplicate_threshold, engine.cosine_at_half),
+                request_key=request_key,
+            )
+        return jsonify(status="success", message=f"Face stored successfully with user_id: {user_id}", user_id=user_id)
+
+    @app.post("/verify", provide_automatic_options=False)
+    @scope("app")
+    def verify() -> Response:
+        with pipeline.slots.place():
+            with stage("read"):
+                receive_form()
+            threshold = read_threshold(settings)
+            claimed = read_user_id()
+            template = pipeline.template(read_upload("file", settings.max_file_bytes))
+        with stage("search"):
+            if claimed is None:
+                candidate = gallery.search(template)
+            else:
+                parts.access.claim(claimed.lower())
+                candidate = compare_claimed(gallery, claimed, template)
+        if candidate is None:
+            raise no_match()
+        similarity = similarity_of(candidate.cosine, engine.cosine_at_half)
+        if not _matches(similarity, threshold):
+            raise no_match()
+        if claimed is not None:
+            parts.access.proven(claimed.lower())
+        return jsonify(
+            status="success",
+            message=f"Face verified successfully with confidence: {similarity:.2f}",
+            verified=True,
+            user_id=candidate.user_id,
+            similarity=round(similarity, 4),
+            threshold=threshold,
+        )
+
+
+def _add_comparison(app: Flask, parts: Parts) -> None:
+    settings, engine, pipeline = parts.settings, parts.engine, parts.pipeline
+
+    def template_of(field: str) -> Vector:
+        """The template of one of several photos; a refusal says which."""
+        try:
+            return pipeline.template(read_upload(field, settings.max_file_bytes))
+        except FaceError as error:
+            error.fields["field"] = field
+            raise
+
+    @app.post("/compare", provide_automatic_options=False)
+    @scope("app")
+    def compare() -> Response:
+        request.max_content_length = 2 * settings.max_file_bytes + FORM_ALLOWANCE
+        with pipeline.slots.place():
+            with stage("read"):
+                receive_form()
+            threshold = read_threshold(settings)
+            one, other = template_of("file1"), template_of("file2")
+        similarity = similarity_of(float(np.vecdot(one, other)), engine.cosine_at_half)
+        match = _matches(similarity, threshold)
+        return jsonify(
+            status="success",
+            message=f"The photos show {'the same person' if match else 'different people'}"
+            f" with similarity: {similarity:.2f}",
+            match=match,
+            similarity=round(similarity, 4),
+            threshold=threshold,
+        )
+
+    @app.post("/analyze", provide_automatic_options=False)
+    @scope("app")
+    def analyze() -> Response:
+        with pipeline.slots.place():
+            with stage("read"):
+                receive_form()
+            found = pipeline.analysis(read_upload("file", settings.max_file_bytes))
+        return jsonify(
+            status="success",
+            message=CODES[found.code][1] if found.code else "The photo passes every check.",
+            accepted=found.code is None,
+            code=found.code,
+            checks=found.checks,
+            image=dict(zip(("width", "height"), found.size, strict=True)),
+            faces=[
+                {
+                    "box": [round(float(one), 1) for one in face.box],
+                    "landmarks": [[round(float(one), 1) for one in point] for point in face.landmarks],
+                    "score": round(face.score, 3),
+                }
+                for face in found.faces
+            ],
+        )
+
+
+def _matches(similarity: float, threshold: float) -> bool:
+    g.figures["similarity"] = round(similarity, 4)
+    return similarity >= threshold
+
+
+def compare_claimed(gallery: Gallery, claimed: str, template: Vector) -> Candidate:
+    """Compare 1:1 with a claimed user_id, as it was sent or in its canonical lower case; FaceError `unknown_user`."""
+    try:
+        return Candidate(claimed, gallery.compare(claimed, template))
+    except FaceError as error:
+        if error.code != "unknown_user" or claimed == claimed.lower():
+            raise
+        return Candidate(claimed.lower(), gallery.compare(claimed.lower(), template))
+
+
+def no_match() -> FaceError:
+    """`no_match` as the API words it; RFC 9110 asks for a challenge on every 401."""
+    return FaceError("no_match", fields={"verified": False}, headers={"WWW-Authenticate": "FaceMatch"})
