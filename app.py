@@ -23,7 +23,7 @@ from gallery import Gallery
 from pipeline import ModelSlots, Pipeline
 from routes import Parts, add_routes
 from settings import PROJECT, Settings, add_flags
-from store import Store
+from store import Records
 from web import log_requests, protect_responses, render_errors
 
 logger = logging.getLogger("face_api")
@@ -36,7 +36,7 @@ def create_app(  # noqa: PLR0917 - what the service is made of
     settings: Settings,
     engine: Engine,
     covering: CoveringClassifier,
-    store: Store,
+    store: Records,
     gallery: Gallery,
     access: Access | None = None,
 ) -> Flask:

@@ -74,8 +74,11 @@ def read_threshold(settings: Settings) -> float:
 def read_user_id() -> str | None:
     """Return the claimed user_id, None when none was sent; FaceError `invalid_user_id`."""
     text = read_field("user_id", "invalid_user_id")
-    if text is None:
-        return None
+    return None if text is None else user_id_of(text)
+
+
+def user_id_of(text: str) -> str:
+    """Return what a client calls a user_id; FaceError `invalid_user_id`."""
     if not re.fullmatch(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text, re.ASCII):
         raise FaceError("invalid_user_id")
     return text

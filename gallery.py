@@ -15,7 +15,8 @@ from errors import FaceError
 from indexed_replica import IndexedReplica
 from replica import Ours, Replica
 from snapshot import SnapshotFolder
-from store import NORM_TOLERANCE, Enrolment, MongoVectorIndex, Store, Template
+from store import Enrolment, MongoVectorIndex, Store
+from template_codec import NORM_TOLERANCE, Template
 from templates import Candidate
 
 REQUEST_KEY_SECONDS = 24 * 3600.0

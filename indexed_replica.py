@@ -29,7 +29,8 @@ import numpy as np
 
 from errors import FaceError
 from replica import Ours
-from store import Entry, MongoVectorIndex, Store, Template
+from store import Entry, MongoVectorIndex, Store
+from template_codec import Template
 from templates import BLOCK_ROWS, Candidate, Templates
 
 log = logging.getLogger(__name__)

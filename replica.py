@@ -18,7 +18,8 @@ import numpy as np
 
 from errors import FaceError
 from snapshot import Header, SavedBlock, SnapshotFolder
-from store import Entry, Store, Template
+from store import Entry, Store
+from template_codec import Template
 from templates import BLOCK_ROWS, Block, Candidate, Templates, key_of
 
 log = logging.getLogger(__name__)

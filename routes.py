@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,19 @@ from flask import Flask, Response, g, jsonify, request
 from access import PUBLIC, Access, scope
 from engine import Engine, Vector, cosine_of, similarity_of
 from errors import CODES, FaceError
-from forms import FORM_ALLOWANCE, read_idempotency_key, read_threshold, read_upload, read_user_id, receive_form
+from forms import (
+    FORM_ALLOWANCE,
+    read_idempotency_key,
+    read_threshold,
+    read_upload,
+    read_user_id,
+    receive_form,
+    user_id_of,
+)
 from gallery import Gallery
 from pipeline import Pipeline, stage
 from settings import Settings
-from store import Store
+from store import Records
 from templates import Candidate
 
 
@@ -24,7 +33,7 @@ class Parts:
 
     settings: Settings
     engine: Engine
-    store: Store
+    store: Records
     gallery: Gallery
     pipeline: Pipeline
     access: Access
@@ -35,6 +44,7 @@ def add_routes(app: Flask, parts: Parts) -> None:
     _add_monitoring(app, parts)
     _add_enrolment(app, parts)
     _add_comparison(app, parts)
+    _add_people(app, parts)
 
 
 def _add_monitoring(app: Flask, parts: Parts) -> None:
@@ -166,9 +176,39 @@ def _add_comparison(app: Flask, parts: Parts) -> None:
         )
 
 
+def _add_people(app: Flask, parts: Parts) -> None:
+    @app.get("/users/<user_id>", provide_automatic_options=False)
+    @scope("ops")
+    def user(user_id: str) -> Response:
+        person = parts.store.find_person(user_id_of(user_id)) or parts.store.find_person(user_id.lower())
+        if person is None:
+            raise FaceError("unknown_user")
+        return jsonify(
+            status="success",
+            message="This person is enrolled.",
+            user_id=person.user_id,
+            enrolled_at=None if person.timestamp is None else utc(person.timestamp),
+            model=person.model,
+        )
+
+    @app.delete("/users/<user_id>", provide_automatic_options=False)
+    @scope("ops")
+    def erase(user_id: str) -> Response:
+        person = parts.store.find_person(user_id_of(user_id)) or parts.store.find_person(user_id.lower())
+        user_id = person.user_id if person else user_id
+        with stage("erase"):
+            parts.gallery.erase(user_id)
+        return jsonify(status="success", message="This person is erased.", user_id=user_id, erased_at=utc(time.time()))
+
+
 def _matches(similarity: float, threshold: float) -> bool:
     g.figures["similarity"] = round(similarity, 4)
     return similarity >= threshold
+
+
+def utc(moment: float) -> str:
+    """A moment (seconds since the epoch) as ISO 8601 writes it, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
 
 
 def compare_claimed(gallery: Gallery, claimed: str, template: Vector) -> Candidate:

@@ -25,6 +25,10 @@ class SealError(ValueError):
     """Sealed bytes that do not open: damaged, moved from their place, or sealed with a key that is not here."""
 
 
+class MissingKeyError(SealError):
+    """Sealed bytes whose key is not in the keyring."""
+
+
 @dataclass(frozen=True, repr=False)
 class Keyring:
     """Keys for AES-256-GCM (NIST SP 800-38D): the first seals, every one opens. No keys: nothing is sealed.
@@ -65,7 +69,7 @@ class Keyring:
         name, nonce = head[len(MAGIC) : -NONCE_BYTES], head[-NONCE_BYTES:]
         key = next((one for one in self.keys if _name(one) == name), None)
         if key is None:
-            raise SealError(f"sealed with the key {name.hex()}, which TEMPLATE_KEYS does not hold")
+            raise MissingKeyError(f"sealed with the key {name.hex()}, which TEMPLATE_KEYS does not hold")
         try:
             return AESGCM(key).decrypt(nonce, body, head + place.encode())
         except InvalidTag as error:

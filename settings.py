@@ -12,6 +12,8 @@ from typing import Any
 
 from dotenv import dotenv_values
 
+import sealing
+
 PROJECT = Path(__file__).resolve().parent
 
 
@@ -60,6 +62,9 @@ class Settings:
     )
     mongo_db: str = _setting("face_recognition", "MongoDB database")
     mongo_collection: str = _setting("faces", "MongoDB collection")
+    template_keys: str = _setting(
+        "", "keys that encrypt templates at rest, in base64, the newest first (a flag shows in the process list)"
+    )
     data_dir: Path = _setting(PROJECT / "data", "folder of the embedded store and of the gallery's snapshot")
     gallery_snapshot: str = _setting(
         "on", "on: templates are also kept in DATA_DIR, for a quick start; off: none there", choices=("on", "off")
@@ -151,6 +156,15 @@ class Settings:
             )
         if self.search != "memory" and not self.mongo_uri:
             raise SettingsError(f"SEARCH={self.search} needs a MongoDB: give MONGO_URI, or take SEARCH=memory")
+        try:
+            keyring = sealing.parse_keys(self.template_keys)
+        except ValueError as error:
+            raise SettingsError(f"TEMPLATE_KEYS cannot be used: {error}") from error
+        if keyring and self.search != "memory":
+            raise SettingsError(
+                f"SEARCH={self.search} keeps templates as MongoDB's index needs them, unencrypted: "
+                "leave TEMPLATE_KEYS empty, or take SEARCH=memory"
+            )
         if self.threshold_floor > self.verify_threshold:
             raise SettingsError(
                 f"THRESHOLD_FLOOR ({self.threshold_floor}) is above VERIFY_THRESHOLD ({self.verify_threshold}): "

@@ -17,10 +17,8 @@ keeps its place as an unreadable entry: it never runs code, never matches, and n
 
 from __future__ import annotations
 
-import io
 import logging
-import pickle
-import pickletools
+import math
 import sqlite3
 import threading
 import time
@@ -32,7 +30,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pymongo
 from bson.binary import Binary, BinaryVectorDtype
 from bson.codec_options import CodecOptions, DatetimeConversion
@@ -45,19 +42,20 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
+import template_codec
 from errors import FaceError
+from sealing import Keyring, MissingKeyError
+from template_codec import Template
 
 log = logging.getLogger(__name__)
 
-Template: TypeAlias = npt.NDArray[np.float32]
 Document: TypeAlias = dict[str, Any]
 
+NO_KEYS = Keyring()
 PAGE = 2000
 MAX_SEQ = 2**53
 _DUPLICATE_KEY = 11000
 _INDEX_EXISTS = 68
-MAX_EMBEDDING_BYTES = 64 * 1024
-NORM_TOLERANCE = 1e-3
 SQLITE_BUSY_SECONDS = 5.0
 # Long enough to index and number a large collection of the older form; requests use `open_store`'s `timeout`.
 MONGO_PREPARE_SECONDS = 600.0
@@ -80,6 +78,25 @@ class Enrolment:
     model: str
     timestamp: float
     request_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """What is known of somebody enrolled; `timestamp` (epoch seconds) and `model` as far as the record says."""
+
+    user_id: str
+    timestamp: float | None
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEmbedding:
+    """An embedding as it is stored, and whose."""
+
+    seq: int
+    user_id: str
+    model: str | None
+    embedding: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +164,28 @@ class Store(Protocol):
         """Release the connection."""
 
 
+class Records(Store, Protocol):
+    """What routes and commands ask of a store, beside the log."""
+
+    def find_person(self, user_id: str) -> Person | None:
+        """Return what is stored of somebody who is enrolled, of whatever model; None for nobody, and the erased."""
+
+    def embeddings(self, after: int) -> Iterator[StoredEmbedding]:
+        """Yield every record that has an embedding and a place > `after`, in order, unread."""
+
+    def replace_embedding(self, stored: StoredEmbedding, embedding: bytes) -> bool:
+        """Put another embedding into a record. False: it is not the one that was read, or it is erased."""
+
+
 def open_store(
-    mongo_uri: str | None, *, mongo_db: str, mongo_collection: str, data_dir: Path, timeout: float = 5.0
-) -> Store:
+    mongo_uri: str | None,
+    *,
+    mongo_db: str,
+    mongo_collection: str,
+    data_dir: Path,
+    timeout: float = 5.0,
+    keyring: Keyring = NO_KEYS,
+) -> Records:
     """Return the store that the settings name, not yet connected: call `prepare` next.
 
     Args:
@@ -158,13 +194,14 @@ def open_store(
         mongo_collection: collection name; only with `mongo_uri`.
         data_dir: folder of the SQLite file; only without `mongo_uri`.
         timeout: seconds after which any one MongoDB operation fails.
+        keyring: seals the templates that are stored, and opens those that are.
 
     Raises:
         ValueError: the connection string or a name is not valid. The message repeats nothing of it.
         FaceError: `database_unavailable`, the name of a mongodb+srv string cannot be looked up.
     """
     if not mongo_uri:
-        return SqliteStore(data_dir / "faces.sqlite3")
+        return SqliteStore(data_dir / "faces.sqlite3", keyring)
     try:
         client: pymongo.MongoClient[Document] = pymongo.MongoClient(mongo_uri, timeoutMS=int(timeout * 1000))
         collection = client[mongo_db].get_collection(
@@ -184,7 +221,7 @@ def open_store(
         what = "MONGO_URI" if isinstance(error, (ConfigurationError, ValueError)) else "MONGO_DB or MONGO_COLLECTION"
         raise ValueError(f"{what} is not valid ({type(error).__name__}).") from None
     hosts = mongo_uri.partition("://")[2].partition("/")[0].partition("?")[0].rpartition("@")[2]
-    return MongoStore(collection, f"MongoDB {mongo_db}.{mongo_collection} at {hosts}")
+    return MongoStore(collection, f"MongoDB {mongo_db}.{mongo_collection} at {hosts}", keyring)
 
 
 class MongoStore:
@@ -198,9 +235,12 @@ class MongoStore:
     _UNPLACED: Mapping[str, Any] = {"$nor": [{"seq": _PLACE}]}
     _FIELDS: Mapping[str, Any] = dict.fromkeys(("user_id", "embedding", "model", "seq", "erases", "deleted_at"), 1)
 
-    def __init__(self, collection: Collection[Document], description: str = "MongoDB") -> None:
+    def __init__(
+        self, collection: Collection[Document], description: str = "MongoDB", keyring: Keyring = NO_KEYS
+    ) -> None:
         self._collection = collection
         self._description = description
+        self._keyring = keyring
         self._vector_model: str | None = None
 
     def prepare(self) -> None:
@@ -250,7 +290,7 @@ class MongoStore:
         return True
 
     def entries(self, after: int) -> Iterator[Entry]:
-        return _read_log(self._page, after)
+        return _read_log(self._page, after, self._keyring)
 
     def _page(self, after: int) -> list[Document]:
         with _unavailable_on(PyMongoError, BSONError):
@@ -260,7 +300,7 @@ class MongoStore:
             )
 
     def append(self, seq: int, enrolments: Sequence[Enrolment]) -> int:
-        records = [_record(place, enrolment) for place, enrolment in enumerate(enrolments, seq)]
+        records = [_record(place, enrolment, self._keyring) for place, enrolment in enumerate(enrolments, seq)]
         for record, enrolment in zip(records, enrolments, strict=True):
             if enrolment.model == self._vector_model:
                 record.update(_vector_fields(enrolment.template, enrolment.model))
@@ -338,6 +378,23 @@ class MongoStore:
                 {"request_key": request_key, "timestamp": {"$gte": since}}, {"_id": 0, "user_id": 1}
             )
         return _text(record.get("user_id")) if record else None
+
+    def find_person(self, user_id: str) -> Person | None:
+        alive = {"user_id": user_id, "embedding": {"$exists": True}, "deleted_at": {"$exists": False}}
+        with _unavailable_on(PyMongoError, BSONError):
+            return _person(self._collection.find_one(alive, {"_id": 0, "user_id": 1, "timestamp": 1, "model": 1}))
+
+    def embeddings(self, after: int) -> Iterator[StoredEmbedding]:
+        return _read_embeddings(self._page, after)
+
+    def replace_embedding(self, stored: StoredEmbedding, embedding: bytes) -> bool:
+        record = {"seq": stored.seq, "user_id": stored.user_id, "embedding": {"$exists": True}}
+        with _unavailable_on(PyMongoError, BSONError):
+            now = self._collection.find_one(record, {"_id": 0, "embedding": 1})
+            if now is None or now["embedding"] != stored.embedding:
+                return False
+            # What may come in between is an erasure, after which there is no embedding to replace.
+            return self._collection.update_one(record, {"$set": {"embedding": embedding}}).modified_count == 1
 
     def ping(self) -> None:
         with _unavailable_on(PyMongoError):
@@ -537,8 +594,9 @@ class SqliteStore:
         "CREATE INDEX IF NOT EXISTS faces_erases ON faces (erases) WHERE erases > ''",
     )
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keyring: Keyring = NO_KEYS) -> None:
         self._path = path
+        self._keyring = keyring
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
@@ -591,7 +649,7 @@ class SqliteStore:
             return [dict(zip(names, row, strict=True)) for row in rows]
 
     def entries(self, after: int) -> Iterator[Entry]:
-        return _read_log(self._page, after)
+        return _read_log(self._page, after, self._keyring)
 
     def _page(self, after: int) -> list[Document]:
         return self._query(
@@ -608,7 +666,10 @@ class SqliteStore:
             connection.executemany(
                 "INSERT INTO faces (seq, user_id, embedding, timestamp, model, request_key)"
                 " VALUES (:seq, :user_id, :embedding, :timestamp, :model, :request_key)",
-                [{"request_key": None, **_record(at, enrolment)} for at, enrolment in enumerate(enrolments, seq)],
+                [
+                    {"request_key": None, **_record(at, enrolment, self._keyring)}
+                    for at, enrolment in enumerate(enrolments, seq)
+                ],
             )
         return len(enrolments)
 
@@ -646,6 +707,19 @@ class SqliteStore:
         sql = "SELECT user_id FROM faces WHERE request_key = ? AND timestamp >= ?"
         records = self._query(sql, request_key, since)
         return _text(records[0]["user_id"]) if records else None
+
+    def find_person(self, user_id: str) -> Person | None:
+        sql = "SELECT user_id, timestamp, model FROM faces WHERE user_id = ? AND embedding IS NOT NULL"
+        return next((_person(record) for record in self._query(sql, user_id)), None)
+
+    def embeddings(self, after: int) -> Iterator[StoredEmbedding]:
+        return _read_embeddings(self._page, after)
+
+    def replace_embedding(self, stored: StoredEmbedding, embedding: bytes) -> bool:
+        sql = "UPDATE faces SET embedding = ? WHERE seq = ? AND user_id = ? AND embedding = ?"
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            done = connection.execute(sql, (embedding, stored.seq, stored.user_id, stored.embedding))
+        return done.rowcount == 1
 
     def ping(self) -> None:
         self._query("SELECT seq FROM faces LIMIT 1")
@@ -686,14 +760,15 @@ def _bson_vector(vector: Template) -> Binary:
 def _present(records: Iterable[Document]) -> list[Entry]:
     """The enrolments among these records, readable or not; without erasures and the erased."""
     placed = ((record, _place(record.get("seq"))) for record in records)
-    entries = [_entry(record, place) for record, place in placed if place is not None]
+    # No keys: settings.py refuses them together with MongoDB's index, which needs the vectors as they are.
+    entries = [_entry(record, place, NO_KEYS) for record, place in placed if place is not None]
     return [entry for entry in entries if entry.template is not None or entry.unreadable]
 
 
-def _record(seq: int, enrolment: Enrolment) -> Document:
+def _record(seq: int, enrolment: Enrolment, keyring: Keyring) -> Document:
     record: Document = {
         "user_id": enrolment.user_id,
-        "embedding": _dumps(enrolment.template),
+        "embedding": template_codec.encode(enrolment.template, enrolment.user_id, enrolment.model, keyring),
         "timestamp": enrolment.timestamp,
         "model": enrolment.model,
         "seq": Int64(seq),
@@ -713,7 +788,27 @@ def _place(seq: object) -> int | None:
     return int(seq) if isinstance(seq, (int, float)) and not isinstance(seq, bool) and seq == int(seq) else None
 
 
-def _read_log(page: Callable[[int], Sequence[Document]], after: int) -> Iterator[Entry]:
+def _person(record: Document | None) -> Person | None:
+    if record is None or not isinstance(record.get("user_id"), str):
+        return None
+    timestamp = record.get("timestamp")
+    known = isinstance(timestamp, (int, float)) and not isinstance(timestamp, bool) and math.isfinite(timestamp)
+    return Person(record["user_id"], float(timestamp) if known and timestamp else None, _text(record.get("model")))
+
+
+def _read_embeddings(page: Callable[[int], Sequence[Document]], after: int) -> Iterator[StoredEmbedding]:
+    while records := page(after):
+        for record in records:
+            place, user_id, embedding = _place(record["seq"]), record.get("user_id"), record.get("embedding")
+            if place is not None and isinstance(user_id, str) and isinstance(embedding, bytes):
+                yield StoredEmbedding(place, user_id, _text(record.get("model")), embedding)
+        places = [place for place in (_place(record["seq"]) for record in records) if place is not None]
+        if not places:
+            return
+        after = places[-1]
+
+
+def _read_log(page: Callable[[int], Sequence[Document]], after: int, keyring: Keyring) -> Iterator[Entry]:
     while True:
         records = page(after)
         before = after
@@ -722,20 +817,24 @@ def _read_log(page: Callable[[int], Sequence[Document]], after: int) -> Iterator
             if place is None:
                 log.warning("A record with the place %.100r is left out.", record["seq"])
                 continue
-            yield _entry(record, place)
+            yield _entry(record, place, keyring)
             after = place
         if len(records) < PAGE or after == before:
             return
 
 
-def _entry(record: Document, seq: int) -> Entry:
+def _entry(record: Document, seq: int, keyring: Keyring) -> Entry:
     erases, user_id, model = record.get("erases"), record.get("user_id"), record.get("model")
     if isinstance(erases, str):
         return Entry(seq, erases=erases)
     if record.get("embedding") is None and record.get("deleted_at") is not None:
         return Entry(seq)
     try:
-        template = _loads(record.get("embedding"))
+        template = template_codec.decode(record.get("embedding"), user_id, model, keyring)
+    except MissingKeyError as error:
+        # Whether somebody is enrolled already could not be decided any more: nothing is, until the key is here.
+        log.critical("The record of user_id %.100r cannot be opened: %s.", user_id, error)
+        raise FaceError("not_ready", headers={"Retry-After": "60"}) from error
     except ValueError as error:
         reason = str(error)
     else:
@@ -745,119 +844,3 @@ def _entry(record: Document, seq: int) -> Entry:
     # `r`: a line break in the user_id must not forge a line of the log.
     log.warning("The record of user_id %.100r (seq %d) is unreadable and left out: %s.", user_id, seq, reason)
     return Entry(seq, _text(user_id), unreadable=True)
-
-
-def _dumps(template: Template) -> bytes:
-    # Protocol 4 is what every supported Python reads, and `pickle.dumps(array)` means in most of them.
-    return pickle.dumps(np.ascontiguousarray(template, np.float32), protocol=4)
-
-
-def _loads(blob: object) -> Template:
-    """Read a pickled vector without running anything that it asks for.
-
-    Args:
-        blob: bytes of `pickle.dumps(array)`, protocols 2-5, written by NumPy 1 or 2; float32 or float64;
-            shape (d,) or (1, d).
-
-    Returns:
-        float32[d], L2-normalised.
-
-    Raises:
-        ValueError: anything else, or values that are not finite or whose norm is not 1.
-    """
-    if not isinstance(blob, bytes) or len(blob) > MAX_EMBEDDING_BYTES:
-        raise ValueError("its embedding is absent, no binary, or too large")
-    try:
-        vector = _TemplateUnpickler(blob).vector()
-    except Exception as error:  # hostile bytes may raise anything; all of it means unreadable
-        raise ValueError(f"its embedding cannot be read ({type(error).__name__})") from error
-    norm = float(np.linalg.norm(vector))
-    if not abs(norm - 1) <= NORM_TOLERANCE:
-        raise ValueError(f"its embedding has the norm {norm}")
-    template: Template = (vector / norm).astype(np.float32)
-    return template
-
-
-class _PickledDtype:
-    """What a pickle says of a dtype, as mere data: NumPy never sees it."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        self.code = code
-        self.order = ""
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = state[1]
-
-
-class _PickledArray:
-    """What a pickle says of an array, as mere data; stands in for `numpy.ndarray` and its `_reconstruct`."""
-
-    def __init__(self, *_: object) -> None:
-        self.shape: object = None
-        self.dtype: object = None
-        self.data: Any = None
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _version, self.shape, self.dtype, _fortran_order, self.data = state
-
-
-class _PickledBuffer(_PickledArray):
-    """Stands in for NumPy's `_frombuffer`, which protocol 5 calls."""
-
-    def __init__(self, data: object, dtype: object, shape: object, *_: object) -> None:
-        super().__init__()
-        self.data, self.dtype, self.shape = data, dtype, shape
-
-
-class _PickledBytes:
-    """Stands in for `_codecs.encode`, by which protocol 2 writes bytes."""
-
-    def __new__(cls, text: str, encoding: str) -> Any:
-        if encoding != "latin1":
-            raise ValueError("another encoding than latin1")
-        return text.encode("latin1")
-
-
-_GLOBALS: Mapping[tuple[str, str], type] = {
-    ("numpy", "dtype"): _PickledDtype,
-    ("numpy", "ndarray"): _PickledArray,
-    ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
-    ("numpy._core.multiarray", "_reconstruct"): _PickledArray,
-    ("numpy.core.numeric", "_frombuffer"): _PickledBuffer,
-    ("numpy._core.numeric", "_frombuffer"): _PickledBuffer,
-    ("_codecs", "encode"): _PickledBytes,
-}
-# fmt: off
-_OPCODES = frozenset({
-    "PROTO", "FRAME", "STOP", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "MEMOIZE", "BINPUT", "BINGET",
-    "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2",
-    "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES", "BYTEARRAY8",
-})
-# fmt: on
-
-
-class _TemplateUnpickler(pickle.Unpickler):
-    """Knows only the names and the opcodes that an array's pickle needs, and gives inert stand-ins for the names."""
-
-    def __init__(self, blob: bytes) -> None:
-        # Judged before anything is loaded: other opcodes could make the loader allocate or hash without end.
-        if any(opcode.name not in _OPCODES for opcode, _, _ in pickletools.genops(blob)):
-            raise pickle.UnpicklingError("an opcode that no array needs")
-        super().__init__(io.BytesIO(blob))
-
-    def find_class(self, module: str, name: str) -> type:
-        if (module, name) not in _GLOBALS:
-            raise pickle.UnpicklingError("a name that no array needs")
-        return _GLOBALS[module, name]
-
-    def vector(self) -> npt.NDArray[np.float64]:
-        """Return float64[d]; raises anything when the pickle is not one vector of float32 or float64."""
-        array = self.load()
-        if not isinstance(array, _PickledArray) or not isinstance(array.dtype, _PickledDtype):
-            raise pickle.UnpicklingError("no array")
-        if array.dtype.code not in ("f4", "f8") or array.dtype.order not in ("<", ">"):
-            raise pickle.UnpicklingError("neither float32 nor float64")
-        values = np.frombuffer(array.data, np.dtype(array.dtype.order + array.dtype.code))
-        if array.shape not in ((values.size,), (1, values.size)):
-            raise pickle.UnpicklingError("no vector")
-        return values.astype(np.float64)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from engine import Engine, load_engine
 from errors import FaceError
 from gallery import Gallery
+from sealing import parse_keys
 from settings import Settings
 from snapshot import SnapshotFolder
-from store import MongoStore, MongoVectorIndex, Store, open_store
+from store import MongoStore, MongoVectorIndex, Records, Store, open_store
 
 logger = logging.getLogger("face_api")
 
+AnyStore = TypeVar("AnyStore", bound=Store)
 
-def wait_for_store(connect: Callable[[], Store], patience_s: float) -> Store:
+
+def wait_for_store(connect: Callable[[], AnyStore], patience_s: float) -> AnyStore:
     """Connect and prepare the store, trying again for `patience_s` seconds; FaceError `database_unavailable` then."""
     deadline = time.monotonic() + patience_s
     pause = 0.5
@@ -36,7 +40,7 @@ def wait_for_store(connect: Callable[[], Store], patience_s: float) -> Store:
             return store
 
 
-def connected_store(settings: Settings) -> Store:
+def connected_store(settings: Settings) -> Records:
     """Connect to the store that the settings name, and prepare it.
 
     Raises:
@@ -44,17 +48,22 @@ def connected_store(settings: Settings) -> Store:
         FaceError: `database_unavailable`, the store stayed out of reach.
     """
 
-    def connect() -> Store:
+    keyring = parse_keys(settings.template_keys)
+
+    def connect() -> Records:
         return open_store(
             settings.mongo_uri,
             mongo_db=settings.mongo_db,
             mongo_collection=settings.mongo_collection,
             data_dir=settings.data_dir,
+            keyring=keyring,
         )
 
     # A file that cannot be opened now will not be openable in a minute: only a server is waited for that long.
     store = wait_for_store(connect, settings.store_wait_s if settings.mongo_uri else min(5.0, settings.store_wait_s))
     logger.info("Store: %s", store.describe())
+    if keyring:
+        logger.info("Templates are encrypted at rest; keys, the newest first: %s", ", ".join(keyring.names))
     return store
 
 
@@ -86,7 +95,8 @@ def gallery_of(settings: Settings, store: Store, engine: Engine) -> Gallery:
         engine.dimension,
     )
     index = _vector_index(settings, store, engine)
-    keeps = settings.gallery_snapshot == "on" and index is None
+    # A snapshot is mapped and searched as it lies in its files, which encryption would end.
+    keeps = settings.gallery_snapshot == "on" and index is None and not settings.template_keys.strip()
     if not keeps:
         snapshot.discard()
     return Gallery(store, engine.name, engine.dimension, plain_model, snapshot if keeps else None, index)

@@ -19,7 +19,8 @@ import mongomock.collection
 import pymongo
 import pytest
 
-from store import MongoStore, Store, open_store
+from sealing import Keyring
+from store import NO_KEYS, MongoStore, Records, open_store
 
 
 class MongoServer:
@@ -69,14 +70,16 @@ class Database:
         elif mongo_uri is not None:
             self._client = pymongo.MongoClient(mongo_uri)
         self.collection: Any = self._client[self._name][self._name] if self._client is not None else None
-        self._stores: list[Store] = []
+        self._stores: list[Records] = []
 
-    def open(self, *, prepare: bool = True) -> Store:
-        store: Store
+    def open(self, *, prepare: bool = True, keyring: Keyring = NO_KEYS) -> Records:
+        store: Records
         if self.kind == "mongomock":
-            store = MongoStore(self.collection)
+            store = MongoStore(self.collection, keyring=keyring)
         else:
-            store = open_store(self._uri, mongo_db=self._name, mongo_collection=self._name, data_dir=self.folder)
+            store = open_store(
+                self._uri, mongo_db=self._name, mongo_collection=self._name, data_dir=self.folder, keyring=keyring
+            )
         self._stores.append(store)
         if prepare:
             store.prepare()

@@ -35,7 +35,8 @@ from running import Service
 from test_races import NO_GATES, a_person
 
 from settings import PROJECT
-from store import Entry, Store, Template, open_store
+from store import Entry, Store, open_store
+from template_codec import Template
 
 # Equal pictures have equal templates, and the tiny pack's strangers are rather alike.
 SAME = 0.999

@@ -486,3 +486,20 @@ def test_two_photos_of_the_largest_size_each_fit_into_one_comparison(
     padded = jpeg(a_photo()) + b"\0" * 10
     assert client.post("/compare", data=both(padded, padded)).status_code == 200
     assert client.post("/compare", data=both(padded, padded + b"\0")).json["code"] == "file_too_large"
+
+
+def test_an_enrolled_person_can_be_asked_for_and_erased(post: Post, client: Any) -> None:
+    user_id = post("/signUp").json["user_id"]
+    found = client.get(f"/users/{user_id.upper()}").json
+    assert (found["user_id"], found["model"], found["enrolled_at"][:2]) == (user_id, "scripted-v1", "20")
+    erased = client.delete(f"/users/{user_id}")
+    assert (erased.status_code, erased.json["user_id"]) == (200, user_id)
+    assert [client.get(f"/users/{user_id}").status_code, client.delete(f"/users/{user_id}").status_code] == [404, 404]
+    assert post("/verify").status_code == 401
+    assert post("/signUp").status_code == 200
+
+
+@pytest.mark.parametrize("method", ["get", "delete"])
+def test_what_is_no_user_id_is_told_so(client: Any, method: str) -> None:
+    answer = getattr(client, method)("/users/somebody")
+    assert (answer.status_code, answer.json["code"]) == (400, "invalid_user_id")

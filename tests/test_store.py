@@ -28,7 +28,8 @@ from pymongo.errors import NetworkTimeout, WriteConcernError
 
 import store as store_module
 from errors import FaceError
-from store import Enrolment, Entry, MongoStore, SqliteStore, Store, Template, open_store
+from store import Enrolment, Entry, MongoStore, SqliteStore, Store, open_store
+from template_codec import Template
 
 ROOT = Path(__file__).parent.parent
 D = 64

@@ -1,0 +1,214 @@
+"""Templates at rest under TEMPLATE_KEYS: what the database gives away, what cannot be swapped, and rotation."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Database
+
+import template_codec
+from errors import FaceError
+from gallery import Gallery
+from sealing import Keyring
+from settings import PROJECT, Settings, SettingsError, load_settings
+from store import Enrolment, SqliteStore
+from template_codec import Template
+
+OLD, NEW = Keyring((bytes(range(32)),)), Keyring((bytes(range(32, 64)),))
+BOTH = Keyring((*NEW.keys, *OLD.keys))
+
+
+def text(keyring: Keyring) -> str:
+    return ",".join(base64.b64encode(key).decode() for key in keyring.keys)
+
+
+def a_template(seed: int) -> Template:
+    vector = np.random.default_rng(seed).normal(size=512)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def an_enrolment(seed: int, user_id: str | None = None) -> Enrolment:
+    return Enrolment(user_id or f"person-{seed}", a_template(seed), "m", 1000.0 + seed)
+
+
+def templates_of(database: Database, keyring: Keyring) -> dict[str | None, Template | None]:
+    return {entry.user_id: entry.template for entry in database.open(keyring=keyring).entries(0)}
+
+
+def test_what_is_stored_under_a_key_is_read_with_it(database: Database) -> None:
+    database.open(keyring=NEW).append(1, [an_enrolment(1), an_enrolment(2)])
+    found = templates_of(database, BOTH)
+    for seed in (1, 2):
+        template = found[f"person-{seed}"]
+        assert template is not None
+        assert np.allclose(template, a_template(seed), atol=1e-6)
+
+
+def test_records_from_before_the_keys_are_still_read(database: Database) -> None:
+    database.open().append(1, [an_enrolment(1)])
+    assert templates_of(database, NEW)["person-1"] is not None
+
+
+def test_without_the_key_nothing_is_decided_at_all(database: Database) -> None:
+    database.open(keyring=NEW).append(1, [an_enrolment(1)])
+    for keyring in (OLD, Keyring()):
+        with pytest.raises(FaceError) as refusal:
+            templates_of(database, keyring)
+        assert refusal.value.code == "not_ready"
+
+
+def test_a_sealed_template_in_somebody_elses_record_never_matches(database: Database) -> None:
+    store = database.open(keyring=NEW)
+    store.append(1, [an_enrolment(1), an_enrolment(2)])
+    victim, thief = store.embeddings(0)
+    assert store.replace_embedding(victim, thief.embedding)
+    entries = list(store.entries(0))
+    assert [entry.unreadable for entry in entries] == [True, False]
+    gallery = Gallery(store, "m", 512)
+    with pytest.raises(FaceError):
+        gallery.compare("person-1", a_template(2))
+
+
+def test_a_sealed_template_under_another_models_name_is_no_template() -> None:
+    blob = template_codec.encode(a_template(1), "somebody", "m", NEW)
+    with pytest.raises(ValueError, match="place"):
+        template_codec.decode(blob, "somebody", "another", NEW)
+
+
+def test_a_stolen_file_gives_no_template_away(tmp_path: Path) -> None:
+    template = a_template(1)
+    for keyring, given_away in ((Keyring(), True), (NEW, False)):
+        folder = tmp_path / str(given_away)
+        store = SqliteStore(folder / "faces.sqlite3", keyring)
+        store.prepare()
+        Gallery(store, "m", 512).enrol(template, duplicate_cosine=0.5)
+        store.close()
+        stolen = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+        assert (template.tobytes()[:64] in stolen) is given_away
+
+
+def test_an_embedding_is_replaced_only_where_it_is_the_one_that_was_read(database: Database) -> None:
+    store = database.open(keyring=NEW)
+    store.append(1, [an_enrolment(1)])
+    (stored,) = store.embeddings(0)
+    assert not store.replace_embedding(replace(stored, embedding=b"another"), b"new")
+    store.erase(2, "person-1")
+    assert not store.replace_embedding(stored, stored.embedding)
+    assert list(store.embeddings(0)) == []
+
+
+def test_who_is_enrolled_is_found_and_who_is_erased_is_not(database: Database) -> None:
+    store = database.open()
+    store.append(1, [an_enrolment(1)])
+    person = store.find_person("person-1")
+    assert person is not None
+    assert (person.timestamp, person.model) == (1001.0, "m")
+    store.erase(2, "person-1")
+    assert store.find_person("person-1") is None
+    assert store.find_person("nobody") is None
+
+
+# --- rotation ---
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of a store with two plain people and two under the old key."""
+    for first, keyring in ((1, Keyring()), (3, OLD)):
+        store = SqliteStore(tmp_path / "faces.sqlite3", keyring)
+        store.prepare()
+        store.append(first, [an_enrolment(first), an_enrolment(first + 1)])
+        store.close()
+    return tmp_path
+
+
+def rotate(folder: Path, keyring: Keyring, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DATA_DIR": str(folder), "TEMPLATE_KEYS": text(keyring), "MONGO_URI": ""}
+    command = [sys.executable, "app.py", "rotate-keys", *words]
+    return subprocess.run(command, check=False, cwd=PROJECT, env=environment, capture_output=True, text=True)
+
+
+def still_to_do(folder: Path, keyring: Keyring) -> int:
+    store = SqliteStore(folder / "faces.sqlite3", keyring)
+    store.prepare()
+    try:
+        return sum(not keyring.is_current(stored.embedding) for stored in store.embeddings(0))
+    finally:
+        store.close()
+
+
+def test_a_rotation_puts_everybody_under_the_newest_key_and_repeats_in_peace(folder: Path) -> None:
+    assert rotate(folder, BOTH, "--check").stdout.startswith("4 are to be")
+    assert still_to_do(folder, BOTH) == 4
+    assert rotate(folder, BOTH).stdout.startswith("4 were put under the newest key, 0 are")
+    assert rotate(folder, BOTH).stdout.startswith("0 were put under the newest key, 4 are")
+    store = SqliteStore(folder / "faces.sqlite3", NEW)
+    store.prepare()
+    for entry, seed in zip(store.entries(0), (1, 2, 3, 4), strict=True):
+        assert entry.template is not None
+        assert np.allclose(entry.template, a_template(seed), atol=1e-6)
+    store.close()
+
+
+def test_a_rotation_that_lacks_a_key_says_whom_it_left(folder: Path) -> None:
+    done = rotate(folder, NEW)
+    assert (done.returncode, "person-3" in done.stderr) == (1, True)
+    assert done.stdout.startswith("2 were put under the newest key")
+
+
+def test_a_rotation_without_keys_is_refused(folder: Path) -> None:
+    assert rotate(folder, Keyring()).returncode != 0
+
+
+def test_a_rotation_that_is_killed_goes_on_where_it_ended(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "faces.sqlite3")
+    store.prepare()
+    store.append(1, [an_enrolment(seed) for seed in range(1, 401)])
+    environment = {**os.environ, "DATA_DIR": str(tmp_path), "TEMPLATE_KEYS": text(NEW), "MONGO_URI": ""}
+    process = subprocess.Popen([sys.executable, "app.py", "rotate-keys"], cwd=PROJECT, env=environment)
+    while not NEW.is_current(next(store.embeddings(5)).embedding):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    left = still_to_do(tmp_path, NEW)
+    assert rotate(tmp_path, NEW).stdout.startswith(f"{left} were put")
+    assert still_to_do(tmp_path, NEW) == 0
+    store.close()
+
+
+def test_a_rotation_beside_erasures_brings_nobody_back(folder: Path) -> None:
+    store = SqliteStore(folder / "faces.sqlite3", BOTH)
+    store.prepare()
+    gallery = Gallery(store, "m", 512)
+    gallery.load()
+    eraser = threading.Thread(target=gallery.erase, args=("person-2",))
+    eraser.start()
+    assert rotate(folder, BOTH).returncode == 0
+    eraser.join()
+    assert {stored.user_id for stored in store.embeddings(0)} == {"person-1", "person-3", "person-4"}
+    store.close()
+
+
+# --- settings ---
+
+
+def test_keys_that_are_none_are_refused_at_the_start_without_being_shown() -> None:
+    with pytest.raises(SettingsError, match="TEMPLATE_KEYS") as refusal:
+        load_settings({}, {"TEMPLATE_KEYS": "hunter2"}, None)
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_keys_and_mongodbs_index_exclude_each_other() -> None:
+    with pytest.raises(SettingsError, match="TEMPLATE_KEYS"):
+        Settings(template_keys=text(NEW), search="mongodb", mongo_uri="mongodb://db")
