@@ -20,6 +20,7 @@ from covering import CoveringClassifier, CoveringModel
 from engine import Engine
 from forms import FORM_ALLOWANCE
 from gallery import Gallery
+from metrics import Metrics
 from pipeline import ModelSlots, Pipeline
 from routes import Parts, add_routes
 from settings import PROJECT, Settings, add_flags
@@ -59,11 +60,12 @@ def create_app(  # noqa: PLR0917 - what the service is made of
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
-    log_requests(app)
+    metrics = Metrics(engine.name, pipeline.slots.queue, gallery.status)
+    log_requests(app, metrics)
     render_errors(app)
     protect_responses(app)
     access.guard(app)
-    add_routes(app, Parts(settings, engine, store, gallery, pipeline, access))
+    add_routes(app, Parts(settings, engine, store, gallery, pipeline, access, metrics))
     return app
 
 

@@ -26,22 +26,40 @@ class ModelSlots:
     def __init__(self, slots: int, queue_limit: int) -> None:
         self._free = threading.BoundedSemaphore(slots)
         self._places = threading.BoundedSemaphore(slots + queue_limit)
+        self._counts = threading.Lock()
+        self._in_place = self._in_slot = 0
+
+    def queue(self) -> tuple[int, int]:
+        """How many wait for a slot, and how many hold one."""
+        with self._counts:
+            return max(0, self._in_place - self._in_slot), self._in_slot
+
+    def _count(self, places: int, slots: int) -> None:
+        with self._counts:
+            self._in_place += places
+            self._in_slot += slots
 
     @contextmanager
     def place(self) -> Iterator[None]:
         """Hold a place in the bounded queue; FaceError `overloaded` when it is full."""
         if not self._places.acquire(blocking=False):
             raise FaceError("overloaded", headers={"Retry-After": "2"})
+        self._count(1, 0)
         try:
             yield
         finally:
+            self._count(-1, 0)
             self._places.release()
 
     @contextmanager
     def slot(self) -> Iterator[None]:
         """Hold one of the slots, waiting for it; only with a place."""
         with self._free:
-            yield
+            self._count(0, 1)
+            try:
+                yield
+            finally:
+                self._count(0, -1)
 
 
 @contextmanager

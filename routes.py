@@ -21,6 +21,7 @@ from forms import (
     user_id_of,
 )
 from gallery import Gallery
+from metrics import Metrics
 from pipeline import Pipeline, stage
 from settings import Settings
 from store import Records
@@ -37,6 +38,7 @@ class Parts:
     gallery: Gallery
     pipeline: Pipeline
     access: Access
+    metrics: Metrics
 
 
 def add_routes(app: Flask, parts: Parts) -> None:
@@ -65,6 +67,12 @@ def _add_monitoring(app: Flask, parts: Parts) -> None:
             store=parts.store.describe().partition(" ")[0],
             gallery=parts.gallery.status(),
         )
+
+    @app.get("/metrics", provide_automatic_options=False)
+    @scope("ops")
+    def metrics() -> Response:
+        text, content_type = parts.metrics.text()
+        return Response(text, content_type=content_type)
 
 
 def _add_enrolment(app: Flask, parts: Parts) -> None:
@@ -106,7 +114,7 @@ def _add_enrolment(app: Flask, parts: Parts) -> None:
         if candidate is None:
             raise no_match()
         similarity = similarity_of(candidate.cosine, engine.cosine_at_half)
-        if not _matches(similarity, threshold):
+        if not _matches(parts, similarity, threshold):
             raise no_match()
         if claimed is not None:
             parts.access.proven(claimed.lower())
@@ -141,7 +149,7 @@ def _add_comparison(app: Flask, parts: Parts) -> None:
             threshold = read_threshold(settings)
             one, other = template_of("file1"), template_of("file2")
         similarity = similarity_of(float(np.vecdot(one, other)), engine.cosine_at_half)
-        match = _matches(similarity, threshold)
+        match = _matches(parts, similarity, threshold)
         return jsonify(
             status="success",
             message=f"The photos show {'the same person' if match else 'different people'}"
@@ -158,6 +166,7 @@ def _add_comparison(app: Flask, parts: Parts) -> None:
             with stage("read"):
                 receive_form()
             found = pipeline.analysis(read_upload("file", settings.max_file_bytes))
+        g.failed = [check["code"] for check in found.checks if not check["passed"]]
         return jsonify(
             status="success",
             message=CODES[found.code][1] if found.code else "The photo passes every check.",
@@ -201,9 +210,11 @@ def _add_people(app: Flask, parts: Parts) -> None:
         return jsonify(status="success", message="This person is erased.", user_id=user_id, erased_at=utc(time.time()))
 
 
-def _matches(similarity: float, threshold: float) -> bool:
+def _matches(parts: Parts, similarity: float, threshold: float) -> bool:
     g.figures["similarity"] = round(similarity, 4)
-    return similarity >= threshold
+    matched = similarity >= threshold
+    parts.metrics.compared(request.url_rule.rule if request.url_rule else "", similarity, accepted=matched)
+    return matched
 
 
 def utc(moment: float) -> str:

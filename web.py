@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import logs
 from errors import FaceError
+from metrics import Metrics
 
 logger = logging.getLogger("face_api")
 
@@ -42,30 +43,40 @@ def protect_responses(app: Flask) -> None:
         return response
 
 
-def log_requests(app: Flask) -> None:
-    """Give every request an id, and the log one line for it."""
+def log_requests(app: Flask, metrics: Metrics) -> None:
+    """Give every request an id, the log one line for it, and the metrics their numbers."""
 
     @app.before_request
     def begin() -> None:
         sent = request.headers.get("X-Request-ID", "")
         g.request_id = sent if SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
         g.begun = time.perf_counter()
-        g.stages, g.figures, g.code = {}, {}, "ok"
+        g.stages, g.figures, g.failed, g.code = {}, {}, [], "ok"
 
     @app.after_request
     def finish(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id
+        # The route's own pattern, never the path that was sent.
+        route = request.url_rule.rule if request.url_rule else "(no such route)"
+        seconds = time.perf_counter() - g.begun
+        metrics.observe(
+            method=request.method,
+            route=route,
+            status=response.status_code,
+            code=g.code,
+            seconds=seconds,
+            stages_ms=g.stages,
+        )
+        metrics.photo_failed(g.failed)
         fields = {
             "request_id": g.request_id,
             "status": response.status_code,
             "code": g.code,
             "key": g.get("key_name"),
-            "ms": round(1000 * (time.perf_counter() - g.begun), 1),
+            "ms": round(1000 * seconds, 1),
             "stages_ms": g.stages,
             "figures": g.figures,
         }
-        # The route's own pattern, never the path that was sent.
-        route = request.url_rule.rule if request.url_rule else "(no such route)"
         logger.info(
             "%s %s",
             request.method,
@@ -102,6 +113,7 @@ def render(error: FaceError) -> Response:
     g.code = error.code
     if "checks" in error.fields:
         g.figures = {check["code"]: check["measured"] for check in error.fields["checks"]}
+        g.failed = [check["code"] for check in error.fields["checks"] if not check["passed"]]
     body = {"status": "error", "code": error.code, "message": error.message, "request_id": g.request_id}
     response = jsonify({**body, **error.fields})
     response.status_code = error.status
