@@ -16,6 +16,7 @@ import commands
 import server
 import wiring
 from access import Access
+from audit import AuditLog, folder_of
 from covering import CoveringClassifier, CoveringModel
 from engine import Engine
 from forms import FORM_ALLOWANCE
@@ -64,8 +65,11 @@ def create_app(  # noqa: PLR0917 - what the service is made of
     log_requests(app, metrics)
     render_errors(app)
     protect_responses(app)
+    audit = AuditLog(folder_of(settings), settings.audit_days) if settings.audit == "on" else None
+    if audit is not None:
+        audit.guard(app)
     access.guard(app)
-    add_routes(app, Parts(settings, engine, store, gallery, pipeline, access, metrics))
+    add_routes(app, Parts(settings, engine, store, gallery, pipeline, access, metrics, audit))
     return app
 
 

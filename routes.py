@@ -9,6 +9,7 @@ import numpy as np
 from flask import Flask, Response, g, jsonify, request
 
 from access import PUBLIC, Access, scope
+from audit import AuditLog
 from engine import Engine, Vector, cosine_of, similarity_of
 from errors import CODES, FaceError
 from forms import (
@@ -39,6 +40,7 @@ class Parts:
     pipeline: Pipeline
     access: Access
     metrics: Metrics
+    audit: AuditLog | None
 
 
 def add_routes(app: Flask, parts: Parts) -> None:
@@ -94,6 +96,7 @@ def _add_enrolment(app: Flask, parts: Parts) -> None:
                 duplicate_cosine=cosine_of(settings.duplicate_threshold, engine.cosine_at_half),
                 request_key=request_key,
             )
+        g.user_id = user_id
         return jsonify(status="success", message=f"Face stored successfully with user_id: {user_id}", user_id=user_id)
 
     @app.post("/verify", provide_automatic_options=False)
@@ -103,7 +106,7 @@ def _add_enrolment(app: Flask, parts: Parts) -> None:
             with stage("read"):
                 receive_form()
             threshold = read_threshold(settings)
-            claimed = read_user_id()
+            g.user_id = claimed = read_user_id()
             template = pipeline.template(read_upload("file", settings.max_file_bytes))
         with stage("search"):
             if claimed is None:
@@ -116,6 +119,7 @@ def _add_enrolment(app: Flask, parts: Parts) -> None:
         similarity = similarity_of(candidate.cosine, engine.cosine_at_half)
         if not _matches(parts, similarity, threshold):
             raise no_match()
+        g.user_id = candidate.user_id
         if claimed is not None:
             parts.access.proven(claimed.lower())
         return jsonify(
@@ -189,7 +193,8 @@ def _add_people(app: Flask, parts: Parts) -> None:
     @app.get("/users/<user_id>", provide_automatic_options=False)
     @scope("ops")
     def user(user_id: str) -> Response:
-        person = parts.store.find_person(user_id_of(user_id)) or parts.store.find_person(user_id.lower())
+        g.user_id = user_id_of(user_id)
+        person = parts.store.find_person(user_id) or parts.store.find_person(user_id.lower())
         if person is None:
             raise FaceError("unknown_user")
         return jsonify(
@@ -204,10 +209,17 @@ def _add_people(app: Flask, parts: Parts) -> None:
     @scope("ops")
     def erase(user_id: str) -> Response:
         person = parts.store.find_person(user_id_of(user_id)) or parts.store.find_person(user_id.lower())
-        user_id = person.user_id if person else user_id
+        g.user_id = person.user_id if person else user_id
         with stage("erase"):
-            parts.gallery.erase(user_id)
-        return jsonify(status="success", message="This person is erased.", user_id=user_id, erased_at=utc(time.time()))
+            parts.gallery.erase(g.user_id)
+        receipt = None if parts.audit is None else parts.audit.note_request("erase", "ok")
+        return jsonify(
+            status="success",
+            message="This person is erased.",
+            user_id=g.user_id,
+            erased_at=utc(time.time()),
+            receipt=receipt,
+        )
 
 
 def _matches(parts: Parts, similarity: float, threshold: float) -> bool:

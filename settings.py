@@ -133,6 +133,14 @@ class Settings:
     max_sunglasses: float = _setting(0.34, "probability of sunglasses", low=0, high=1)
     max_covered: float = _setting(0.65, "probability of another covering", low=0, high=1)
 
+    audit: str = _setting(
+        "on", "on: who enrolled, verified, compared and erased whom, in DATA_DIR/audit; off", choices=("on", "off")
+    )
+    audit_days: int = _setting(365, "days for which the audit log is kept", low=1, high=36500)
+    retention_days: int = _setting(
+        0, "erase people who were not verified for so many days; 0: nobody", low=0, high=36500
+    )
+
     log_format: str = _setting("text", "one line for people, or one JSON object", choices=("text", "json"))
     log_level: str = _setting("INFO", "least severe level logged", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import stat
 import uuid
 from collections.abc import Iterator
@@ -47,16 +46,6 @@ def keys_command(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) 
     """What `python app.py keys ...` writes to its standard output."""
     assert app.main(["keys", *words, "--data-dir", str(folder)]) == 0
     return capsys.readouterr().out.strip()
-
-
-@pytest.fixture(autouse=True)
-def own_log() -> Iterator[None]:
-    """A command sets the log up for its process, which here is the other tests' as well."""
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = before
-    root.setLevel(level)
 
 
 @pytest.fixture

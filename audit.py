@@ -1,0 +1,194 @@
+"""Owns the audit log: who enrolled, verified, compared and erased whom and when, in a chain that shows every gap."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, Response, g, request
+
+from settings import Settings
+
+logger = logging.getLogger("face_api")
+
+# What is worth a line: a photo that is merely analysed and a monitor's visit are not.
+EVENTS = {
+    "sign_up": "enrol",
+    "verify": "verify",
+    "compare": "compare",
+    "user": "look up",
+    "erase": "erase",
+}
+START = "0" * 64
+
+
+class AuditError(ValueError):
+    """A log whose chain is broken; the message says where."""
+
+
+class AuditLog:
+    """One JSON object a line, a file a day (UTC), mode 0600; any number of threads and processes of one machine.
+
+    Each line names the SHA-256 of the line before it, also across files, so that a line which was changed, taken out
+    or put in is noticed (by `verify`); only the end can be cut off, and whole days at the beginning, as retention
+    does. There is no photo, no template and no similarity in it.
+
+    Args:
+        folder: where the files lie.
+        keep_days: files of days before that many are deleted.
+    """
+
+    def __init__(self, folder: Path, keep_days: int) -> None:
+        self._folder = folder
+        self._keep_days = keep_days
+        self._thread_lock = threading.Lock()
+        self._end: tuple[Path, int, str] | None = None
+        self.lost = 0
+
+    def guard(self, app: Flask) -> None:
+        """Write a line for every request that `EVENTS` names, whatever became of it."""
+
+        @app.after_request
+        def note(response: Response) -> Response:
+            event = EVENTS.get(request.endpoint or "")
+            if event is not None and not g.get("audited"):
+                self.note_request(event, g.code)
+            return response
+
+    def note_request(self, event: str, code: str, user_id: str | None = None) -> str | None:
+        """Write a line about the current request; returns what `record` does."""
+        g.audited = True
+        return self.record(
+            event,
+            code=code,
+            user_id=user_id or g.get("user_id"),
+            key=g.get("key_name"),
+            address=request.remote_addr,
+            request_id=g.request_id,
+        )
+
+    def record(self, event: str, **fields: str | None) -> str | None:
+        """Append one line.
+
+        Returns:
+            The line's SHA-256, by which it can be found again; None if it could not be written, which is logged and
+            counted in `lost` but stops nobody.
+        """
+        now = time.time()
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
+        try:
+            with self._locked():
+                path = self._folder / f"{stamp[:10]}.jsonl"
+                known = {name: value for name, value in fields.items() if value is not None}
+                line = {"time": stamp, "event": event, **known, "previous": self._last_digest(path)}
+                text = json.dumps(line, ensure_ascii=True).encode()
+                digest = hashlib.sha256(text).hexdigest()
+                is_new = not path.exists()
+                descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+                try:
+                    _append(descriptor, text + b"\n")
+                    self._end = (path, os.fstat(descriptor).st_size, digest)
+                finally:
+                    os.close(descriptor)
+                if is_new:
+                    self._drop_old(now)
+        except OSError as error:
+            self.lost += 1
+            logger.error("The audit log cannot be written (%s): %d lines are lost", error.strerror, self.lost)  # noqa: TRY400
+            return None
+        return digest
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._thread_lock, (self._folder / "lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _last_digest(self, path: Path) -> str:
+        """The digest of the last line that anybody has written."""
+        newest = max((one for one in self._folder.glob("*.jsonl") if one <= path), default=None)
+        if newest is None:
+            return START
+        size = newest.stat().st_size
+        if self._end is not None and self._end[:2] == (newest, size):
+            return self._end[2]
+        with newest.open("rb") as file:
+            file.seek(max(0, size - 65536))
+            lines = file.read().splitlines()
+        return hashlib.sha256(lines[-1]).hexdigest() if lines else START
+
+    def _drop_old(self, now: float) -> None:
+        oldest = time.strftime("%Y-%m-%d", time.gmtime(now - self._keep_days * 86400))
+        for file in self._folder.glob("*.jsonl"):
+            if file.stem < oldest:
+                file.unlink(missing_ok=True)
+
+
+def lines_of(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each line's digest and content, in order, checking the chain.
+
+    Raises:
+        AuditError: a line was changed, taken out or put in.
+    """
+    previous = None
+    for path in sorted(folder.glob("*.jsonl")):
+        for number, text in enumerate(path.read_bytes().splitlines(), 1):
+            try:
+                line = json.loads(text)
+                named = line["previous"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise AuditError(f"{path.name}, line {number} is no line of this log") from error
+            if previous is not None and named != previous:
+                raise AuditError(f"{path.name}, line {number} does not follow the line before it")
+            previous = hashlib.sha256(text).hexdigest()
+            yield previous, line
+
+
+def _append(descriptor: int, data: bytes) -> None:
+    """Append all of it or nothing: half a line would break the chain."""
+    size = os.fstat(descriptor).st_size
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def folder_of(settings: Settings) -> Path:
+    """Where the audit log lies."""
+    return settings.data_dir / "audit"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `python app.py audit`."""
+    parser.add_argument("--receipt", help="show the line that an erasure's receipt stands for")
+    parser.add_argument("--user-id", help="show every line about this person")
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Check the whole chain, and show what is asked for; the exit status is 1 for a receipt that is not there.
+
+    Raises:
+        AuditError: the chain is broken.
+    """
+    count = found = 0
+    for digest, line in lines_of(folder_of(settings)):
+        count += 1
+        if digest == arguments.receipt or (arguments.user_id and line.get("user_id") == arguments.user_id):
+            found += 1
+            sys.stdout.write(json.dumps(line) + "\n")
+    sys.stderr.write(f"{count} lines, each of which follows the one before it\n")
+    return 1 if arguments.receipt and not found else 0
