@@ -7,6 +7,7 @@ import logging
 import sys
 import tempfile
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 from flask import Flask
@@ -23,6 +24,7 @@ from forms import FORM_ALLOWANCE
 from gallery import Gallery
 from metrics import Metrics
 from pipeline import ModelSlots, Pipeline
+from retention import Retention
 from routes import Parts, add_routes
 from settings import PROJECT, Settings, add_flags
 from store import Records
@@ -34,18 +36,23 @@ logger = logging.getLogger("face_api")
 LOAD_PATIENCE_S = 2.0
 
 
-def create_app(  # noqa: PLR0917 - what the service is made of
+def create_app(
     settings: Settings,
     engine: Engine,
     covering: CoveringClassifier,
     store: Records,
     gallery: Gallery,
+    *,
     access: Access | None = None,
+    audit: AuditLog | None = None,
+    retention: Retention | None = None,
 ) -> Flask:
     """Make the WSGI application of parts that are ready: a warmed engine, a prepared store, a caught-up gallery.
 
     Args:
         access: who may call; as the settings say, when omitted.
+        audit: is told who did what; nobody is, when omitted.
+        retention: notes who is verified; nobody does, when omitted.
 
     Raises:
         SettingsError: as `Access` does.
@@ -65,11 +72,10 @@ def create_app(  # noqa: PLR0917 - what the service is made of
     log_requests(app, metrics)
     render_errors(app)
     protect_responses(app)
-    audit = AuditLog(folder_of(settings), settings.audit_days) if settings.audit == "on" else None
     if audit is not None:
         audit.guard(app)
     access.guard(app)
-    add_routes(app, Parts(settings, engine, store, gallery, pipeline, access, metrics, audit))
+    add_routes(app, Parts(settings, engine, store, gallery, pipeline, access, metrics, audit, retention))
     return app
 
 
@@ -89,11 +95,15 @@ def prepare_uploads(folder: Path) -> None:
         pass  # a folder that cannot be written to is known now, not at the first large photo
 
 
-def build(settings: Settings) -> tuple[Flask, Gallery]:
+def build(settings: Settings, in_the_end: ExitStack) -> Flask:
     """Load and connect everything that the settings name, and announce it in plain words.
 
+    Args:
+        settings: what is wanted.
+        in_the_end: is given what must be closed after the last request.
+
     Returns:
-        The application, and its gallery, which may still be loading and must be closed in the end.
+        The application; its gallery may still be loading.
 
     Raises:
         ValueError: a connection string that cannot be parsed.
@@ -116,20 +126,25 @@ def build(settings: Settings) -> tuple[Flask, Gallery]:
     loader = threading.Thread(target=load, name="gallery-load", daemon=True)
     loader.start()
     loader.join(LOAD_PATIENCE_S)
-    return create_app(settings, engine, covering, store, gallery, access), gallery
+    in_the_end.callback(gallery.close)
+    audit = AuditLog(folder_of(settings), settings.audit_days) if settings.audit == "on" else None
+    retention = None
+    if settings.retention_days:
+        retention = Retention(store, settings.retention_days, lambda: int(gallery.status()["enrolled"]), audit)
+        retention.start()
+        in_the_end.callback(retention.close)
+    return create_app(settings, engine, covering, store, gallery, access=access, audit=audit, retention=retention)
 
 
 def serve(settings: Settings) -> int:
     """Run the service until it is told to stop; returns the exit status."""
-    app, gallery = build(settings)
-    try:
+    with ExitStack() as in_the_end:
+        app = build(settings, in_the_end)
         if settings.debug:
             logger.info("Ready, for development alone: http://%s:%d", settings.host, settings.port)
             app.run(settings.host, settings.port, debug=True, use_debugger=False, use_reloader=False, threaded=True)
         else:
             server.serve(app, settings)
-    finally:
-        gallery.close()
     return 0
 
 

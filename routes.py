@@ -24,6 +24,7 @@ from forms import (
 from gallery import Gallery
 from metrics import Metrics
 from pipeline import Pipeline, stage
+from retention import Retention
 from settings import Settings
 from store import Records
 from templates import Candidate
@@ -41,6 +42,7 @@ class Parts:
     access: Access
     metrics: Metrics
     audit: AuditLog | None
+    retention: Retention | None
 
 
 def add_routes(app: Flask, parts: Parts) -> None:
@@ -120,6 +122,8 @@ def _add_enrolment(app: Flask, parts: Parts) -> None:
         if not _matches(parts, similarity, threshold):
             raise no_match()
         g.user_id = candidate.user_id
+        if parts.retention is not None:
+            parts.retention.seen(candidate.user_id)
         if claimed is not None:
             parts.access.proven(claimed.lower())
         return jsonify(

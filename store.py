@@ -176,6 +176,15 @@ class Records(Store, Protocol):
     def replace_embedding(self, stored: StoredEmbedding, embedding: bytes) -> bool:
         """Put another embedding into a record. False: it is not the one that was read, or it is erased."""
 
+    def note_seen(self, user_ids: Iterable[str], day: int) -> None:
+        """Note that people were verified on a day (days since the epoch, UTC); an earlier note is replaced."""
+
+    def unseen(self, since: float) -> Iterator[str]:
+        """Yield who enrolled before `since` (epoch seconds) and was not noted since; nobody of unknown enrolment."""
+
+    def newest_activity(self) -> float | None:
+        """Return when somebody last enrolled or was noted (epoch seconds, to the day); None if nobody ever."""
+
 
 def open_store(
     mongo_uri: str | None,
@@ -241,6 +250,12 @@ class MongoStore:
         self._collection = collection
         self._description = description
         self._keyring = keyring
+        self._seen = collection.database.get_collection(
+            f"{collection.name}_seen",
+            write_concern=collection.write_concern,
+            read_concern=collection.read_concern,
+            read_preference=collection.read_preference,
+        )
         self._vector_model: str | None = None
 
     def prepare(self) -> None:
@@ -343,6 +358,7 @@ class MongoStore:
             erased = [erasure["erases"] for erasure in erasures if isinstance(erasure["erases"], str)]
             still_there = [{"embedding": {"$exists": True}}, {"vector": {"$exists": True}}]
             for start in range(0, len(erased), PAGE):
+                self._seen.delete_many({"_id": {"$in": erased[start : start + PAGE]}})
                 self._collection.update_many(
                     {"user_id": {"$in": erased[start : start + PAGE]}, "$or": still_there},
                     {
@@ -395,6 +411,34 @@ class MongoStore:
                 return False
             # What may come in between is an erasure, after which there is no embedding to replace.
             return self._collection.update_one(record, {"$set": {"embedding": embedding}}).modified_count == 1
+
+    def note_seen(self, user_ids: Iterable[str], day: int) -> None:
+        notes = [pymongo.UpdateOne({"_id": one}, {"$set": {"day": day}}, upsert=True) for one in user_ids]
+        with _unavailable_on(PyMongoError, BSONError):
+            if notes:
+                self._seen.bulk_write(notes, ordered=False)
+
+    def unseen(self, since: float) -> Iterator[str]:
+        after = 0
+        while True:
+            asked = {"seq": {"$gt": after}, "embedding": {"$exists": True}, "timestamp": {"$lt": since}}
+            with _unavailable_on(PyMongoError, BSONError):
+                found = list(self._collection.find(asked, {"user_id": 1, "seq": 1}).sort("seq", 1).limit(PAGE))
+                people = [record["user_id"] for record in found if isinstance(record.get("user_id"), str)]
+                noted = self._seen.find({"_id": {"$in": people}, "day": {"$gte": _day(since)}}, {"_id": 1})
+                seen = {record["_id"] for record in noted}
+            yield from (one for one in people if one not in seen)
+            if not found:
+                return
+            after = found[-1]["seq"]
+
+    def newest_activity(self) -> float | None:
+        with _unavailable_on(PyMongoError, BSONError):
+            placed = {"seq": self._PLACE, "timestamp": {"$type": "number"}}
+            enrolled = self._collection.find_one(placed, {"timestamp": 1}, sort=[("seq", -1)])
+            noted = self._seen.find_one({}, {"day": 1}, sort=[("day", -1)])
+        moments = [float(enrolled["timestamp"])] if enrolled else []
+        return max([*moments, 86400.0 * noted["day"]] if noted else moments, default=None)
 
     def ping(self) -> None:
         with _unavailable_on(PyMongoError):
@@ -592,6 +636,7 @@ class SqliteStore:
             request_key TEXT, erases TEXT, deleted_at REAL)""",
         "CREATE INDEX IF NOT EXISTS faces_request_key ON faces (request_key) WHERE request_key IS NOT NULL",
         "CREATE INDEX IF NOT EXISTS faces_erases ON faces (erases) WHERE erases > ''",
+        "CREATE TABLE IF NOT EXISTS seen (user_id TEXT PRIMARY KEY, day INTEGER NOT NULL) WITHOUT ROWID",
     )
 
     def __init__(self, path: Path, keyring: Keyring = NO_KEYS) -> None:
@@ -684,6 +729,7 @@ class SqliteStore:
                     "UPDATE faces SET embedding = NULL, request_key = NULL, deleted_at = ? WHERE user_id = ?",
                     (time.time(), user_id),
                 )
+                connection.execute("DELETE FROM seen WHERE user_id = ?", (user_id,))
         return logged.rowcount == 1
 
     def finish_erasures(self, user_id: str | None = None) -> None:
@@ -720,6 +766,26 @@ class SqliteStore:
         with self._transaction("BEGIN IMMEDIATE") as connection:
             done = connection.execute(sql, (embedding, stored.seq, stored.user_id, stored.embedding))
         return done.rowcount == 1
+
+    def note_seen(self, user_ids: Iterable[str], day: int) -> None:
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            connection.executemany("REPLACE INTO seen VALUES (?, ?)", [(user_id, day) for user_id in user_ids])
+
+    def unseen(self, since: float) -> Iterator[str]:
+        sql = (
+            "SELECT seq, user_id FROM faces LEFT JOIN seen USING (user_id) WHERE seq > ? AND embedding IS NOT NULL"
+            " AND timestamp < ? AND COALESCE(day, 0) < ? ORDER BY seq LIMIT ?"
+        )
+        after = 0
+        while records := self._query(sql, after, since, _day(since), PAGE):
+            yield from (record["user_id"] for record in records)
+            after = records[-1]["seq"]
+
+    def newest_activity(self) -> float | None:
+        enrolled = "SELECT timestamp FROM faces WHERE timestamp IS NOT NULL ORDER BY seq DESC LIMIT 1"
+        moments = [record["timestamp"] for record in self._query(enrolled)]
+        moments += [86400.0 * record["day"] for record in self._query("SELECT day FROM seen ORDER BY day DESC LIMIT 1")]
+        return max(moments, default=None)
 
     def ping(self) -> None:
         self._query("SELECT seq FROM faces LIMIT 1")
@@ -786,6 +852,10 @@ def _place(seq: object) -> int | None:
     """Return a record's place; None for what is none, such as a fraction, a truth value or a list."""
     # JSON tools write whole numbers as floats.
     return int(seq) if isinstance(seq, (int, float)) and not isinstance(seq, bool) and seq == int(seq) else None
+
+
+def _day(moment: float) -> int:
+    return int(moment // 86400)
 
 
 def _person(record: Document | None) -> Person | None:

@@ -1,0 +1,131 @@
+"""Who was not verified for RETENTION_DAYS is erased, and nobody by a clock or a setting gone wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Database
+
+import app
+from audit import AuditLog, lines_of
+from errors import FaceError
+from gallery import Gallery
+from retention import DAY, Retention, RetentionError, due, erase
+from store import Enrolment, Records
+from template_codec import Template
+
+NOW = time.time()
+DAYS = 100
+
+
+def a_template(seed: int) -> Template:
+    vector = np.random.default_rng(seed).normal(size=64)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def enrolled_ago(*days: float) -> list[Enrolment]:
+    return [Enrolment(f"person-{n}", a_template(n), "m", NOW - ago * DAY) for n, ago in enumerate(days)]
+
+
+def test_who_enrolled_long_ago_and_was_never_verified_is_due(database: Database) -> None:
+    store = database.open()
+    store.append(1, enrolled_ago(200, 50, 101, 1))
+    assert due(store, DAYS, NOW, 4) == ["person-0", "person-2"]
+
+
+def test_who_was_verified_since_is_not_due(database: Database) -> None:
+    store = database.open()
+    store.append(1, enrolled_ago(200, 200, 200, 1))
+    store.note_seen(["person-0", "person-1"], int((NOW - 150 * DAY) // DAY))
+    store.note_seen(["person-1"], int((NOW - 5 * DAY) // DAY))
+    assert due(store, DAYS, NOW, 4) == ["person-0", "person-2"]
+
+
+def test_who_is_erased_is_not_due_again_and_leaves_no_note(database: Database) -> None:
+    store = database.open()
+    store.append(1, enrolled_ago(200, 1))
+    store.note_seen(["person-0"], int((NOW - 150 * DAY) // DAY))
+    assert erase(store, "person-0", None)
+    assert not erase(store, "person-0", None)
+    assert due(store, DAYS, NOW, 2) == []
+    assert store.newest_activity() == pytest.approx(NOW - DAY, abs=1)
+
+
+def test_an_erasure_by_retention_reaches_a_running_gallery(database: Database) -> None:
+    store = database.open()
+    store.append(1, enrolled_ago(200, 1))
+    gallery = Gallery(database.open(), "m", 64)
+    assert gallery.compare("person-0", a_template(0)) == pytest.approx(1)
+    erase(store, "person-0", None)
+    with pytest.raises(FaceError):
+        gallery.compare("person-0", a_template(0))
+
+
+@pytest.mark.parametrize("jump_days", [3650.0, -3650.0])
+def test_a_clock_that_jumped_by_years_erases_nobody(database: Database, jump_days: float) -> None:
+    store = database.open()
+    store.append(1, enrolled_ago(2, 1))
+    with pytest.raises(RetentionError, match="clock"):
+        due(store, DAYS, NOW + jump_days * DAY, 2)
+
+
+def test_a_sweep_never_takes_more_than_a_small_share(database: Database) -> None:
+    store = database.open()
+    store.append(1, enrolled_ago(*[200.0] * 11, *[1.0] * 100))
+    with pytest.raises(RetentionError, match="11 of 111"):
+        due(store, DAYS, NOW, 111)
+    assert len(due(store, DAYS, NOW, 1000)) == len(due(store, DAYS, NOW, None)) == 11
+
+
+class Service:
+    """What a service keeps for its retention."""
+
+    def __init__(self, store: Records, folder: Path) -> None:
+        self.folder = folder
+        self.retention = Retention(store, DAYS, lambda: 1000, AuditLog(folder, 365))
+
+
+@pytest.fixture
+def service(database: Database, tmp_path: Path) -> Callable[[Records], Service]:
+    return lambda store: Service(store, tmp_path / "audit")
+
+
+def test_a_verification_is_noted_at_the_latest_when_the_service_stops(
+    database: Database, service: Callable[[Records], Service]
+) -> None:
+    store = database.open()
+    store.append(1, enrolled_ago(200, 200, 1))
+    noted = service(store)
+    noted.retention.start()
+    noted.retention.seen("person-1")
+    noted.retention.close()
+    assert due(store, DAYS, NOW, 1000) == ["person-0"]
+
+
+def test_a_sweep_erases_who_is_due_and_tells_the_audit_log(
+    database: Database, service: Callable[[Records], Service]
+) -> None:
+    store = database.open()
+    store.append(1, enrolled_ago(200, 200, 1))
+    swept = service(store)
+    swept.retention.seen("person-1")
+    assert swept.retention.sweep() == 1
+    assert store.find_person("person-0") is None
+    assert [(line["event"], line["user_id"]) for _, line in lines_of(swept.folder)] == [("erase", "person-0")]
+
+
+def test_the_command_lists_first_and_erases_when_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    database = Database("sqlite", tmp_path)
+    database.open().append(1, enrolled_ago(200, 1))
+    words = ["--retention-days", "100", "--data-dir", str(tmp_path)]
+    assert app.main(["retention", "--dry-run", *words]) == 0
+    assert capsys.readouterr().out == "person-0\n"
+    assert database.open().find_person("person-0") is not None
+    assert app.main(["retention", "--now", *words]) == 0
+    assert database.open().find_person("person-0") is None
+    assert app.main(["retention", "--dry-run", "--data-dir", str(tmp_path)]) == 1
+    database.discard()
