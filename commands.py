@@ -20,6 +20,8 @@ logger = logging.getLogger("face_api")
 # command -> the module that does it, imported only then, and one line for --help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "audit": ("audit", "check the audit log's chain, find an erasure's receipt or a person's lines"),
+    "backup": ("backup", "write everybody enrolled to a file, while services run"),
+    "restore": ("backup", "put a backup's people into an empty store; stop the services first"),
     "retention": ("retention", "list or erase who was not verified for RETENTION_DAYS"),
     "rotate-keys": ("rotate_keys", "put every stored template under the newest of TEMPLATE_KEYS"),
     "keys": ("keys", "API keys: add NAME, list, revoke NAME"),

@@ -61,6 +61,10 @@ SQLITE_BUSY_SECONDS = 5.0
 MONGO_PREPARE_SECONDS = 600.0
 
 
+class StoreNotEmptyError(ValueError):
+    """A store that was to be filled, and has records in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Enrolment:
     """What is stored of one person.
@@ -184,6 +188,23 @@ class Records(Store, Protocol):
 
     def newest_activity(self) -> float | None:
         """Return when somebody last enrolled or was noted (epoch seconds, to the day); None if nobody ever."""
+
+    def documents(self, until: int) -> Iterator[Document]:
+        """Yield every record up to place `until` as it is stored, in order: embeddings unread, erasures and all."""
+
+    def notes(self) -> Iterator[tuple[str, int]]:
+        """Yield what `note_seen` has noted."""
+
+    def fill(self, documents: Iterable[Document], *, replace: bool) -> int:
+        """Write records as `documents` yields them, into an empty store; return how many.
+
+        Args:
+            documents: with places 1, 2, 3, ... in order.
+            replace: empty the store first.
+
+        Raises:
+            StoreNotEmptyError: there is a record in it.
+        """
 
 
 def open_store(
@@ -439,6 +460,39 @@ class MongoStore:
             noted = self._seen.find_one({}, {"day": 1}, sort=[("day", -1)])
         moments = [float(enrolled["timestamp"])] if enrolled else []
         return max([*moments, 86400.0 * noted["day"]] if noted else moments, default=None)
+
+    def documents(self, until: int) -> Iterator[Document]:
+        left_out = {"_id": 0, "vector": 0, "vector_model": 0}
+        after = 0
+        while after < until:
+            with _unavailable_on(PyMongoError, BSONError):
+                places = {"seq": {"$gt": after, "$lte": until}}
+                page = list(self._collection.find(places, left_out).sort("seq", 1).limit(500))
+            yield from page
+            if not page:
+                return
+            after = page[-1]["seq"]
+
+    def notes(self) -> Iterator[tuple[str, int]]:
+        with _unavailable_on(PyMongoError, BSONError):
+            for note in self._seen.find().batch_size(PAGE):
+                yield note["_id"], note["day"]
+
+    def fill(self, documents: Iterable[Document], *, replace: bool) -> int:
+        with _unavailable_on(PyMongoError, BSONError):
+            if replace:
+                self._collection.delete_many({})
+                self._seen.delete_many({})
+            elif self._collection.find_one({}) is not None:
+                raise StoreNotEmptyError("the store is not empty")
+        count = 0
+        page: list[Document] = []
+        for document in documents:
+            page.append({**document, "seq": Int64(document["seq"])})
+            if len(page) == 500:
+                count += self._insert(page)
+                page = []
+        return count + (self._insert(page) if page else 0)
 
     def ping(self) -> None:
         with _unavailable_on(PyMongoError):
@@ -786,6 +840,32 @@ class SqliteStore:
         moments = [record["timestamp"] for record in self._query(enrolled)]
         moments += [86400.0 * record["day"] for record in self._query("SELECT day FROM seen ORDER BY day DESC LIMIT 1")]
         return max(moments, default=None)
+
+    def documents(self, until: int) -> Iterator[Document]:
+        after = 0
+        while records := self._query(
+            "SELECT * FROM faces WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT 500", after, until
+        ):
+            yield from ({key: value for key, value in record.items() if value is not None} for record in records)
+            after = records[-1]["seq"]
+
+    def notes(self) -> Iterator[tuple[str, int]]:
+        after = ""
+        while notes := self._query("SELECT * FROM seen WHERE user_id > ? ORDER BY user_id LIMIT 5000", after):
+            yield from ((note["user_id"], note["day"]) for note in notes)
+            after = notes[-1]["user_id"]
+
+    def fill(self, documents: Iterable[Document], *, replace: bool) -> int:
+        columns = ("seq", "user_id", "embedding", "timestamp", "model", "request_key", "erases", "deleted_at")
+        sql = f"INSERT INTO faces ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - ours
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            if replace:
+                connection.execute("DELETE FROM faces")
+                connection.execute("DELETE FROM seen")
+            elif connection.execute("SELECT 1 FROM faces").fetchone():
+                raise StoreNotEmptyError("the store is not empty")
+            rows = ([document.get(column) for column in columns] for document in documents)
+            return connection.executemany(sql, rows).rowcount
 
     def ping(self) -> None:
         self._query("SELECT seq FROM faces LIMIT 1")

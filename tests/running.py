@@ -70,6 +70,11 @@ class Service:
         assert part in line, "".join(self.lines)
         return line
 
+    def stop(self) -> None:
+        """Stop it as an operator does, and wait for that."""
+        self.process.terminate()
+        assert self.process.wait(60) == 0
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()

@@ -1,0 +1,221 @@
+"""Owns the backup file: `python app.py backup FILE` and `restore FILE`, consistent while services run.
+
+A file is a line of JSON (what it is, for people), then frames: eight bytes of length, and BSON. A frame holds records
+as they are stored (a sealed template stays sealed) or notes of who was seen when; the last frame says how many there
+were, who was erased while the backup was made, and the SHA-256 of all before it. With TEMPLATE_KEYS every frame is
+sealed to its number in this very file, so that frames can be neither exchanged, left out nor read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import bson
+from bson.errors import BSONError
+
+import wiring
+from sealing import Keyring, SealError, parse_keys
+from settings import Settings
+from store import Records, StoreNotEmptyError
+
+logger = logging.getLogger("face_api")
+
+FORMAT = "face-api backup 1"
+RECORDS_A_FRAME = 500
+MAX_FRAME = 64 * 1024 * 1024
+
+
+class BackupError(ValueError):
+    """A backup that cannot be restored, or may not be; the message says why."""
+
+
+def write(store: Records, path: Path, keyring: Keyring) -> int:
+    """Write everything up to the log's last place of now, durably and at once or not at all; mode 0600.
+
+    Args:
+        store: the records; services may go on writing to it.
+        path: the file, replaced if it exists.
+        keyring: seals the file, if there are keys.
+
+    Returns:
+        How many records there are in it.
+
+    Raises:
+        FaceError: `database_unavailable`.
+        OSError: the file cannot be written.
+    """
+    until = store.last_place()
+    header = {
+        "format": FORMAT,
+        "id": str(uuid.uuid4()),
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "places": until,
+        "sealed": bool(keyring),
+    }
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".backup-")  # mode 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            writer = _Writer(file, header, keyring)
+            records = 0
+            for page in _pages(store.documents(until), RECORDS_A_FRAME):
+                writer.frame({"records": page})
+                records += len(page)
+            for notes in _pages(store.notes(), 10 * RECORDS_A_FRAME):
+                writer.frame({"notes": [{"user_id": user_id, "day": day} for user_id, day in notes]})
+            # Their records may have been read before they were erased, and their erasures lie behind the last place.
+            erased = sorted(set(store.erasures(store.last_place())) - set(store.erasures(until)))
+            writer.frame({"end": True, "count": records, "erased": erased, "sha256": writer.digest})
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return records
+
+
+def read(path: Path, keyring: Keyring) -> Iterator[dict[str, Any]]:
+    """Yield the frames' contents; the last one has `end`.
+
+    Raises:
+        BackupError: the file is no backup, damaged, cut off, or sealed with a key that is not here.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        line = file.readline(4096)
+        try:
+            header = json.loads(line)
+            sealed, whose = bool(header["sealed"]), str(header["id"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise BackupError(f"{path} is no backup") from error
+        if header.get("format") != FORMAT:
+            raise BackupError(f"{path} is of another format than this version reads ({FORMAT})")
+        digest.update(line)
+        number, over = 0, False
+        while not over:
+            length = file.read(8)
+            size = int.from_bytes(length, "little")
+            frame = file.read(size) if size <= MAX_FRAME else b""
+            if len(length) < 8 or len(frame) < size or size > MAX_FRAME:
+                raise BackupError(f"{path} is cut off or damaged at its frame {number}")
+            try:
+                content = bson.decode(keyring.open(frame, _place(whose, number)) if sealed else frame)
+            except (SealError, BSONError) as error:
+                raise BackupError(f"{path} cannot be read at its frame {number}: {error}") from error
+            over = "end" in content
+            if over and content["sha256"] != digest.hexdigest():
+                raise BackupError(f"{path} is damaged: it is not what was written")
+            digest.update(length + frame)
+            number += 1
+            yield content
+        if file.read(1):
+            raise BackupError(f"{path} has something behind its end")
+
+
+def restore(store: Records, path: Path, keyring: Keyring, *, replace: bool) -> int:
+    """Write a backup's records into a store, after the whole file has been checked; returns how many.
+
+    Raises:
+        BackupError: as `read` does, or the store is not empty.
+        FaceError: `database_unavailable`; what was written by then is replaced by the next attempt with `replace`.
+        OSError: the file cannot be read.
+    """
+    counted, end = 0, {}
+    for content in read(path, keyring):
+        counted += len(content.get("records", ()))
+        end = content
+    if end["count"] != counted:
+        raise BackupError(f"{path} holds {counted} records instead of {end['count']}")
+    erased = set(end["erased"])
+    documents = (
+        _without_template(record) if record.get("user_id") in erased else record
+        for content in read(path, keyring)
+        for record in content.get("records", ())
+    )
+    try:
+        written = store.fill(documents, replace=replace)
+    except StoreNotEmptyError as error:
+        raise BackupError(f"{error}: --replace empties it first, and everybody in it is lost") from error
+    if written != counted:
+        raise BackupError(f"only {written} of {counted} records were written: somebody else writes to this store")
+    days: dict[int, list[str]] = {}
+    for content in read(path, keyring):
+        for note in content.get("notes", ()):
+            days.setdefault(note["day"], []).append(note["user_id"])
+    for day, user_ids in days.items():
+        store.note_seen(user_ids, day)
+    return written
+
+
+class _Writer:
+    def __init__(self, file: IO[bytes], header: dict[str, Any], keyring: Keyring) -> None:
+        self._file, self._keyring, self._whose, self._number = file, keyring, str(header["id"]), 0
+        self._digest = hashlib.sha256()
+        self._put(json.dumps(header).encode() + b"\n")
+
+    @property
+    def digest(self) -> str:
+        return self._digest.hexdigest()
+
+    def frame(self, content: dict[str, Any]) -> None:
+        data = bson.encode(content)
+        if self._keyring:
+            data = self._keyring.seal(data, _place(self._whose, self._number))
+        self._number += 1
+        self._put(len(data).to_bytes(8, "little") + data)
+
+    def _put(self, data: bytes) -> None:
+        self._digest.update(data)
+        self._file.write(data)
+
+
+def _place(whose: str, number: int) -> str:
+    return f"backup {whose} {number}"
+
+
+def _pages(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while page := list(islice(iterator, size)):
+        yield page
+
+
+def _without_template(record: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in record.items() if name not in ("embedding", "request_key")}
+    return {**kept, "deleted_at": time.time()}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `python app.py backup` and `restore`."""
+    parser.add_argument("file", type=Path)
+    if (parser.prog or "").endswith("restore"):
+        parser.add_argument("--replace", action="store_true", help="empty the store first, if there is anybody in it")
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Back up or restore."""
+    keyring = parse_keys(settings.template_keys)
+    store = wiring.connected_store(settings)
+    try:
+        if hasattr(arguments, "replace"):
+            count = restore(store, arguments.file, keyring, replace=arguments.replace)
+            sys.stderr.write(f"{count} records restored from {arguments.file}\n")
+        else:
+            count = write(store, arguments.file, keyring)
+            sys.stderr.write(f"{count} records backed up to {arguments.file}\n")
+            if not keyring:
+                logger.warning("The backup is not encrypted: TEMPLATE_KEYS is empty")
+    finally:
+        store.close()
+    return 0

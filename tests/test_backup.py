@@ -1,0 +1,201 @@
+"""Backups: made while people enrol, read only if they are whole, restored to what they were."""
+
+from __future__ import annotations
+
+import stat
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Database
+from running import ASTRONAUT, Service
+
+import app
+from backup import BackupError, read, restore, write
+from gallery import Gallery
+from sealing import Keyring
+from store import NO_KEYS, Enrolment, Records, SqliteStore
+from template_codec import Template
+
+KEYS = Keyring((bytes(range(32)),))
+
+
+def a_template(seed: int) -> Template:
+    vector = np.random.default_rng(seed).normal(size=64)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def people(*seeds: int) -> list[Enrolment]:
+    return [Enrolment(f"person-{seed}", a_template(seed), "m", 1000.0 + seed, f"request-{seed}") for seed in seeds]
+
+
+def an_empty_store(folder: Path, keyring: Keyring = NO_KEYS) -> SqliteStore:
+    store = SqliteStore(folder / uuid.uuid4().hex / "faces.sqlite3", keyring)
+    store.prepare()
+    return store
+
+
+@pytest.fixture(params=[NO_KEYS, KEYS], ids=["plain", "sealed"])
+def keyring(request: pytest.FixtureRequest) -> Keyring:
+    keyring: Keyring = request.param
+    return keyring
+
+
+@pytest.fixture
+def full(database: Database, keyring: Keyring) -> Records:
+    """A store with two living people, one erased, and a note."""
+    store = database.open(keyring=keyring)
+    store.append(1, people(1, 2, 3))
+    store.erase(4, "person-2")
+    store.note_seen(["person-1"], 20000)
+    return store
+
+
+def test_what_is_restored_is_what_was_backed_up(full: Records, keyring: Keyring, tmp_path: Path) -> None:
+    assert write(full, tmp_path / "backup", keyring) == 4
+    other = an_empty_store(tmp_path, keyring)
+    assert restore(other, tmp_path / "backup", keyring, replace=False) == 4
+    for mine, theirs in zip(full.entries(0), other.entries(0), strict=True):
+        assert (mine.seq, mine.user_id, mine.model, mine.erases) == (
+            theirs.seq, theirs.user_id, theirs.model, theirs.erases,
+        )  # fmt: skip
+        assert (mine.template is None) == (theirs.template is None)
+        if mine.template is not None and theirs.template is not None:
+            assert np.array_equal(mine.template, theirs.template)
+    assert list(other.notes()) == [("person-1", 20000)]
+    assert other.find_request("request-3", 0) == "person-3"
+    assert Gallery(other, "m", 64).enrol(a_template(9), duplicate_cosine=0.5)
+
+
+def test_a_backup_is_for_the_operators_eyes_alone(full: Records, keyring: Keyring, tmp_path: Path) -> None:
+    path = tmp_path / "backup"
+    write(full, path, keyring)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert (b"person-1" in path.read_bytes()) is not bool(keyring)
+    assert list(tmp_path.glob(".backup-*")) == []
+
+
+def test_every_cut_and_every_flipped_bit_is_noticed_before_anything_is_written(
+    full: Records, keyring: Keyring, tmp_path: Path
+) -> None:
+    path = tmp_path / "backup"
+    write(full, path, keyring)
+    whole = path.read_bytes()
+    other = an_empty_store(tmp_path, keyring)
+    flips = np.random.default_rng(1).integers(len(whole), size=150)
+    spoilt = [whole[:length] for length in range(0, len(whole), 37)] + [whole + b"x"]
+    spoilt += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in flips]
+    for data in spoilt:
+        path.write_bytes(data)
+        with pytest.raises(BackupError):
+            restore(other, path, keyring, replace=False)
+    assert other.last_place() == 0
+
+
+def test_frames_of_two_backups_cannot_be_mixed(full: Records, keyring: Keyring, tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    write(full, one, keyring)
+    write(full, other, keyring)
+    mixed = one.read_bytes().partition(b"\n")[0] + b"\n" + other.read_bytes().partition(b"\n")[2]
+    one.write_bytes(mixed)
+    with pytest.raises(BackupError):
+        list(read(one, keyring))
+
+
+def test_a_sealed_backup_needs_its_key(tmp_path: Path) -> None:
+    store = an_empty_store(tmp_path, KEYS)
+    store.append(1, people(1))
+    write(store, tmp_path / "backup", KEYS)
+    for wrong in (NO_KEYS, Keyring((bytes(32),))):
+        with pytest.raises(BackupError):
+            restore(an_empty_store(tmp_path), tmp_path / "backup", wrong, replace=False)
+
+
+def test_a_store_with_people_in_it_is_replaced_only_when_told(
+    full: Records, database: Database, keyring: Keyring, tmp_path: Path
+) -> None:
+    write(full, tmp_path / "backup", keyring)
+    full.append(5, people(5))
+    with pytest.raises(BackupError, match="--replace"):
+        restore(full, tmp_path / "backup", keyring, replace=False)
+    assert full.find_person("person-5") is not None
+    assert restore(full, tmp_path / "backup", keyring, replace=True) == 4
+    assert full.find_person("person-5") is None
+    assert full.last_place() == 4
+
+
+class ErasingMeanwhile(SqliteStore):
+    """A store in which somebody is erased right after their record was read."""
+
+    def notes(self) -> Iterator[tuple[str, int]]:
+        self.erase(self.last_place() + 1, "person-1")
+        return super().notes()
+
+
+def test_who_is_erased_while_the_backup_is_made_does_not_come_back(tmp_path: Path) -> None:
+    store = ErasingMeanwhile(tmp_path / "faces.sqlite3")
+    store.prepare()
+    store.append(1, people(1, 2))
+    write(store, tmp_path / "backup", NO_KEYS)
+    other = an_empty_store(tmp_path)
+    restore(other, tmp_path / "backup", NO_KEYS, replace=False)
+    assert [entry.user_id for entry in other.entries(0)] == [None, "person-2"]
+    store.close()
+
+
+def test_a_backup_beside_enrolments_holds_a_beginning_of_the_log_without_a_hole(
+    database: Database, tmp_path: Path
+) -> None:
+    store = database.open()
+    gallery = Gallery(database.open(), "m", 64)
+    over = threading.Event()
+
+    def enrol() -> None:
+        for seed in range(10_000):
+            if over.is_set():
+                return
+            gallery.enrol(a_template(seed), duplicate_cosine=0.99)
+
+    thread = threading.Thread(target=enrol)
+    thread.start()
+    try:
+        for _ in range(3):
+            count = write(store, tmp_path / "backup", NO_KEYS)
+            records = [one for content in read(tmp_path / "backup", NO_KEYS) for one in content.get("records", ())]
+            assert [record["seq"] for record in records] == list(range(1, count + 1))
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_the_commands_move_people_from_one_database_to_another(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "one" / "faces.sqlite3")
+    store.prepare()
+    store.append(1, people(1, 2))
+    file = str(tmp_path / "backup")
+    assert app.main(["backup", file, "--data-dir", str(tmp_path / "one")]) == 0
+    assert app.main(["restore", file, "--data-dir", str(tmp_path / "two")]) == 0
+    assert app.main(["restore", file, "--data-dir", str(tmp_path / "two")]) == 1
+    assert app.main(["restore", file, "--replace", "--data-dir", str(tmp_path / "two")]) == 0
+    other = SqliteStore(tmp_path / "two" / "faces.sqlite3")
+    other.prepare()
+    assert [entry.user_id for entry in other.entries(0)] == ["person-1", "person-2"]
+
+
+@pytest.mark.slow
+def test_a_restored_backup_is_served_whatever_the_snapshot_of_before_says(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    service.start()
+    data = ["--data-dir", str(tmp_path / "data")]
+    assert app.main(["backup", str(tmp_path / "empty"), *data]) == 0
+    assert service.post("/signUp", ASTRONAUT).status_code == 200
+    assert app.main(["backup", str(tmp_path / "full"), *data]) == 0
+    service.stop()
+    for file, status in (("empty", 401), ("full", 200)):
+        assert app.main(["restore", str(tmp_path / file), "--replace", *data]) == 0
+        service.start()
+        assert service.post("/verify", ASTRONAUT).status_code == status
+        service.stop()
