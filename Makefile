@@ -41,7 +41,7 @@ $(VENV)/.test-ready: requirements-dev.lock
 
 # Needs uv (pip install uv). One lock serves every supported Python: its lines carry markers.
 COMPILE := uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --no-emit-index-url \
-	--no-emit-find-links --override overrides.txt
+	--no-emit-find-links --generate-hashes --override overrides.txt
 lock:
 	sed 's/^opencv-python>/opencv-python-headless>/' requirements.txt | $(COMPILE) - -o requirements.lock
 	sed 's/^opencv-python>/opencv-python-headless>/' requirements.txt | cat - requirements-dev.txt | grep -v '^-r ' \

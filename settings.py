@@ -241,13 +241,25 @@ def read_env_file(env_file: Path | None = PROJECT / ".env") -> dict[str, str | N
         raise SettingsError(f"{env_file} is not UTF-8 text: save it as UTF-8") from error
 
 
+def _value_in(source: Mapping[str, str | None], name: str) -> str | None:
+    """What a source says of a setting, itself or by a file that it names."""
+    value, file = source.get(name), source.get(f"{name}_FILE")
+    if value is not None or not file or f"{name}_FILE".lower() in Settings.__dataclass_fields__:
+        return value
+    try:
+        return Path(file).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{name}_FILE names a file that cannot be read ({type(error).__name__})") from error
+
+
 def load_settings(
     flags: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
     env_file: Path | None = PROJECT / ".env",
 ) -> Settings:
     """Read the settings: flag > environment > `.env` > default; the first that names a
-    setting decides, and an empty value there asks for the default.
+    setting decides, and an empty value there asks for the default. In the environment and in `.env`, NAME_FILE names a
+    file that holds the value of NAME, as container secrets do.
 
     Args:
         flags: setting name -> text, as `vars()` of a parser that `add_flags` prepared.
@@ -264,7 +276,7 @@ def load_settings(
         name = setting.name.upper()
         named = [
             value
-            for value in ((flags or {}).get(setting.name), environ.get(name), from_file.get(name))
+            for value in ((flags or {}).get(setting.name), _value_in(environ, name), _value_in(from_file, name))
             if value is not None
         ]
         if named and named[0].strip():

@@ -55,6 +55,14 @@ def test_a_value_of_the_file_never_reaches_the_environment_of_the_process(
     assert "MONGO_URI" not in os.environ
 
 
+def test_a_secret_may_lie_in_a_file_that_the_environment_names(tmp_path: Path) -> None:
+    (tmp_path / "uri").write_text("mongodb://me:hunter2@db\n")
+    named = {"MONGO_URI_FILE": str(tmp_path / "uri")}
+    assert load(named).mongo_uri == "mongodb://me:hunter2@db"
+    assert load({**named, "MONGO_URI": "mongodb://other"}).mongo_uri == "mongodb://other"
+    assert refusal(MONGO_URI_FILE=str(tmp_path / "nowhere")).startswith("MONGO_URI_FILE")
+
+
 @pytest.mark.parametrize(("text", "meant"), [("1", True), ("True", True), ("on", True), ("0", False), ("false", False)])
 def test_a_switch_means_what_it_says(text: str, meant: bool) -> None:
     assert load({"DEBUG": text}).debug is meant

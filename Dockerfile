@@ -1,0 +1,24 @@
+# Two stages: the second holds no compiler, no pip cache and nothing that can be written to but /data and /tmp.
+FROM python:3.12-slim-bookworm AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+COPY requirements.lock /requirements.lock
+# --no-deps: the lock names everything, with its hashes, and takes OpenCV's wheel that needs no system libraries.
+RUN python -m venv /venv && /venv/bin/pip install --require-hashes --no-deps --requirement /requirements.lock
+
+FROM python:3.12-slim-bookworm
+RUN useradd --system --uid 10001 --user-group --home-dir /app --shell /usr/sbin/nologin face \
+    && install --directory --owner=face --group=face --mode=0700 /data /data/models
+COPY --from=build /venv /venv
+WORKDIR /app
+COPY *.py ./
+COPY models/ models/
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    HOST=0.0.0.0 PORT=5000 DATA_DIR=/data MODELS_DIR=/data/models UPLOADS_DIR=/tmp/uploads HF_HOME=/tmp/hub \
+    LOG_FORMAT=json
+USER 10001:10001
+VOLUME ["/data"]
+EXPOSE 5000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['PORT'] + '/health', timeout=4)"]
+ENTRYPOINT ["python", "app.py"]
