@@ -46,6 +46,7 @@ from evaluation_data import (
     read_subgroups,
 )
 from pipeline import ModelSlots, Pipeline
+from sealing import parse_keys
 from settings import PROJECT, Settings
 
 logger = logging.getLogger("face_api")
@@ -70,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache",
         type=Path,
         help="folder that keeps the templates, so that a run can be interrupted and repeated. They are biometric "
-        "data: delete it afterwards. Without it templates never touch the disk",
+        "data: delete it afterwards. TEMPLATE_KEYS seal it. Without it templates never touch the disk",
     )
 
 
@@ -110,7 +111,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     pipeline = Pipeline(settings, engine, CoveringModel(PROJECT / "models"), slots)
     embed = pipeline.unchecked_template if arguments.without_checks else pipeline.template
     paths = [one for photos in people.values() for one in photos]
-    with Cache(arguments.cache, cache_key(engine, settings, arguments.without_checks), engine.dimension) as cache:
+    key, keyring = cache_key(engine, settings, arguments.without_checks), parse_keys(settings.template_keys)
+    with Cache(arguments.cache, key, engine.dimension, keyring) as cache:
         outcomes = embed_all(paths, embed, cache, at_once=settings.model_slots)
     logger.info("Comparing")
     result = evaluation(people, outcomes, engine, settings, arguments, folds=folds, groups=groups)

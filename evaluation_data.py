@@ -20,6 +20,7 @@ import numpy as np
 
 from engine import Engine, Vector
 from errors import FaceError
+from sealing import Keyring
 from settings import PROJECT, Settings
 
 logger = logging.getLogger("face_api")
@@ -120,10 +121,12 @@ class Outcome:
 class Cache:
     """Outcomes by the digest of the photo's bytes, in a file of its own for each key; in memory alone without a folder.
 
-    A line of JSON each, appended at once, so that a run that is killed loses what it had in hand and no more.
+    A line of JSON each, appended at once, so that a run that is killed loses what it had in hand and no more. The
+    templates are sealed where there are keys.
     """
 
-    def __init__(self, folder: Path | None, key: str, dimension: int) -> None:
+    def __init__(self, folder: Path | None, key: str, dimension: int, keyring: Keyring) -> None:
+        self._keyring = keyring
         self._known: dict[str, Outcome] = {}
         self._file = None
         if folder is None:
@@ -135,7 +138,7 @@ class Cache:
             data = path.read_bytes()
             torn = not data.endswith(b"\n")
             for line in data.splitlines():
-                outcome = _outcome_of(line, dimension)
+                outcome = _outcome_of(line, dimension, keyring)
                 if outcome is not None:
                     self._known[outcome.digest] = outcome
         self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w", encoding="ascii")
@@ -158,19 +161,24 @@ class Cache:
             return
         self._known[outcome.digest] = outcome
         if self._file is not None:
-            template = None if outcome.template is None else base64.b64encode(outcome.template.tobytes()).decode()
+            template = None
+            if outcome.template is not None:
+                raw = outcome.template.tobytes()
+                sealed = self._keyring.seal(raw, outcome.digest) if self._keyring else raw
+                template = base64.b64encode(sealed).decode()
             line = {"digest": outcome.digest, "code": outcome.code, "template": template}
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
 
 
-def _outcome_of(line: bytes, dimension: int) -> Outcome | None:
-    """Read a line of the cache; None if a kill cut it off."""
+def _outcome_of(line: bytes, dimension: int, keyring: Keyring) -> Outcome | None:
+    """Read a line of the cache; None if a kill cut it off, or if it does not open with these keys."""
     try:
         entry = json.loads(line)
         if entry["template"] is None:
             return Outcome(entry["digest"], None, str(entry["code"]))
-        template = np.frombuffer(base64.b64decode(entry["template"], validate=True), np.float32)
+        raw = base64.b64decode(entry["template"], validate=True)
+        template = np.frombuffer(keyring.open(raw, entry["digest"]) if keyring else raw, np.float32)
     except (ValueError, KeyError, TypeError):
         return None
     usable = template.shape == (dimension,) and abs(float(np.linalg.norm(template)) - 1) < 1e-3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import html.parser
 import json
 import stat
@@ -18,11 +19,15 @@ from fakes import DIMENSION, ScriptedCovering, ScriptedEngine, a_face, a_photo, 
 import app
 import evaluate
 import evaluation_report
+from biometrics import LEAST_ERRORS, fmr_for_fpir
 from engine import Pixels, Vector
 from errors import FaceError
 from evaluation_data import Cache, Outcome, cache_key, embed_all, read_folder, read_pairs, read_subgroups
 from pipeline import ModelSlots, Pipeline
-from settings import Settings
+from sealing import Keyring
+from settings import PROJECT, Settings
+
+PLAIN = Keyring()
 
 
 def write(root: Path, **people: int) -> Path:
@@ -47,7 +52,7 @@ def evaluated(
     people, ignored = read_folder(folder)
     folds = read_pairs(pairs, people) if pairs else []
     outcomes = embed_all(
-        [one for photos in people.values() for one in photos], embed, Cache(None, "", DIMENSION), at_once=2
+        [one for photos in people.values() for one in photos], embed, Cache(None, "", DIMENSION, PLAIN), at_once=2
     )
     result = evaluate.evaluation(
         people,
@@ -161,7 +166,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
         embedded.append(data.decode())
         return by_person(data)
 
-    with Cache(tmp_path / "cache", "k", DIMENSION) as cache, pytest.raises(KeyboardInterrupt):
+    with Cache(tmp_path / "cache", "k", DIMENSION, PLAIN) as cache, pytest.raises(KeyboardInterrupt):
         embed_all(paths, embed, cache, at_once=1)
     again: list[str] = []
 
@@ -169,7 +174,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
         again.append(data.decode())
         return by_person(data)
 
-    with Cache(tmp_path / "cache", "k", DIMENSION) as cache:
+    with Cache(tmp_path / "cache", "k", DIMENSION, PLAIN) as cache:
         outcomes = embed_all(paths, embed_the_rest, cache, at_once=1)
     assert embedded + again == [one.read_text() for one in paths]
     for path in paths:
@@ -178,30 +183,41 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_a_line_that_a_kill_cut_off_costs_that_photo_alone(tmp_path: Path) -> None:
     first, second, third = (Outcome(name, a_template(seed), None) for seed, name in enumerate("abc"))
-    with Cache(tmp_path, "k", DIMENSION) as cache:
+    with Cache(tmp_path, "k", DIMENSION, PLAIN) as cache:
         cache.add(first)
         cache.add(second)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-20])
-    with Cache(tmp_path, "k", DIMENSION) as cache:
+    with Cache(tmp_path, "k", DIMENSION, PLAIN) as cache:
         assert (cache.get("b"), cache.get("a") is not None) == (None, True)
         cache.add(third)
-    with Cache(tmp_path, "k", DIMENSION) as cache:
+    with Cache(tmp_path, "k", DIMENSION, PLAIN) as cache:
         assert [cache.get(one) is not None for one in "abc"] == [True, False, True]
 
 
 def test_kept_templates_can_be_read_by_their_owner_alone(tmp_path: Path) -> None:
-    with Cache(tmp_path / "cache", "k", DIMENSION) as cache:
+    with Cache(tmp_path / "cache", "k", DIMENSION, PLAIN) as cache:
         cache.add(Outcome("a", a_template(1), None))
     (file,) = (tmp_path / "cache").iterdir()
     assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+def test_kept_templates_are_sealed_where_there_are_keys(tmp_path: Path) -> None:
+    template, keyring = a_template(1), Keyring((bytes(32),))
+    with Cache(tmp_path, "k", DIMENSION, keyring) as cache:
+        cache.add(Outcome("a", template, None))
+    (file,) = tmp_path.iterdir()
+    assert base64.b64encode(template.tobytes())[:20] not in file.read_bytes()
+    for keys, known in ((keyring, True), (Keyring((bytes([1] * 32),)), False), (PLAIN, False)):
+        with Cache(tmp_path, "k", DIMENSION, keys) as cache:
+            assert (cache.get("a") is not None) is known
+
+
 def test_a_refusal_is_kept_too(tmp_path: Path) -> None:
-    with Cache(tmp_path, "k", DIMENSION) as cache:
+    with Cache(tmp_path, "k", DIMENSION, PLAIN) as cache:
         cache.add(Outcome("a", None, "blurred"))
-    with Cache(tmp_path, "k", DIMENSION) as cache:
+    with Cache(tmp_path, "k", DIMENSION, PLAIN) as cache:
         assert cache.get("a") == Outcome("a", None, "blurred")
 
 
@@ -388,6 +404,20 @@ def test_people_with_one_photo_each_leave_misses_unknown(tmp_path: Path) -> None
     assert "nothing is known of misses" in told
     assert result["comparisons"]["equal_error_rate"] is None
     assert evaluation_report.page(result).count("<svg") == 2
+
+
+def test_the_table_of_gallery_sizes_in_the_concepts_is_what_the_command_would_ask_for() -> None:
+    page = (PROJECT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    rows = [
+        row.strip("| ").split(" | ") for row in page.splitlines() if row.startswith("|") and row.endswith("people |")
+    ]
+    assert len(rows) == 4
+    for size, fmr, trials, people in rows:
+        needed = fmr_for_fpir(0.01, int(size.replace(",", "")))
+        assert fmr == f"{needed:.1e}"
+        assert trials == f"{LEAST_ERRORS / needed:,.0f}"
+        number = int(people.split()[0].replace(",", ""))
+        assert number * (number - 1) / 2 >= LEAST_ERRORS / needed > (number - 1) * (number - 2) / 2
 
 
 # --- The whole command, on real (tiny) models ------------------------------------------------------------------------
