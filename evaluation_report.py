@@ -166,7 +166,7 @@ def _extrapolation(fmr: Result, fpir: Result) -> str:
     """An extrapolated rate is never certain, however near to 1 it is."""
     if not fmr["errors"]:
         return "not known" if fpir["high"] > 0.999 else f"at most {per_cent(fpir['high'])}"
-    return _with_interval({name: min(one, 0.9999) for name, one in fpir.items()})
+    return "> 99.9 %" if fpir["low"] > 0.999 else _with_interval({name: min(one, 0.9999) for name, one in fpir.items()})
 
 
 def _protocol(result: Result) -> list[str]:
@@ -519,7 +519,11 @@ def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     columns = "".join(f'<th scope="col">{html.escape(one)}</th>' for one in head)
     # An interval is broken before its bracket or not at all.
     cells = (
-        [html.escape(cell).replace(" %", "&nbsp;%").replace(" to ", "&nbsp;to&nbsp;") for cell in row] for row in rows
+        [
+            html.escape(cell).replace("&gt; ", "&gt;&nbsp;").replace(" %", "&nbsp;%").replace(" to ", "&nbsp;to&nbsp;")
+            for cell in row
+        ]
+        for row in rows
     )
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells)
     name = html.escape(caption)

@@ -181,6 +181,13 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
         assert np.array_equal(outcomes[path].template, by_person(path.read_bytes()))  # type: ignore[arg-type]
 
 
+def test_a_template_is_in_the_file_before_the_next_photo_is_looked_at(tmp_path: Path) -> None:
+    with Cache(tmp_path, "k", DIMENSION, PLAIN) as cache:
+        cache.add(Outcome("a", a_template(1), None))
+        (file,) = tmp_path.iterdir()
+        assert file.read_bytes().endswith(b"\n")
+
+
 def test_a_line_that_a_kill_cut_off_costs_that_photo_alone(tmp_path: Path) -> None:
     first, second, third = (Outcome(name, a_template(seed), None) for seed, name in enumerate("abc"))
     with Cache(tmp_path, "k", DIMENSION, PLAIN) as cache:
