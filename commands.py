@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "retention": ("retention", "list or erase who was not verified for RETENTION_DAYS"),
     "rotate-keys": ("rotate_keys", "put every stored template under the newest of TEMPLATE_KEYS"),
     "keys": ("keys", "API keys: add NAME, list, revoke NAME"),
+    "evaluate": ("evaluate", "false matches, misses and thresholds, measured on a folder of photos for each person"),
 }
 
 

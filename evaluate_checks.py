@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 import images
+from biometrics import wilson
 from covering import CoveringClassifier, CoveringModel
 from engine import Engine, Pixels, Vector, load_engine, similarity_of
 from errors import FaceError
@@ -337,17 +338,6 @@ def degraded_copies(gates: Gates, path: Path) -> list[Copy]:
 
 
 # --- Writing it down -------------------------------------------------------------------------------------------------
-
-
-def wilson(count: int, total: int) -> tuple[float, float]:
-    """The 95 % interval (Wilson's score interval) of a share of `count` in `total`, 0...1; (0, 1) of nothing."""
-    if total == 0:
-        return 0.0, 1.0
-    z = 1.959964
-    share, weight = count / total, 1 + z * z / total
-    middle = (share + z * z / (2 * total)) / weight
-    half = z / weight * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _share(which: Iterable[bool]) -> str:

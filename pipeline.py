@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flask import g
+import cv2
+from flask import g, has_request_context
 
 import face_checks
 import images
@@ -64,12 +65,19 @@ class ModelSlots:
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Time one stage of the current request for its log line."""
+    """Time one stage of the current request for its log line; outside of a request nobody asks."""
     begun = time.perf_counter()
     try:
         yield
     finally:
-        g.stages[name] = round(1000 * (time.perf_counter() - begun), 1)
+        if has_request_context():
+            g.stages[name] = round(1000 * (time.perf_counter() - begun), 1)
+
+
+def note_figures(figures: dict[str, float | None]) -> None:
+    """Keep what was measured for the current request's log line; outside of a request nobody asks."""
+    if has_request_context():
+        g.figures = figures
 
 
 @dataclass(frozen=True)
@@ -111,12 +119,27 @@ class Pipeline:
                 face, checks = face_checks.check_photo(
                     photo.pixels, faces, self.settings, self.covering, photo.reduced_by
                 )
-            g.figures = {check.code: check.measured for check in checks}
+            note_figures({check.code: check.measured for check in checks})
             with stage("embed"):
                 try:
                     return self.engine.embed(photo.pixels, face)
                 except ValueError as error:
                     raise face_checks.cannot_be_embedded(checks) from error
+
+    def unchecked_template(self, data: bytes) -> Vector:
+        """Decode, detect and embed the widest face, whatever the checks would say of it: to measure the model alone.
+
+        Raises:
+            FaceError: the codes of `images.decode`, `no_face`, and `landmarks_hidden`: nothing to embed.
+        """
+        with self.slots.slot():
+            photo, faces = self._found(data)
+            photo, (face,) = self._close_enough(data, photo, faces[:1])
+            with stage("embed"):
+                try:
+                    return self.engine.embed(photo.pixels, face)
+                except (ValueError, cv2.error) as error:
+                    raise FaceError("landmarks_hidden") from error
 
     def analysis(self, data: bytes) -> Analysis:
         """Decode, detect and check; a photo that the checks refuse is an answer here, not an error.
@@ -137,7 +160,7 @@ class Pipeline:
                 if "checks" not in refusal.fields:
                     raise
                 code, checks = refusal.code, refusal.fields["checks"]
-        g.figures = {check["code"]: check["measured"] for check in checks}
+        note_figures({check["code"]: check["measured"] for check in checks})
         return Analysis(
             code=code,
             checks=checks,

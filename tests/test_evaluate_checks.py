@@ -12,7 +12,7 @@ from fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
 
 from covering import Covering
 from engine import Face, Pixels
-from evaluate_checks import DEGRADATIONS, MEASURES, Degradation, Gates, read_people, read_photos, wilson, write_page
+from evaluate_checks import DEGRADATIONS, MEASURES, Degradation, Gates, read_people, read_photos, write_page
 from face_checks import judge, measure
 from settings import Settings
 
@@ -37,20 +37,6 @@ class SeesRedAsAMask(ScriptedCovering):
 def write(path: Path, image: Pixels) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(jpeg(image))
-
-
-@pytest.mark.parametrize(
-    ("count", "total", "low", "high"),
-    [
-        (0, 10, 0.0, 0.2775),
-        (5, 10, 0.2366, 0.7634),
-        (10, 10, 0.7225, 1.0),
-        (95, 100, 0.8882, 0.9785),
-        (0, 0, 0.0, 1.0),
-    ],
-)
-def test_the_interval_is_wilsons(count: int, total: int, low: float, high: float) -> None:
-    assert wilson(count, total) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_sub_folders_named_by_the_label_do_where_there_is_no_labels_file(tmp_path: Path) -> None:
