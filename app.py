@@ -22,6 +22,7 @@ from covering import CoveringClassifier, CoveringModel
 from engine import Engine
 from forms import FORM_ALLOWANCE
 from gallery import Gallery
+from liveness import Liveness
 from metrics import Metrics
 from pipeline import ModelSlots, Pipeline
 from retention import Retention
@@ -44,6 +45,7 @@ def create_app(
     gallery: Gallery,
     *,
     access: Access | None = None,
+    liveness: Liveness | None = None,
     audit: AuditLog | None = None,
     retention: Retention | None = None,
 ) -> Flask:
@@ -51,6 +53,7 @@ def create_app(
 
     Args:
         access: who may call; as the settings say, when omitted.
+        liveness: tells a live face from a picture; nothing does, when omitted.
         audit: is told who did what; nobody is, when omitted.
         retention: notes who is verified; nobody does, when omitted.
 
@@ -64,7 +67,7 @@ def create_app(
     # The parser reads 64 KiB at a time, of files too, and counts them against this with what it held back before.
     app.config["MAX_FORM_MEMORY_SIZE"] = 2 * FORM_ALLOWANCE
     app.config["MAX_FORM_PARTS"] = 32
-    pipeline = Pipeline(settings, engine, covering, ModelSlots(settings.model_slots, settings.queue_limit))
+    pipeline = Pipeline(settings, engine, covering, ModelSlots(settings.model_slots, settings.queue_limit), liveness)
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
@@ -117,6 +120,7 @@ def build(settings: Settings, in_the_end: ExitStack) -> Flask:
     covering = CoveringModel(PROJECT / "models")
     store = wiring.connected_store(settings)
     engine = wiring.loaded_engine(settings)
+    liveness = wiring.liveness_of(settings, engine)
     gallery = wiring.gallery_of(settings, store, engine)
 
     def load() -> None:
@@ -133,7 +137,9 @@ def build(settings: Settings, in_the_end: ExitStack) -> Flask:
         retention = Retention(store, settings.retention_days, lambda: int(gallery.status()["enrolled"]), audit)
         retention.start()
         in_the_end.callback(retention.close)
-    return create_app(settings, engine, covering, store, gallery, access=access, audit=audit, retention=retention)
+    return create_app(
+        settings, engine, covering, store, gallery, access=access, liveness=liveness, audit=audit, retention=retention
+    )
 
 
 def serve(settings: Settings) -> int:

@@ -46,6 +46,8 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "mask": (422, "A mask covers the face."),
         "sunglasses": (422, "Sunglasses cover the eyes."),
         "face_covered": (422, "Something covers part of the face."),
+        "not_live": (422, "The photo does not show a person before the camera."),
+        "liveness_not_assessed": (422, "It could not be told whether the photo shows a person before the camera."),
         "rate_limited": (429, "Too many requests. Please wait and try again."),
         "internal_error": (500, "Something went wrong on our side. Please try again."),
         "overloaded": (503, "The service is busy. Please try again shortly."),

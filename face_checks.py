@@ -67,6 +67,8 @@ HINTS = {
     "mask": "Take off the mask.",
     "sunglasses": "Take off the sunglasses.",
     "face_covered": "Take away whatever covers part of your face.",
+    "not_live": "Take the photo of yourself, not of a picture or a screen, in even light.",
+    "liveness_not_assessed": "Leave more space around your face, and hold the camera a little further away.",
 }
 
 
@@ -364,12 +366,12 @@ def require_single_face(faces: Sequence[Face], limits: Settings) -> tuple[Face, 
         FaceError: `no_face`, `multiple_faces`.
     """
     if not faces:
-        raise _refusal([_check("no_face", 0.0, {"min": 1}, False)])
+        raise refusal([_check("no_face", 0.0, {"min": 1}, False)])
     widths = [float(face.box[2] - face.box[0]) for face in faces]
     counted = sum(width >= limits.min_face_ratio * widths[0] for width in widths)
     check = _check("multiple_faces", float(counted), {"max": 1}, counted == 1)
     if not check.passed:
-        raise _refusal([check])
+        raise refusal([check])
     return faces[0], check
 
 
@@ -399,17 +401,18 @@ def check_photo(
     try:
         checks = [alone, *judge(measure(image, face, covering_model, reduced_by), limits)]
     except (ValueError, cv2.error) as error:
-        raise _refusal([alone, _check("landmarks_hidden", None, {"max": limits.max_hidden}, False)]) from error
+        raise refusal([alone, _check("landmarks_hidden", None, {"max": limits.max_hidden}, False)]) from error
     if not all(check.passed for check in checks):
-        raise _refusal(checks)
+        raise refusal(checks)
     return face, checks
 
 
 def cannot_be_embedded(checks: Sequence[Check]) -> FaceError:
     """The refusal of a face that passed the gates but whose landmarks align to nothing."""
-    return _refusal([replace(check, passed=False) if check.code == "landmarks_hidden" else check for check in checks])
+    return refusal([replace(check, passed=False) if check.code == "landmarks_hidden" else check for check in checks])
 
 
-def _refusal(checks: Sequence[Check]) -> FaceError:
+def refusal(checks: Sequence[Check]) -> FaceError:
+    """The error that a photo is refused with, of which at least one check has failed."""
     first = next(check for check in checks if not check.passed)
     return FaceError(first.code, fields={"checks": [asdict(check) for check in checks]})

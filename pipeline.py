@@ -17,7 +17,9 @@ import images
 from covering import CoveringClassifier
 from engine import ENOUGH_SIDE, Engine, Face, Vector
 from errors import FaceError
+from face_checks import Check
 from images import Photo
+from liveness import Liveness
 from settings import Settings
 
 
@@ -105,6 +107,7 @@ class Pipeline:
     engine: Engine
     covering: CoveringClassifier
     slots: ModelSlots
+    liveness: Liveness | None = None
 
     def template(self, data: bytes) -> Vector:
         """Decode, detect, check and embed.
@@ -115,11 +118,7 @@ class Pipeline:
         with self.slots.slot():
             photo, faces = self._found(data)
             photo, faces = self._close_enough(data, photo, faces)
-            with stage("check"):
-                face, checks = face_checks.check_photo(
-                    photo.pixels, faces, self.settings, self.covering, photo.reduced_by
-                )
-            note_figures({check.code: check.measured for check in checks})
+            face, checks = self._checked(photo, faces)
             with stage("embed"):
                 try:
                     return self.engine.embed(photo.pixels, face)
@@ -151,22 +150,35 @@ class Pipeline:
             photo, faces = self._found(data)
             try:
                 photo, faces = self._close_enough(data, photo, faces)
-                with stage("check"):
-                    _, passed = face_checks.check_photo(
-                        photo.pixels, faces, self.settings, self.covering, photo.reduced_by
-                    )
+                _, passed = self._checked(photo, faces)
                 code, checks = None, [asdict(check) for check in passed]
             except FaceError as refusal:
                 if "checks" not in refusal.fields:
                     raise
                 code, checks = refusal.code, refusal.fields["checks"]
-        note_figures({check["code"]: check["measured"] for check in checks})
+                note_figures({check["code"]: check["measured"] for check in checks})
         return Analysis(
             code=code,
             checks=checks,
             size=photo.size,
             faces=[face.enlarged(photo.reduced_by) for face in faces],
         )
+
+    def _checked(self, photo: Photo, faces: list[Face]) -> tuple[Face, list[Check]]:
+        """Pass the photo through every gate, liveness last; raises as `face_checks.check_photo`."""
+        with stage("check"):
+            face, checks = face_checks.check_photo(photo.pixels, faces, self.settings, self.covering, photo.reduced_by)
+        figures = {check.code: check.measured for check in checks}
+        if self.liveness is not None:
+            with stage("liveness"):
+                live = self.liveness.check(photo.pixels, face)
+            figures["liveness"] = live.measured
+            if self.settings.liveness == "enforce":
+                checks.append(live)
+                if not live.passed:
+                    raise face_checks.refusal(checks)
+        note_figures(figures)
+        return face, checks
 
     def _found(self, data: bytes) -> tuple[Photo, list[Face]]:
         """The photo, reduced as far as detection allows, and the faces in it."""

@@ -141,6 +141,13 @@ class Settings:
         0, "erase people who were not verified for so many days; 0: nobody", low=0, high=36500
     )
 
+    liveness: str = _setting(
+        "off",
+        "whether a photo of a photo is told from a person: off, observe (only logged), enforce",
+        choices=("off", "observe", "enforce"),
+    )
+    min_liveness: float = _setting(0.8, "probability from which a face is live", low=0, high=1)
+
     log_format: str = _setting("text", "one line for people, or one JSON object", choices=("text", "json"))
     log_level: str = _setting("INFO", "least severe level logged", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
 

@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from engine import Engine, load_engine
+from engine import CompactEngine, Engine, load_engine
 from errors import FaceError
 from gallery import Gallery
+from liveness import AddOnLiveness, Liveness
 from sealing import parse_keys
 from settings import Settings
 from snapshot import SnapshotFolder
 from store import MongoStore, MongoVectorIndex, Records, Store, open_store
+from weights import ModelUnavailable
 
 logger = logging.getLogger("face_api")
 
@@ -80,6 +82,18 @@ def loaded_engine(settings: Settings) -> Engine:
     )
     logger.info("Model: %s", engine.describe())
     return engine
+
+
+def liveness_of(settings: Settings, engine: Engine) -> Liveness | None:
+    """Load what tells live faces from pictures, if the settings want it; ModelUnavailable if it cannot be had."""
+    if settings.liveness == "off":
+        return None
+    if isinstance(engine, CompactEngine):
+        raise ModelUnavailable(
+            "LIVENESS aligns faces by the landmarks of InsightFace's packs, and the compact model has others: take "
+            "LIVENESS=off, or a pack."
+        )
+    return AddOnLiveness(settings.models_dir, settings.min_liveness)
 
 
 def gallery_of(settings: Settings, store: Store, engine: Engine) -> Gallery:

@@ -217,5 +217,5 @@ def test_a_second_face_counts_however_small_unless_the_operator_sets_a_ratio() -
 def test_every_code_of_a_check_has_a_hint_and_a_message() -> None:
     from errors import CODES
 
-    assert set(ORDER) | {"no_face"} == set(face_checks.HINTS)
+    assert set(ORDER) | {"no_face", "not_live", "liveness_not_assessed"} == set(face_checks.HINTS)
     assert set(face_checks.HINTS) <= set(CODES)

@@ -1,0 +1,83 @@
+"""Owns liveness: whether a face is a person before the camera or a picture of one, by InsightFace's add-on."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+
+from engine import Face, Pixels
+from face_checks import HINTS, Check
+from weights import ModelUnavailable
+
+logger = logging.getLogger("face_api")
+
+
+class Liveness(Protocol):
+    """Tells a live face from a picture of one."""
+
+    def check(self, image: Pixels, face: Face) -> Check:
+        """Judge one detected face in uint8[h, w, 3] BGR; what cannot be judged has not passed. Thread-safe."""
+
+
+class AddOnLiveness:
+    """InsightFace's RGB liveness model: one photo, an 80x80 aligned crop, one probability.
+
+    Args:
+        models_dir: the model lies in its addons/liveness.onnx; fetched there from InsightFace's releases if it is
+            missing, and checked against the SHA-256 that the library names, before it is loaded.
+        least: the probability from which a face is live; the library's own default is 0.8.
+
+    Raises:
+        ModelUnavailable: the file cannot be had, is another one, or is no such model.
+    """
+
+    def __init__(self, models_dir: Path, least: float) -> None:
+        # Other runs do not pay for these.
+        from insightface.addons.catalog import ADDON_CATALOG, ensure_addon  # noqa: PLC0415
+        from insightface.addons.liveness import Liveness as AddOn  # noqa: PLC0415
+        from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # noqa: PLC0415
+        from requests.exceptions import RequestException  # noqa: PLC0415
+
+        self._failures: tuple[type[Exception], ...] = (
+            OSError, ValueError, RuntimeError, cv2.error, *_errors_of(ort_errors),
+        )  # fmt: skip
+        self._least = least
+        artifact = ADDON_CATALOG["liveness"]
+        try:
+            path = ensure_addon("liveness", models_dir)
+            self._model = AddOn(path, threshold=least, providers=["CPUExecutionProvider"])
+        except RequestException as error:
+            raise ModelUnavailable(
+                f"LIVENESS needs InsightFace's model, which could not be fetched ({type(error).__name__}). Put "
+                f"{artifact.url} (SHA-256 {artifact.sha256}) into {models_dir / 'addons' / artifact.filename}. "
+                "It comes under InsightFace's terms for models: non-commercial research, unless you have a licence."
+            ) from error
+        except self._failures as error:
+            raise ModelUnavailable(f"LIVENESS: the model cannot be used: {error}") from error
+        logger.info(
+            "Liveness: InsightFace's add-on, from a probability of %g. Its terms: non-commercial research, unless you "
+            "have a licence.",
+            least,
+        )
+
+    def check(self, image: Pixels, face: Face) -> Check:
+        try:
+            found = self._model.predict(image, face.landmarks)
+        except self._failures as error:
+            logger.warning("Liveness could not be judged: %s", type(error).__name__)
+            found = {}
+        score = found.get("live_score")
+        required = {"min": self._least}
+        if score is None or not math.isfinite(score):
+            return Check("liveness_not_assessed", False, None, required, HINTS["liveness_not_assessed"])
+        passed = score >= self._least
+        return Check("not_live", passed, round(float(score), 4), required, None if passed else HINTS["not_live"])
+
+
+def _errors_of(module: Any) -> list[type[Exception]]:
+    """onnxruntime's own errors, which share no base of their own."""
+    return [one for one in vars(module).values() if isinstance(one, type) and issubclass(one, Exception)]
