@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint evaluate-checks benchmark lock clean
+.PHONY: run test lint evaluate-checks benchmark lock audit licences clean
 
 run: $(VENV)/.run-ready
 	@exec $(BIN)/python app.py $(ARGS)
@@ -46,6 +46,17 @@ lock:
 	sed 's/^opencv-python>/opencv-python-headless>/' requirements.txt | $(COMPILE) - -o requirements.lock
 	sed 's/^opencv-python>/opencv-python-headless>/' requirements.txt | cat - requirements-dev.txt | grep -v '^-r ' \
 		| $(COMPILE) - -c requirements.lock -o requirements-dev.lock
+
+# Known vulnerabilities of what the lock names; asks PyPI, and fails if a package could not be looked up. Needs pip-audit.
+audit:
+	pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
+
+# What the service's packages are licensed under; fails on a licence that is not among these. Needs pip-licenses, in the
+# environment that it looks at. insightface's metadata names none (its code is MIT, its models are not).
+licences:
+	pip-licenses --from=mixed --order=license --partial-match --ignore-packages insightface \
+		--allow-only "Apache;BSD;MIT;ISC;MPL;Mozilla;PSF;Boost;Zope;0BSD" \
+		--packages $$(sed -n 's/^\([A-Za-z0-9_.-]*\)==.*/\1/p' requirements.lock)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
