@@ -12,6 +12,8 @@ COPY --from=build /venv /venv
 WORKDIR /app
 COPY *.py ./
 COPY models/ models/
+COPY pages/ pages/
+COPY translations/ translations/
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     HOST=0.0.0.0 PORT=5000 DATA_DIR=/data MODELS_DIR=/data/models UPLOADS_DIR=/tmp/uploads HF_HOME=/tmp/hub \
     LOG_FORMAT=json

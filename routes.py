@@ -28,6 +28,7 @@ from retention import Retention
 from settings import Settings
 from store import Records
 from templates import Candidate
+from web import localised
 
 
 @dataclass(frozen=True)
@@ -175,21 +176,23 @@ def _add_comparison(app: Flask, parts: Parts) -> None:
                 receive_form()
             found = pipeline.analysis(read_upload("file", settings.max_file_bytes))
         g.failed = [check["code"] for check in found.checks if not check["passed"]]
-        return jsonify(
-            status="success",
-            message=CODES[found.code][1] if found.code else "The photo passes every check.",
-            accepted=found.code is None,
-            code=found.code,
-            checks=found.checks,
-            image=dict(zip(("width", "height"), found.size, strict=True)),
-            faces=[
-                {
-                    "box": [round(float(one), 1) for one in face.box],
-                    "landmarks": [[round(float(one), 1) for one in point] for point in face.landmarks],
-                    "score": round(face.score, 3),
-                }
-                for face in found.faces
-            ],
+        return localised(
+            {
+                "status": "success",
+                "message": CODES[found.code][1] if found.code else "The photo passes every check.",
+                "accepted": found.code is None,
+                "code": found.code,
+                "checks": found.checks,
+                "image": dict(zip(("width", "height"), found.size, strict=True)),
+                "faces": [
+                    {
+                        "box": [round(float(one), 1) for one in face.box],
+                        "landmarks": [[round(float(one), 1) for one in point] for point in face.landmarks],
+                        "score": round(face.score, 3),
+                    }
+                    for face in found.faces
+                ],
+            }
         )
 
 

@@ -6,13 +6,16 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
-from flask import Flask, Response, g, jsonify, request
+from flask import Flask, Response, current_app, g, jsonify, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import logs
 from errors import FaceError
 from metrics import Metrics
+from translations import SOURCE, Translations
 
 logger = logging.getLogger("face_api")
 
@@ -88,6 +91,7 @@ def log_requests(app: Flask, metrics: Metrics) -> None:
 
 def render_errors(app: Flask) -> None:
     """Word every error as the API does: its code, one sentence, and nothing of the library that raised it."""
+    app.extensions["translations"] = Translations()
 
     @app.errorhandler(FaceError)
     def refused(error: FaceError) -> Response:
@@ -115,7 +119,17 @@ def render(error: FaceError) -> Response:
         g.figures = {check["code"]: check["measured"] for check in error.fields["checks"]}
         g.failed = [check["code"] for check in error.fields["checks"] if not check["passed"]]
     body = {"status": "error", "code": error.code, "message": error.message, "request_id": g.request_id}
-    response = jsonify({**body, **error.fields})
+    response = localised({**body, **error.fields})
     response.status_code = error.status
     response.headers.update(error.headers)
+    return response
+
+
+def localised(body: Mapping[str, Any]) -> Response:
+    """An answer in the language, of those that there are, which the client asks for with `Accept-Language`."""
+    translations: Translations = current_app.extensions["translations"]
+    language = request.accept_languages.best_match(translations.languages) or SOURCE
+    response = jsonify(translations.translated(body, language))
+    response.content_language.add(language)
+    response.vary.add("Accept-Language")
     return response
