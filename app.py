@@ -22,6 +22,7 @@ from covering import CoveringClassifier, CoveringModel
 from engine import Engine
 from forms import FORM_ALLOWANCE
 from gallery import Gallery
+from html_pages import add_try_page
 from liveness import Liveness
 from metrics import Metrics
 from pipeline import ModelSlots, Pipeline
@@ -79,6 +80,8 @@ def create_app(
         audit.guard(app)
     access.guard(app)
     add_routes(app, Parts(settings, engine, store, gallery, pipeline, access, metrics, audit, retention))
+    if settings.try_page == "on":
+        add_try_page(app)
     return app
 
 

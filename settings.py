@@ -148,6 +148,8 @@ class Settings:
     )
     min_liveness: float = _setting(0.8, "probability from which a face is live", low=0, high=1)
 
+    try_page: str = _setting("on", "GET /try: a page to sign up and verify with a camera; off", choices=("on", "off"))
+
     log_format: str = _setting("text", "one line for people, or one JSON object", choices=("text", "json"))
     log_level: str = _setting("INFO", "least severe level logged", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
 
