@@ -240,8 +240,8 @@ class Replica:
                     self._restore()
                 self._read_log(self._progress_teller())
                 break
-            except FaceError:
-                log.warning("The gallery cannot be loaded: the database cannot be read. Trying again.")
+            except FaceError as error:
+                log.warning("The gallery cannot be loaded (%s). Trying again.", error.code)
                 time.sleep(LOAD_AGAIN_SECONDS)
         log.info("The gallery holds %d people, loaded in %.1f s", self._live, time.monotonic() - begun)
         if self._snapshot is not None:

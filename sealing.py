@@ -26,7 +26,11 @@ class SealError(ValueError):
 
 
 class MissingKeyError(SealError):
-    """Sealed bytes whose key is not in the keyring."""
+    """Sealed bytes whose key, called `key_name`, is not in the keyring."""
+
+    def __init__(self, key_name: str) -> None:
+        self.key_name = key_name
+        super().__init__(f"sealed with the key {key_name}, which TEMPLATE_KEYS does not hold")
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,7 +73,7 @@ class Keyring:
         name, nonce = head[len(MAGIC) : -NONCE_BYTES], head[-NONCE_BYTES:]
         key = next((one for one in self.keys if _name(one) == name), None)
         if key is None:
-            raise MissingKeyError(f"sealed with the key {name.hex()}, which TEMPLATE_KEYS does not hold")
+            raise MissingKeyError(name.hex())
         try:
             return AESGCM(key).decrypt(nonce, body, head + place.encode())
         except InvalidTag as error:

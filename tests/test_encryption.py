@@ -19,10 +19,11 @@ from conftest import Database
 import template_codec
 from errors import FaceError
 from gallery import Gallery
-from sealing import Keyring
+from sealing import MAGIC, Keyring
 from settings import PROJECT, Settings, SettingsError, load_settings
-from store import Enrolment, SqliteStore
+from store import Enrolment, MongoStore, SqliteStore
 from template_codec import Template
+from templates import Templates
 
 OLD, NEW = Keyring((bytes(range(32)),)), Keyring((bytes(range(32, 64)),))
 BOTH = Keyring((*NEW.keys, *OLD.keys))
@@ -39,6 +40,15 @@ def a_template(seed: int) -> Template:
 
 def an_enrolment(seed: int, user_id: str | None = None) -> Enrolment:
     return Enrolment(user_id or f"person-{seed}", a_template(seed), "m", 1000.0 + seed)
+
+
+def gives_away(folder: Path, template: Template) -> bool:
+    """Whether any part of the template, of its pickle or of its 8-bit code lies readable in any file of a folder."""
+    files = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    coded = Templates(len(template)).extended(template[None], ["somebody"]).blocks[0].arrays["codes"][0]
+    # A record may be cut in two by the edge of a page.
+    forms = (template.tobytes(), template.astype(np.float64).tobytes(), coded.tobytes())
+    return any(form[at : at + 24] in files for form in forms for at in range(0, len(form) - 24, 128))
 
 
 def templates_of(database: Database, keyring: Keyring) -> dict[str | None, Template | None]:
@@ -67,11 +77,58 @@ def test_without_the_key_nothing_is_decided_at_all(database: Database) -> None:
         assert refusal.value.code == "not_ready"
 
 
+def test_a_replica_that_lacks_the_key_enrols_nobody_a_second_time(database: Database) -> None:
+    keyless = Gallery(database.open(), "m", 512)
+    keyless.enrol(a_template(1), duplicate_cosine=0.5)
+    keyed = Gallery(database.open(keyring=NEW), "m", 512)
+    keyed.enrol(a_template(2), duplicate_cosine=0.5)
+    for seed in (1, 2, 3):
+        with pytest.raises(FaceError) as refusal:
+            keyless.enrol(a_template(seed), duplicate_cosine=0.5)
+        assert refusal.value.code == "not_ready"
+    assert len(list(database.open(keyring=NEW).entries(0))) == 2
+
+
+def test_a_damaged_sealed_record_is_set_aside_and_stops_nobody(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = database.open(keyring=NEW)
+    store.append(1, [an_enrolment(1), an_enrolment(2)])
+    damaged, _ = store.embeddings(0)
+    flipped = damaged.embedding[:-1] + bytes([damaged.embedding[-1] ^ 1])
+    for blob in (damaged.embedding[:-1], flipped, MAGIC):
+        (now, _) = store.embeddings(0)
+        store.replace_embeddings([(now, blob)])
+        assert [entry.unreadable for entry in store.entries(0)] == [True, False]
+    assert "person-1" in caplog.text
+    gallery = Gallery(store, "m", 512)
+    gallery.load()
+    assert (gallery.status()["unreadable"], gallery.status()["enrolled"]) == (1, 1)
+
+
+def test_a_record_without_a_user_id_stops_nobody_whatever_key_it_claims(database: Database) -> None:
+    if database.collection is None:
+        pytest.skip("SQLite's user_ids are texts")
+    store = database.open(keyring=NEW)
+    database.write({"seq": 1, "user_id": 7, "embedding": OLD.seal(b"anything", "anywhere")})
+    assert [entry.unreadable for entry in store.entries(0)] == [True]
+
+
+@pytest.mark.parametrize("timestamp", [1e300, -1e18, 0.0])
+def test_a_person_enrolled_at_no_possible_time_is_found_without_one(database: Database, timestamp: float) -> None:
+    store = database.open()
+    blob = template_codec.encode(a_template(1), "person-1", "m", Keyring())
+    database.write({"seq": 1, "user_id": "person-1", "embedding": blob, "timestamp": timestamp})
+    person = store.find_person("person-1")
+    assert person is not None
+    assert (person.timestamp, person.model) == (None, None)
+
+
 def test_a_sealed_template_in_somebody_elses_record_never_matches(database: Database) -> None:
     store = database.open(keyring=NEW)
     store.append(1, [an_enrolment(1), an_enrolment(2)])
     victim, thief = store.embeddings(0)
-    assert store.replace_embedding(victim, thief.embedding)
+    assert store.replace_embeddings([(victim, thief.embedding)]) == 1
     entries = list(store.entries(0))
     assert [entry.unreadable for entry in entries] == [True, False]
     gallery = Gallery(store, "m", 512)
@@ -85,25 +142,56 @@ def test_a_sealed_template_under_another_models_name_is_no_template() -> None:
         template_codec.decode(blob, "somebody", "another", NEW)
 
 
-def test_a_stolen_file_gives_no_template_away(tmp_path: Path) -> None:
-    template = a_template(1)
-    for keyring, given_away in ((Keyring(), True), (NEW, False)):
-        folder = tmp_path / str(given_away)
-        store = SqliteStore(folder / "faces.sqlite3", keyring)
-        store.prepare()
-        Gallery(store, "m", 512).enrol(template, duplicate_cosine=0.5)
-        store.close()
-        stolen = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-        assert (template.tobytes()[:64] in stolen) is given_away
+@pytest.mark.parametrize(("keyring", "given_away"), [(Keyring(), True), (NEW, False)])
+def test_stolen_files_of_a_running_service_give_no_template_away(
+    tmp_path: Path, keyring: Keyring, given_away: bool
+) -> None:
+    store = SqliteStore(tmp_path / "faces.sqlite3", keyring)
+    store.prepare()
+    Gallery(store, "m", 512).enrol(a_template(1), duplicate_cosine=0.5)
+    assert gives_away(tmp_path, a_template(1)) is given_away
+    assert gives_away(tmp_path, a_template(2)) is False
+    store.close()
+
+
+def test_an_erased_template_is_gone_from_the_files_while_the_service_runs(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "faces.sqlite3")
+    store.prepare()
+    store.append(1, [an_enrolment(1), an_enrolment(2)])
+    store.erase(3, "person-1")
+    assert not gives_away(tmp_path, a_template(1))
+    assert gives_away(tmp_path, a_template(2))
+    store.close()
+
+
+def test_a_killed_services_files_forget_the_erased_at_the_next_start(tmp_path: Path) -> None:
+    script = (
+        "import os, sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "connection.execute('PRAGMA secure_delete = ON')\n"
+        "connection.execute('UPDATE faces SET embedding = NULL, deleted_at = 1')\n"
+        "os._exit(9)"
+    )
+    store = SqliteStore(tmp_path / "faces.sqlite3")
+    store.prepare()
+    store.append(1, [an_enrolment(1)])
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "faces.sqlite3")], check=False)
+    assert gives_away(tmp_path, a_template(1))
+    next_start = SqliteStore(tmp_path / "faces.sqlite3")
+    next_start.prepare()
+    assert not gives_away(tmp_path, a_template(1))
+    next_start.close()
+    store.close()
 
 
 def test_an_embedding_is_replaced_only_where_it_is_the_one_that_was_read(database: Database) -> None:
     store = database.open(keyring=NEW)
     store.append(1, [an_enrolment(1)])
     (stored,) = store.embeddings(0)
-    assert not store.replace_embedding(replace(stored, embedding=b"another"), b"new")
+    assert store.replace_embeddings([(replace(stored, embedding=b"another"), b"new")]) == 0
+    assert store.replace_embeddings([]) == 0
     store.erase(2, "person-1")
-    assert not store.replace_embedding(stored, stored.embedding)
+    assert store.replace_embeddings([(stored, stored.embedding)]) == 0
     assert list(store.embeddings(0)) == []
 
 
@@ -157,6 +245,46 @@ def test_a_rotation_puts_everybody_under_the_newest_key_and_repeats_in_peace(fol
     for entry, seed in zip(store.entries(0), (1, 2, 3, 4), strict=True):
         assert entry.template is not None
         assert np.allclose(entry.template, a_template(seed), atol=1e-6)
+    store.close()
+
+
+def test_a_rotation_leaves_nothing_readable_in_the_files_while_a_service_runs(folder: Path) -> None:
+    service = SqliteStore(folder / "faces.sqlite3", BOTH)
+    service.prepare()
+    assert [gives_away(folder, a_template(seed)) for seed in (1, 2, 3, 4)] == [True, True, False, False]
+    assert rotate(folder, BOTH).returncode == 0
+    assert not any(gives_away(folder, a_template(seed)) for seed in (1, 2, 3, 4))
+    service.close()
+
+
+def test_a_rotation_takes_away_the_vectors_that_mongodbs_index_searched(database: Database) -> None:
+    if database.collection is None:
+        pytest.skip("SQLite has no vectors")
+    plain = MongoStore(database.collection)
+    plain.vector_index("m", 512, exact=True)
+    plain.append(1, [an_enrolment(1)])
+    assert "vector" in database.collection.find_one({"seq": 1})
+    (stored,) = plain.embeddings(0)
+    sealed = template_codec.reseal(stored.embedding, stored.user_id, stored.model, NEW)
+    assert sealed is not None
+    assert plain.replace_embeddings([(stored, sealed)]) == 1
+    assert database.collection.find_one({"seq": 1}).keys() & {"vector", "vector_model"} == set()
+
+
+def test_people_under_a_lost_key_are_erased_only_by_its_name(folder: Path) -> None:
+    lost, another = OLD.names[0], Keyring((b"x" * 32,)).names[0]
+    assert rotate(folder, NEW, "--erase-lost", another).returncode == 1
+    assert still_to_do(folder, NEW) == 2
+    assert rotate(folder, NEW, "--check", "--erase-lost", lost).stdout.count("2 are to be erased") == 1
+    assert still_to_do(folder, NEW) == 2
+    done = rotate(folder, NEW, "--erase-lost", lost)
+    assert (done.returncode, still_to_do(folder, NEW)) == (0, 0)
+    store = SqliteStore(folder / "faces.sqlite3", NEW)
+    store.prepare()
+    gallery = Gallery(store, "m", 512)
+    gallery.load()
+    assert gallery.status()["enrolled"] == 2
+    assert store.find_person("person-3") is None
     store.close()
 
 
