@@ -71,9 +71,7 @@ class _Tally:
     lost: list[str] = field(default_factory=list)
 
 
-def _rotate(
-    store: Records, keyring: Keyring, audit: AuditLog | None, *, change: bool, lost_key: str | None
-) -> int:
+def _rotate(store: Records, keyring: Keyring, audit: AuditLog | None, *, change: bool, lost_key: str | None) -> int:
     tally = _Tally()
     records = store.embeddings(0)
     seen = 0

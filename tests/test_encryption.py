@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
+import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +18,14 @@ import numpy as np
 import pytest
 from conftest import Database
 
+import rotate_keys
 import template_codec
+import wiring
 from errors import FaceError
 from gallery import Gallery
-from sealing import MAGIC, Keyring
+from sealing import MAGIC, Keyring, parse_keys
 from settings import PROJECT, Settings, SettingsError, load_settings
-from store import Enrolment, MongoStore, SqliteStore
+from store import PAGE, Enrolment, MongoStore, SqliteStore, StoredEmbedding
 from template_codec import Template
 from templates import Templates
 
@@ -220,10 +224,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def rotate(folder: Path, keyring: Keyring, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "DATA_DIR": str(folder), "TEMPLATE_KEYS": text(keyring), "MONGO_URI": ""}
-    command = [sys.executable, "app.py", "rotate-keys", *words]
-    return subprocess.run(command, check=False, cwd=PROJECT, env=environment, capture_output=True, text=True)
+def rotate(folder: Path, keyring: Keyring, *words: str) -> tuple[int, str]:
+    """Run the command in this process; returns its exit status and what it said."""
+    parser = argparse.ArgumentParser()
+    rotate_keys.add_arguments(parser)
+    settings = Settings(data_dir=folder, template_keys=text(keyring))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        return rotate_keys.run(parser.parse_args(words), settings), said.getvalue()
 
 
 def still_to_do(folder: Path, keyring: Keyring) -> int:
@@ -236,10 +243,14 @@ def still_to_do(folder: Path, keyring: Keyring) -> int:
 
 
 def test_a_rotation_puts_everybody_under_the_newest_key_and_repeats_in_peace(folder: Path) -> None:
-    assert rotate(folder, BOTH, "--check").stdout.startswith("4 are to be")
+    assert rotate(folder, BOTH, "--check") == (
+        1,
+        "4 are to be put under the newest key, 0 are under it, 0 unreadable\n",
+    )
     assert still_to_do(folder, BOTH) == 4
-    assert rotate(folder, BOTH).stdout.startswith("4 were put under the newest key, 0 are")
-    assert rotate(folder, BOTH).stdout.startswith("0 were put under the newest key, 4 are")
+    assert rotate(folder, BOTH) == (0, "4 were put under the newest key, 0 are under it, 0 unreadable\n")
+    assert rotate(folder, BOTH) == (0, "0 were put under the newest key, 4 are under it, 0 unreadable\n")
+    assert rotate(folder, BOTH, "--check")[0] == 0
     store = SqliteStore(folder / "faces.sqlite3", NEW)
     store.prepare()
     for entry, seed in zip(store.entries(0), (1, 2, 3, 4), strict=True):
@@ -252,7 +263,7 @@ def test_a_rotation_leaves_nothing_readable_in_the_files_while_a_service_runs(fo
     service = SqliteStore(folder / "faces.sqlite3", BOTH)
     service.prepare()
     assert [gives_away(folder, a_template(seed)) for seed in (1, 2, 3, 4)] == [True, True, False, False]
-    assert rotate(folder, BOTH).returncode == 0
+    assert rotate(folder, BOTH)[0] == 0
     assert not any(gives_away(folder, a_template(seed)) for seed in (1, 2, 3, 4))
     service.close()
 
@@ -273,12 +284,14 @@ def test_a_rotation_takes_away_the_vectors_that_mongodbs_index_searched(database
 
 def test_people_under_a_lost_key_are_erased_only_by_its_name(folder: Path) -> None:
     lost, another = OLD.names[0], Keyring((b"x" * 32,)).names[0]
-    assert rotate(folder, NEW, "--erase-lost", another).returncode == 1
+    assert rotate(folder, NEW, "--erase-lost", another)[0] == 1
     assert still_to_do(folder, NEW) == 2
-    assert rotate(folder, NEW, "--check", "--erase-lost", lost).stdout.count("2 are to be erased") == 1
+    assert "2 are to be erased" in rotate(folder, NEW, "--check", "--erase-lost", lost)[1]
     assert still_to_do(folder, NEW) == 2
-    done = rotate(folder, NEW, "--erase-lost", lost)
-    assert (done.returncode, still_to_do(folder, NEW)) == (0, 0)
+    assert rotate(folder, NEW, "--erase-lost", lost)[0] == 0
+    assert still_to_do(folder, NEW) == 0
+    audited = "".join(path.read_text() for path in (folder / "audit").iterdir())
+    assert [audited.count(f"person-{seed}") for seed in (1, 2, 3, 4)] == [0, 0, 1, 1]
     store = SqliteStore(folder / "faces.sqlite3", NEW)
     store.prepare()
     gallery = Gallery(store, "m", 512)
@@ -288,44 +301,73 @@ def test_people_under_a_lost_key_are_erased_only_by_its_name(folder: Path) -> No
     store.close()
 
 
-def test_a_rotation_that_lacks_a_key_says_whom_it_left(folder: Path) -> None:
-    done = rotate(folder, NEW)
-    assert (done.returncode, "person-3" in done.stderr) == (1, True)
-    assert done.stdout.startswith("2 were put under the newest key")
+def test_a_rotation_that_lacks_a_key_says_whom_it_left(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    status, said = rotate(folder, NEW)
+    assert (status, said[:10], said[-14:]) == (1, "2 were put", " 2 unreadable\n")
+    assert "person-3" in caplog.text
 
 
-def test_a_rotation_without_keys_is_refused(folder: Path) -> None:
-    assert rotate(folder, Keyring()).returncode != 0
+def test_a_rotation_without_keys_is_refused_so_that_nothing_is_ever_decrypted_for_good(folder: Path) -> None:
+    with pytest.raises(SettingsError, match="TEMPLATE_KEYS"):
+        rotate(folder, Keyring())
+
+
+def test_a_new_key_is_one_that_template_keys_takes(folder: Path) -> None:
+    keys = {rotate(folder, Keyring(), "--new-key")[1] for _ in range(2)}
+    assert len(keys) == 2
+    assert parse_keys(",".join(keys))
 
 
 def test_a_rotation_that_is_killed_goes_on_where_it_ended(tmp_path: Path) -> None:
+    killed_at_its_second_page = (
+        "import os, signal, sys, commands; from store import SqliteStore; replace = SqliteStore.replace_embeddings;"
+        "SqliteStore.replace_embeddings = lambda self, changes: replace(self, changes)"
+        " if changes[0][0].seq == 1 else os.kill(os.getpid(), signal.SIGKILL);"
+        "sys.exit(commands.run('rotate-keys', []))"
+    )
     store = SqliteStore(tmp_path / "faces.sqlite3")
     store.prepare()
-    store.append(1, [an_enrolment(seed) for seed in range(1, 401)])
+    store.append(1, [an_enrolment(seed) for seed in range(1, PAGE + 101)])
     environment = {**os.environ, "DATA_DIR": str(tmp_path), "TEMPLATE_KEYS": text(NEW), "MONGO_URI": ""}
-    process = subprocess.Popen([sys.executable, "app.py", "rotate-keys"], cwd=PROJECT, env=environment)
-    while not NEW.is_current(next(store.embeddings(5)).embedding):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    left = still_to_do(tmp_path, NEW)
-    assert rotate(tmp_path, NEW).stdout.startswith(f"{left} were put")
-    assert still_to_do(tmp_path, NEW) == 0
+    killed = subprocess.run(
+        [sys.executable, "-c", killed_at_its_second_page], check=False, cwd=PROJECT, env=environment
+    )
+    assert (killed.returncode, still_to_do(tmp_path, NEW)) == (-signal.SIGKILL, 100)
+    assert rotate(tmp_path, NEW)[1].startswith(f"100 were put under the newest key, {PAGE} are")
+    assert not any(gives_away(tmp_path, a_template(seed)) for seed in (1, PAGE, PAGE + 100))
     store.close()
 
 
-def test_a_rotation_beside_erasures_brings_nobody_back(folder: Path) -> None:
-    store = SqliteStore(folder / "faces.sqlite3", BOTH)
-    store.prepare()
-    gallery = Gallery(store, "m", 512)
+def test_a_rotation_brings_nobody_back_who_is_erased_after_it_has_read_of_them(
+    database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = database.open(keyring=BOTH)
+    store.append(1, [an_enrolment(seed) for seed in (1, 2, 3)])
+    store.append(4, [an_enrolment(4)])
+    gallery = Gallery(database.open(keyring=BOTH), "m", 512)
     gallery.load()
-    eraser = threading.Thread(target=gallery.erase, args=("person-2",))
-    eraser.start()
-    assert rotate(folder, BOTH).returncode == 0
-    eraser.join()
-    assert {stored.user_id for stored in store.embeddings(0)} == {"person-1", "person-3", "person-4"}
-    store.close()
+
+    class ErasingInBetween:
+        """The store, in which a running service erases somebody between a rotation's reading and its writing."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(store, name)
+
+        def replace_embeddings(self, changes: Sequence[tuple[StoredEmbedding, bytes]]) -> int:
+            gallery.erase("person-2")
+            return store.replace_embeddings(changes)
+
+    newest = Keyring((b"n" * 32, *BOTH.keys))
+    monkeypatch.setattr(wiring, "connected_store", lambda _settings: ErasingInBetween())
+    arguments = argparse.Namespace(new_key=False, check=False, erase_lost=None)
+    assert rotate_keys.run(arguments, Settings(template_keys=text(newest), data_dir=tmp_path)) == 0
+    database_now = database.open(keyring=newest)
+    left = list(database_now.embeddings(0))
+    assert {stored.user_id for stored in left} == {"person-1", "person-3", "person-4"}
+    assert all(newest.is_current(stored.embedding) for stored in left)
+    assert database_now.find_person("person-2") is None
+    with pytest.raises(FaceError):
+        gallery.compare("person-2", a_template(2))
 
 
 # --- settings ---
