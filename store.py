@@ -43,14 +43,13 @@ from pymongo.write_concern import WriteConcern
 
 import template_codec
 from errors import FaceError
-from sealing import Keyring, MissingKeyError
+from sealing import NO_KEYS, Keyring, MissingKeyError
 from template_codec import Template
 
 log = logging.getLogger(__name__)
 
 Document: TypeAlias = dict[str, Any]
 
-NO_KEYS = Keyring()
 PAGE = 2000
 MAX_SEQ = 2**53
 # No date can be written of a moment from here on (seconds since the epoch).

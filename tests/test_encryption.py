@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Database
+from fakes import ScriptedEngine
 
 import rotate_keys
 import template_codec
@@ -25,7 +26,7 @@ from errors import FaceError
 from gallery import Gallery
 from sealing import MAGIC, Keyring, parse_keys
 from settings import PROJECT, Settings, SettingsError, load_settings
-from store import PAGE, Enrolment, MongoStore, SqliteStore, StoredEmbedding
+from store import PAGE, Enrolment, MongoStore, SqliteStore, Store, StoredEmbedding
 from template_codec import Template
 from templates import Templates
 
@@ -40,6 +41,22 @@ def text(keyring: Keyring) -> str:
 def a_template(seed: int) -> Template:
     vector = np.random.default_rng(seed).normal(size=512)
     return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def as_read(seed: int) -> Template:
+    """A template as it is read from a store, to the last bit."""
+    return template_codec.decode(template_codec.encode(a_template(seed), "", "m", NEW), "", "m", NEW)
+
+
+def started(folder: Path, keyring: Keyring) -> tuple[Store, Gallery]:
+    """What a service makes of its settings: its store and its gallery, loaded."""
+    settings = Settings(data_dir=folder, template_keys=text(keyring))
+    engine = ScriptedEngine()
+    engine.dimension = 512
+    store = wiring.connected_store(settings)
+    gallery = wiring.gallery_of(settings, store, engine)
+    gallery.load()
+    return store, gallery
 
 
 def an_enrolment(seed: int, user_id: str | None = None) -> Enrolment:
@@ -147,14 +164,32 @@ def test_a_sealed_template_under_another_models_name_is_no_template() -> None:
 
 
 @pytest.mark.parametrize(("keyring", "given_away"), [(Keyring(), True), (NEW, False)])
-def test_stolen_files_of_a_running_service_give_no_template_away(
+def test_stolen_files_give_no_template_away_neither_of_the_store_nor_of_the_snapshot(
     tmp_path: Path, keyring: Keyring, given_away: bool
 ) -> None:
-    store = SqliteStore(tmp_path / "faces.sqlite3", keyring)
-    store.prepare()
-    Gallery(store, "m", 512).enrol(a_template(1), duplicate_cosine=0.5)
-    assert gives_away(tmp_path, a_template(1)) is given_away
-    assert gives_away(tmp_path, a_template(2)) is False
+    store, gallery = started(tmp_path, keyring)
+    gallery.enrol(as_read(1), duplicate_cosine=0.5)
+    assert gives_away(tmp_path, as_read(1)) is given_away  # while it runs
+    gallery.refresh()
+    gallery.close()
+    assert gives_away(tmp_path / "gallery", as_read(1)) is given_away
+    assert (tmp_path / "gallery" / "tail").stat().st_size > as_read(1).nbytes
+    assert not gives_away(tmp_path, as_read(2))
+    store.close()
+
+
+def test_what_a_service_without_keys_left_on_its_disk_goes_when_keys_come(tmp_path: Path) -> None:
+    store, gallery = started(tmp_path, Keyring())
+    gallery.enrol(as_read(1), duplicate_cosine=0.5)
+    gallery.refresh()
+    gallery.close()
+    assert gives_away(tmp_path / "gallery", as_read(1))
+    store.close()
+    store, gallery = started(tmp_path, NEW)
+    assert not gives_away(tmp_path / "gallery", as_read(1))
+    gallery.close()
+    assert (tmp_path / "gallery" / "tail").exists()
+    assert not gives_away(tmp_path / "gallery", as_read(1))
     store.close()
 
 
