@@ -180,8 +180,6 @@ class SealedBlock(SavedBlock):
         self._keyring, self._dimension, self._count = keyring, dimension, header.count
         self._place = _pages_place(sealed_header)
         self._row_bytes = sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout(dimension, 1).values())
-        if os.fstat(file.fileno()).st_size != self._position(_pages(header.count)):
-            raise DamagedError("it has another size than it had")
         arrays = Block.empty(dimension, header.count).arrays
         for page in range(_pages(header.count)):
             for name, rows in self._read(file, page).items():

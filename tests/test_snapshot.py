@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 import time
@@ -22,7 +23,7 @@ import templates
 from errors import FaceError
 from gallery import Gallery
 from saved_block import MappedBlock, open_block
-from sealing import NO_KEYS, Keyring
+from sealing import NO_KEYS, OVERHEAD, Keyring
 from snapshot import SnapshotFolder
 from store import Enrolment, Entry, Store
 
@@ -372,6 +373,7 @@ def test_processes_that_erase_in_one_page_of_a_sealed_file_never_bring_each_othe
     ahead.wipe(2)
     behind.wipe(1)
     assert [a_face(seed).tobytes() in rows_in(folder) for seed in range(4)] == [True, False, False, True]
+    assert [bool(ahead.arrays[name][1].any()) for name in ("rows", "codes", "heads")] == [False] * 3
 
 
 def test_a_page_of_another_sealed_file_is_not_believed(database: Database, tmp_path: Path) -> None:
@@ -383,9 +385,9 @@ def test_a_page_of_another_sealed_file_is_not_believed(database: Database, tmp_p
     path.unlink()
     Started(database, folder).gallery.close()
     second = path.read_bytes()
-    page = len(second) // 2
-    assert len(first) == len(second)
-    path.write_bytes(second[:page] + first[page:])
+    row = sum(dtype.itemsize * math.prod(shape) for dtype, shape in templates.layout(D, 1).values())
+    last_page = ROWS % saved_block.PAGE_ROWS * row + OVERHEAD
+    path.write_bytes(second[:-last_page] + first[-last_page:])
     again = Started(database, folder)
     assert (again.ids(), again.store.read) == (set(people), ROWS)
 
