@@ -11,13 +11,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from errors import FaceError
-from snapshot import Header, SavedBlock, SnapshotFolder
+from saved_block import Header, SavedBlock
+from snapshot import SnapshotFolder
 from store import Entry, Store
 from template_codec import Template
 from templates import BLOCK_ROWS, Block, Candidate, Templates, key_of
@@ -240,8 +242,8 @@ class Replica:
                     self._restore()
                 self._read_log(self._progress_teller())
                 break
-            except FaceError:
-                log.warning("The gallery cannot be loaded: the database cannot be read. Trying again.")
+            except FaceError as error:
+                log.warning("The gallery cannot be loaded (%s). Trying again.", error.code)
                 time.sleep(LOAD_AGAIN_SECONDS)
         log.info("The gallery holds %d people, loaded in %.1f s", self._live, time.monotonic() - begun)
         if self._snapshot is not None:
@@ -292,7 +294,8 @@ class Replica:
             log.info("The snapshot holds the gallery up to place %d of %d in the log", header.last, self._goal)
             return
         self._restored = 0
-        self._snapshot.discard()
+        with suppress(OSError):
+            self._snapshot.discard()
 
     def _drop_all(self, erased: list[str]) -> None:
         for user_id in self._set_aside.keys() & set(erased):

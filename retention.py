@@ -59,8 +59,14 @@ def due(store: Records, days: int, now: float, enrolled: int | None) -> list[str
     return people
 
 
-def erase(store: Records, user_id: str, audit: AuditLog | None) -> bool:
+def erase(store: Records, user_id: str, audit: AuditLog | None, by: str = "(retention)") -> bool:
     """Log a person's erasure, beside any number of services; False if somebody else has erased them already.
+
+    Args:
+        store: the records.
+        user_id: whom.
+        audit: is told of it.
+        by: what stands in the audit log in place of an API key's name.
 
     Raises:
         FaceError: `database_unavailable`; `overloaded`, the log moves too fast.
@@ -71,7 +77,7 @@ def erase(store: Records, user_id: str, audit: AuditLog | None) -> bool:
             return False
         if store.erase(last + 1, user_id):
             if audit is not None:
-                audit.record("erase", code="ok", user_id=user_id, key="(retention)")
+                audit.record("erase", code="ok", user_id=user_id, key=by)
             return True
     raise FaceError("overloaded")
 

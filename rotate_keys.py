@@ -7,27 +7,40 @@ import base64
 import logging
 import secrets
 import sys
+from dataclasses import dataclass, field
+from itertools import islice
 
+import retention
 import template_codec
 import wiring
-from sealing import KEY_BYTES, MissingKeyError, parse_keys
+from audit import AuditLog, folder_of
+from sealing import KEY_BYTES, Keyring, MissingKeyError, parse_keys
 from settings import Settings, SettingsError
+from store import PAGE, Records, StoredEmbedding
 
 logger = logging.getLogger("face_api")
 
-TOLD_EVERY = 10_000
+TOLD_EVERY = 5 * PAGE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `python app.py rotate-keys`."""
     parser.add_argument("--new-key", action="store_true", help="show a new key for TEMPLATE_KEYS, and do nothing else")
     parser.add_argument("--check", action="store_true", help="count what is to do, and change nothing")
+    parser.add_argument(
+        "--erase-lost",
+        metavar="NAME",
+        help="erase everybody whose template is under the key of this name (messages tell it), which is lost",
+    )
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Rewrite every template that is plain or under an older key, beside running services and as often as wanted.
 
     A record that is erased or rewritten meanwhile is left as it is then; one that is killed goes on where it ended.
+
+    Returns:
+        0 when everything can be read and is under the newest key now; 1 otherwise.
 
     Raises:
         SettingsError: there are no keys.
@@ -40,32 +53,57 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     if not keyring:
         raise SettingsError(
             "TEMPLATE_KEYS is empty: give the new key first and the older ones behind it "
-            "(`python app.py rotate-keys --new-key` makes one)"
+            "(`python app.py rotate-keys --new-key` makes one). Templates are never decrypted for good."
         )
     store = wiring.connected_store(settings)
-    done = current = unreadable = 0
     try:
-        for stored in store.embeddings(0):
-            try:
-                sealed = template_codec.reseal(stored.embedding, stored.user_id, stored.model, keyring)
-            except MissingKeyError as error:
-                logger.error("user_id %.100r: %s", stored.user_id, error)  # noqa: TRY400 - no fault of the program's
-                unreadable += 1
-                continue
-            except ValueError as error:
-                logger.warning(
-                    "The record of user_id %.100r is unreadable and stays as it is: %s", stored.user_id, error
-                )
-                unreadable += 1
-                continue
-            if sealed is None:
-                current += 1
-            elif arguments.check or store.replace_embedding(stored, sealed):
-                done += 1
-            if (done + current) % TOLD_EVERY == 0:
-                sys.stderr.write(f"{done + current} records\n")
+        audit = AuditLog(folder_of(settings), settings.audit_days) if settings.audit == "on" else None
+        return _rotate(store, keyring, audit, change=not arguments.check, lost_key=arguments.erase_lost)
     finally:
         store.close()
-    verb = "are to be" if arguments.check else "were"
-    sys.stdout.write(f"{done} {verb} put under the newest key, {current} are under it, {unreadable} unreadable\n")
-    return 1 if unreadable else 0
+
+
+@dataclass
+class _Tally:
+    changed: int = 0
+    current: int = 0
+    unreadable: int = 0
+    lost: list[str] = field(default_factory=list)
+
+
+def _rotate(store: Records, keyring: Keyring, audit: AuditLog | None, *, change: bool, lost_key: str | None) -> int:
+    tally = _Tally()
+    records = store.embeddings(0)
+    seen = 0
+    while page := list(islice(records, PAGE)):
+        changes = [(stored, sealed) for stored in page if (sealed := _resealed(stored, keyring, lost_key, tally))]
+        tally.changed += store.replace_embeddings(changes) if change else len(changes)
+        seen += len(page)
+        if seen % TOLD_EVERY == 0:
+            sys.stderr.write(f"{seen} records\n")
+    if change:
+        for user_id in tally.lost:
+            retention.erase(store, user_id, audit, by="(rotate-keys)")
+        store.forget_overwritten()
+    verb = "were" if change else "are to be"
+    erased = f", {len(tally.lost)} {verb} erased" if lost_key else ""
+    sys.stdout.write(
+        f"{tally.changed} {verb} put under the newest key, {tally.current} are under it{erased}, "
+        f"{tally.unreadable} unreadable\n"
+    )
+    return 1 if tally.unreadable or (not change and (tally.changed or tally.lost)) else 0
+
+
+def _resealed(stored: StoredEmbedding, keyring: Keyring, lost_key: str | None, tally: _Tally) -> bytes | None:
+    """Return what is to be stored instead; None where nothing is, which is counted."""
+    try:
+        sealed = template_codec.reseal(stored.embedding, stored.user_id, stored.model, keyring)
+    except ValueError as error:
+        if isinstance(error, MissingKeyError) and error.key_name == lost_key:
+            tally.lost.append(stored.user_id)
+        else:
+            logger.warning("The record of user_id %.100r is unreadable and stays as it is: %s", stored.user_id, error)
+            tally.unreadable += 1
+        return None
+    tally.current += sealed is None
+    return sealed

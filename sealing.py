@@ -18,7 +18,8 @@ NONCE_BYTES = 12
 # What sealed bytes begin with; no pickle does (they begin with \x80), nor JSON, nor a NumPy file.
 MAGIC = b"FSEAL1"
 _NAME_BYTES = 4
-_OVERHEAD = len(MAGIC) + _NAME_BYTES + NONCE_BYTES + 16
+# By so much sealed bytes are longer.
+OVERHEAD = len(MAGIC) + _NAME_BYTES + NONCE_BYTES + 16
 
 
 class SealError(ValueError):
@@ -26,7 +27,11 @@ class SealError(ValueError):
 
 
 class MissingKeyError(SealError):
-    """Sealed bytes whose key is not in the keyring."""
+    """Sealed bytes whose key, called `key_name`, is not in the keyring."""
+
+    def __init__(self, key_name: str) -> None:
+        self.key_name = key_name
+        super().__init__(f"sealed with the key {key_name}, which TEMPLATE_KEYS does not hold")
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,14 +67,14 @@ class Keyring:
 
     def open(self, sealed: bytes, place: str) -> bytes:
         """Decrypt what `seal` made for this `place`; SealError otherwise."""
-        if not is_sealed(sealed) or len(sealed) < _OVERHEAD:
+        if not is_sealed(sealed) or len(sealed) < OVERHEAD:
             raise SealError("not sealed, or cut off")
-        head_length = _OVERHEAD - 16
+        head_length = OVERHEAD - 16
         head, body = sealed[:head_length], sealed[head_length:]
         name, nonce = head[len(MAGIC) : -NONCE_BYTES], head[-NONCE_BYTES:]
         key = next((one for one in self.keys if _name(one) == name), None)
         if key is None:
-            raise MissingKeyError(f"sealed with the key {name.hex()}, which TEMPLATE_KEYS does not hold")
+            raise MissingKeyError(name.hex())
         try:
             return AESGCM(key).decrypt(nonce, body, head + place.encode())
         except InvalidTag as error:
@@ -80,6 +85,9 @@ class Keyring:
         if not self.keys:
             return not is_sealed(data)
         return data.startswith(MAGIC + _name(self.keys[0]))
+
+
+NO_KEYS = Keyring()
 
 
 def is_sealed(data: bytes) -> bool:

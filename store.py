@@ -18,7 +18,6 @@ keeps its place as an unreadable entry: it never runs code, never matches, and n
 from __future__ import annotations
 
 import logging
-import math
 import sqlite3
 import threading
 import time
@@ -44,16 +43,17 @@ from pymongo.write_concern import WriteConcern
 
 import template_codec
 from errors import FaceError
-from sealing import Keyring, MissingKeyError
+from sealing import NO_KEYS, Keyring, MissingKeyError
 from template_codec import Template
 
 log = logging.getLogger(__name__)
 
 Document: TypeAlias = dict[str, Any]
 
-NO_KEYS = Keyring()
 PAGE = 2000
 MAX_SEQ = 2**53
+# No date can be written of a moment from here on (seconds since the epoch).
+_YEAR_10000 = 253402300800
 _DUPLICATE_KEY = 11000
 _INDEX_EXISTS = 68
 SQLITE_BUSY_SECONDS = 5.0
@@ -86,7 +86,7 @@ class Enrolment:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """What is known of somebody enrolled; `timestamp` (epoch seconds) and `model` as far as the record says."""
+    """What is known of somebody enrolled; `timestamp` (epoch seconds, before the year 10000) and `model` if any."""
 
     user_id: str
     timestamp: float | None
@@ -177,8 +177,15 @@ class Records(Store, Protocol):
     def embeddings(self, after: int) -> Iterator[StoredEmbedding]:
         """Yield every record that has an embedding and a place > `after`, in order, unread."""
 
-    def replace_embedding(self, stored: StoredEmbedding, embedding: bytes) -> bool:
-        """Put another embedding into a record. False: it is not the one that was read, or it is erased."""
+    def replace_embeddings(self, changes: Sequence[tuple[StoredEmbedding, bytes]]) -> int:
+        """Put other embeddings into at most a few thousand records, and take away the `vector` of each.
+
+        Returns:
+            How many: a record that is erased by now, or whose embedding is not the one that was read, stays as it is.
+        """
+
+    def forget_overwritten(self) -> None:
+        """Take what was overwritten or erased out of the store's own files, as far as that is in its hands."""
 
     def note_seen(self, user_ids: Iterable[str], day: int) -> None:
         """Note that people were verified on a day (days since the epoch, UTC); an earlier note is replaced."""
@@ -424,14 +431,25 @@ class MongoStore:
     def embeddings(self, after: int) -> Iterator[StoredEmbedding]:
         return _read_embeddings(self._page, after)
 
-    def replace_embedding(self, stored: StoredEmbedding, embedding: bytes) -> bool:
-        record = {"seq": stored.seq, "user_id": stored.user_id, "embedding": {"$exists": True}}
+    def replace_embeddings(self, changes: Sequence[tuple[StoredEmbedding, bytes]]) -> int:
+        places = {"seq": {"$in": [stored.seq for stored, _ in changes]}}
         with _unavailable_on(PyMongoError, BSONError):
-            now = self._collection.find_one(record, {"_id": 0, "embedding": 1})
-            if now is None or now["embedding"] != stored.embedding:
-                return False
-            # What may come in between is an erasure, after which there is no embedding to replace.
-            return self._collection.update_one(record, {"$set": {"embedding": embedding}}).modified_count == 1
+            found = self._collection.find(places, {"_id": 0, "seq": 1, "user_id": 1, "embedding": 1})
+            now = {record["seq"]: (record.get("user_id"), record.get("embedding")) for record in found}
+            replacing = [
+                pymongo.UpdateOne(
+                    # What may come in between is an erasure, after which there is no embedding to replace.
+                    {"seq": Int64(stored.seq), "user_id": stored.user_id, "embedding": {"$exists": True}},
+                    # The vector is the template once more, unsealed.
+                    {"$set": {"embedding": embedding}, "$unset": {"vector": "", "vector_model": ""}},
+                )
+                for stored, embedding in changes
+                if now.get(stored.seq) == (stored.user_id, stored.embedding)
+            ]
+            return self._collection.bulk_write(replacing, ordered=False).modified_count if replacing else 0
+
+    def forget_overwritten(self) -> None:
+        """Do nothing: what the server's journal and oplog still hold is its own affair."""
 
     def note_seen(self, user_ids: Iterable[str], day: int) -> None:
         notes = [pymongo.UpdateOne({"_id": one}, {"$set": {"day": day}}, upsert=True) for one in user_ids]
@@ -718,6 +736,7 @@ class SqliteStore:
                 connection.close()
                 raise
             self._connection = connection
+        self.forget_overwritten()  # a killed process may have left its log uncut
 
     def _create(self, connection: sqlite3.Connection) -> None:
         deadline = time.monotonic() + SQLITE_BUSY_SECONDS
@@ -784,6 +803,8 @@ class SqliteStore:
                     (time.time(), user_id),
                 )
                 connection.execute("DELETE FROM seen WHERE user_id = ?", (user_id,))
+        if logged.rowcount == 1:
+            self.forget_overwritten()
         return logged.rowcount == 1
 
     def finish_erasures(self, user_id: str | None = None) -> None:
@@ -815,11 +836,23 @@ class SqliteStore:
     def embeddings(self, after: int) -> Iterator[StoredEmbedding]:
         return _read_embeddings(self._page, after)
 
-    def replace_embedding(self, stored: StoredEmbedding, embedding: bytes) -> bool:
+    def replace_embeddings(self, changes: Sequence[tuple[StoredEmbedding, bytes]]) -> int:
         sql = "UPDATE faces SET embedding = ? WHERE seq = ? AND user_id = ? AND embedding = ?"
+        values = [(embedding, stored.seq, stored.user_id, stored.embedding) for stored, embedding in changes]
         with self._transaction("BEGIN IMMEDIATE") as connection:
-            done = connection.execute(sql, (embedding, stored.seq, stored.user_id, stored.embedding))
-        return done.rowcount == 1
+            done = connection.executemany(sql, values)
+        return max(done.rowcount, 0)
+
+    def forget_overwritten(self) -> None:
+        with _unavailable_on(sqlite3.Error), self._lock:
+            if self._connection is None:
+                raise sqlite3.OperationalError("the file is not open")
+            # `secure_delete` clears the pages, but the write-ahead log has them as they were until it is cut.
+            busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            log.warning(
+                "%s-wal is in use and still holds what was erased: the next start or erasure cuts it.", self._path
+            )
 
     def note_seen(self, user_ids: Iterable[str], day: int) -> None:
         with self._transaction("BEGIN IMMEDIATE") as connection:
@@ -865,7 +898,10 @@ class SqliteStore:
             elif connection.execute("SELECT 1 FROM faces").fetchone():
                 raise StoreNotEmptyError("the store is not empty")
             rows = ([document.get(column) for column in columns] for document in documents)
-            return connection.executemany(sql, rows).rowcount
+            written = connection.executemany(sql, rows).rowcount
+        if replace:
+            self.forget_overwritten()
+        return written
 
     def ping(self) -> None:
         self._query("SELECT seq FROM faces LIMIT 1")
@@ -941,9 +977,9 @@ def _day(moment: float) -> int:
 def _person(record: Document | None) -> Person | None:
     if record is None or not isinstance(record.get("user_id"), str):
         return None
-    timestamp = record.get("timestamp")
-    known = isinstance(timestamp, (int, float)) and not isinstance(timestamp, bool) and math.isfinite(timestamp)
-    return Person(record["user_id"], float(timestamp) if known and timestamp else None, _text(record.get("model")))
+    moment: Any = record.get("timestamp")
+    known = isinstance(moment, (int, float)) and not isinstance(moment, bool) and 0 < moment < _YEAR_10000
+    return Person(record["user_id"], float(moment) if known else None, _text(record.get("model")))
 
 
 def _read_embeddings(page: Callable[[int], Sequence[Document]], after: int) -> Iterator[StoredEmbedding]:
@@ -979,18 +1015,22 @@ def _entry(record: Document, seq: int, keyring: Keyring) -> Entry:
         return Entry(seq, erases=erases)
     if record.get("embedding") is None and record.get("deleted_at") is not None:
         return Entry(seq)
-    try:
-        template = template_codec.decode(record.get("embedding"), user_id, model, keyring)
-    except MissingKeyError as error:
-        # Whether somebody is enrolled already could not be decided any more: nothing is, until the key is here.
-        log.critical("The record of user_id %.100r cannot be opened: %s.", user_id, error)
-        raise FaceError("not_ready", headers={"Retry-After": "60"}) from error
-    except ValueError as error:
-        reason = str(error)
-    else:
-        if isinstance(user_id, str) and (model is None or isinstance(model, str)):
-            return Entry(seq, user_id, template, model)
-        reason = "its user_id or model is no text"
+    reason = "its user_id or model is no text"
+    if isinstance(user_id, str) and (model is None or isinstance(model, str)):
+        try:
+            return Entry(seq, user_id, template_codec.decode(record.get("embedding"), user_id, model, keyring), model)
+        except MissingKeyError as error:
+            # Whether somebody is enrolled already could not be decided any more: nothing is, until the key is here.
+            log.critical(
+                "The record of user_id %.100r cannot be opened, so nothing is decided: %s. Give that key, or, if it "
+                "is lost, erase whoever is under it: python app.py rotate-keys --erase-lost %s",
+                user_id,
+                error,
+                error.key_name,
+            )
+            raise FaceError("not_ready", headers={"Retry-After": "60"}) from error
+        except ValueError as error:
+            reason = str(error)
     # `r`: a line break in the user_id must not forge a line of the log.
     log.warning("The record of user_id %.100r (seq %d) is unreadable and left out: %s.", user_id, seq, reason)
     return Entry(seq, _text(user_id), unreadable=True)

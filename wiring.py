@@ -107,11 +107,13 @@ def gallery_of(settings: Settings, store: Store, engine: Engine) -> Gallery:
         settings.data_dir / "gallery",
         f"{store.describe()} {engine.name} {engine.dimension} {plain_model}",
         engine.dimension,
+        parse_keys(settings.template_keys),
     )
     index = _vector_index(settings, store, engine)
-    # A snapshot is mapped and searched as it lies in its files, which encryption would end.
-    keeps = settings.gallery_snapshot == "on" and index is None and not settings.template_keys.strip()
-    if not keeps:
+    keeps = settings.gallery_snapshot == "on" and index is None
+    if keeps:
+        snapshot.discard_outdated()
+    else:
         snapshot.discard()
     return Gallery(store, engine.name, engine.dimension, plain_model, snapshot if keeps else None, index)
 

@@ -20,8 +20,8 @@ import mongomock.collection
 import pymongo
 import pytest
 
-from sealing import Keyring
-from store import NO_KEYS, MongoStore, Records, open_store
+from sealing import NO_KEYS, Keyring
+from store import MongoStore, Records, open_store
 
 
 class MongoServer:

@@ -16,8 +16,8 @@ from running import ASTRONAUT, Service
 import app
 from backup import BackupError, read, restore, write
 from gallery import Gallery
-from sealing import Keyring
-from store import NO_KEYS, Enrolment, Records, SqliteStore
+from sealing import NO_KEYS, Keyring
+from store import Enrolment, Records, SqliteStore
 from template_codec import Template
 
 KEYS = Keyring((bytes(range(32)),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 import time
@@ -16,22 +17,26 @@ from conftest import Database
 from test_gallery import a_face
 
 import replica
+import saved_block
 import snapshot as snapshot_module
 import templates
 from errors import FaceError
 from gallery import Gallery
-from snapshot import SavedBlock, SnapshotFolder
+from saved_block import MappedBlock, open_block
+from sealing import NO_KEYS, OVERHEAD, Keyring
+from snapshot import SnapshotFolder
 from store import Enrolment, Entry, Store
 
 D = 64
 ROWS = 32
+KEYRINGS = {"plain": NO_KEYS, "sealed": Keyring((bytes(range(32)),))}
 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (templates, snapshot_module, replica):
         monkeypatch.setattr(module, "BLOCK_ROWS", ROWS)
-    monkeypatch.setattr(snapshot_module, "PAGE_ROWS", 5)
+    monkeypatch.setattr(saved_block, "PAGE_ROWS", 5)
     monkeypatch.setattr(replica, "APPLIED_AT_ONCE", 10)
     monkeypatch.setattr(replica, "SAVED_AT_ONCE", 8)
 
@@ -52,6 +57,18 @@ class Counted:
         return getattr(self._store, name)
 
 
+def keyring_of(folder: Path) -> Keyring:
+    return KEYRINGS[folder.parent.name]
+
+
+def rows_in(folder: Path) -> bytes:
+    """Everything that is in a folder's files, read with its keys."""
+    paths = [path for path in folder.iterdir() if path.name != "lock"]
+    opened = [open_block(path, D, keyring_of(folder)) for path in paths]
+    raw = [path.read_bytes() for path in paths]
+    return b"".join([array.tobytes() for block in opened for array in block.arrays.values()] + raw)
+
+
 class Started:
     """A gallery of one process, on its own connection to the database."""
 
@@ -59,7 +76,8 @@ class Started:
         self, database: Database, folder: Path, model: str = "m", identity: str = "here", *, load: bool = True
     ) -> None:
         self.store = Counted(database.open())
-        self.gallery = Gallery(self.store, model, D, snapshot=SnapshotFolder(folder, f"{identity} {model}", D))
+        snapshot = SnapshotFolder(folder, f"{identity} {model}", D, keyring_of(folder))
+        self.gallery = Gallery(self.store, model, D, snapshot=snapshot)
         if load:
             self.gallery.load()
 
@@ -81,8 +99,10 @@ def enrol(store: Store, seeds: range, model: str = "m") -> list[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "gallery"
+def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Where the snapshot lies: sealed beside one kind of database, plain beside the others, as files know of none."""
+    database = request.getfixturevalue("database") if "database" in request.fixturenames else None
+    return tmp_path / ("sealed" if database and database.kind == "mongomock" else "plain") / "gallery"
 
 
 @pytest.mark.parametrize("n", [1, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS, 3 * ROWS + 7])
@@ -141,11 +161,10 @@ def test_an_erased_template_is_gone_from_the_files_too(database: Database, folde
     people = enrol(database.open(), range(ROWS + 7))
     here = Started(database, folder)
     here.gallery.close()
-    template = a_face(row).tobytes()
-    assert any(template in path.read_bytes() for path in folder.iterdir())
+    assert a_face(row).tobytes() in rows_in(folder)
     here.gallery.erase(people[row])
     here.gallery.refresh()
-    assert not any(template in path.read_bytes() for path in folder.iterdir())
+    assert a_face(row).tobytes() not in rows_in(folder)
     # What stays is as good as it was.
     assert Started(database, folder).store.read <= ROWS
 
@@ -284,6 +303,7 @@ def test_a_snapshot_that_cannot_be_written_stops_nothing(
 
         monkeypatch.setattr(os, "pwrite", full)
     else:
+        folder.parent.mkdir()
         folder.write_text("in the way")
     people = enrol(database.open(), range(ROWS + 2))
     here = Started(database, folder)
@@ -313,7 +333,7 @@ def test_whoever_is_erased_while_a_block_is_written_is_erased_in_it(
     database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     people = enrol(database.open(), range(ROWS))
-    write = snapshot_module._write
+    write = saved_block.write_block
 
     def erased_meanwhile(descriptor: int, block: templates.Block, *rest: Any) -> None:
         write(descriptor, block, *rest)
@@ -322,17 +342,66 @@ def test_whoever_is_erased_while_a_block_is_written_is_erased_in_it(
         here.gallery.refresh()
 
     here = Started(database, folder, load=False)
-    monkeypatch.setattr(snapshot_module, "_write", erased_meanwhile)
+    monkeypatch.setattr(snapshot_module, "write_block", erased_meanwhile)
     here.gallery.load()
     here.gallery.close()
     assert here.ids() == set(people) - {people[2]}
-    assert a_face(2).tobytes() not in (folder / "block-000000").read_bytes()
+    assert a_face(2).tobytes() not in rows_in(folder)
 
 
-def test_a_search_reads_rows_and_codes_from_the_file(database: Database, folder: Path) -> None:
+def test_a_search_reads_rows_and_codes_from_a_plain_file(database: Database, tmp_path: Path) -> None:
+    folder = tmp_path / "plain" / "gallery"
     enrol(database.open(), range(ROWS))
     Started(database, folder).gallery.close()
-    block = SavedBlock(folder / "block-000000", D)
+    block = MappedBlock(folder / "block-000000", D)
     assert not block.arrays["rows"].flags.owndata
     assert not block.arrays["rows"].flags.writeable
     assert json.loads(block.header.to_bytes())["count"] == ROWS
+
+
+# --- sealed ---
+
+
+def test_processes_that_erase_in_one_page_of_a_sealed_file_never_bring_each_others_back(
+    database: Database, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sealed" / "gallery"
+    enrol(database.open(), range(ROWS))
+    Started(database, folder).gallery.close()
+    ahead, behind = (open_block(folder / "block-000000", D, KEYRINGS["sealed"]) for _ in range(2))
+    ahead.wipe(1)
+    ahead.wipe(2)
+    behind.wipe(1)
+    assert [a_face(seed).tobytes() in rows_in(folder) for seed in range(4)] == [True, False, False, True]
+    assert [bool(ahead.arrays[name][1].any()) for name in ("rows", "codes", "heads")] == [False] * 3
+
+
+def test_a_page_of_another_sealed_file_is_not_believed(database: Database, tmp_path: Path) -> None:
+    folder = tmp_path / "sealed" / "gallery"
+    people = enrol(database.open(), range(ROWS))
+    path = folder / "block-000000"
+    Started(database, folder).gallery.close()
+    first = path.read_bytes()
+    path.unlink()
+    Started(database, folder).gallery.close()
+    second = path.read_bytes()
+    row = sum(dtype.itemsize * math.prod(shape) for dtype, shape in templates.layout(D, 1).values())
+    last_page = ROWS % saved_block.PAGE_ROWS * row + OVERHEAD
+    path.write_bytes(second[:-last_page] + first[-last_page:])
+    again = Started(database, folder)
+    assert (again.ids(), again.store.read) == (set(people), ROWS)
+
+
+def test_plain_files_and_those_under_older_keys_are_removed_where_there_are_keys(
+    database: Database, tmp_path: Path
+) -> None:
+    old, new = KEYRINGS["sealed"], Keyring((b"n" * 32, *KEYRINGS["sealed"].keys))
+    enrol(database.open(), range(ROWS + 3))
+    for keyring, kinds in ((NO_KEYS, "plain"), (old, "sealed")):
+        folder = tmp_path / kinds / "gallery"
+        Started(database, folder).gallery.close()
+        (folder / "new-left-over").write_bytes(a_face(1).tobytes())
+        SnapshotFolder(folder, "here m", D, keyring).discard_outdated()
+        assert {path.name for path in folder.iterdir()} == {"lock", "block-000000", "tail"}
+        SnapshotFolder(folder, "here m", D, new).discard_outdated()
+        assert {path.name for path in folder.iterdir()} == {"lock"}
