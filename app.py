@@ -13,6 +13,7 @@ from pathlib import Path
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+import api_pages
 import commands
 import server
 import wiring
@@ -79,6 +80,7 @@ def create_app(
         audit.guard(app)
     access.guard(app)
     add_routes(app, Parts(settings, engine, store, gallery, pipeline, access, metrics, audit, retention))
+    api_pages.add_routes(app, settings)  # last: it describes the routes that there are
     return app
 
 
