@@ -95,7 +95,7 @@ def render(template: str, api: Json) -> str:
     return pages.get_template(template).render(api=api, groups=groups, codes=codes, headers=sent + answered)
 
 
-_SIGNS = {"min": "≥ ", "max": "≤ "}
+_SIGNS = {"min": "≥\u00a0", "max": "≤\u00a0"}
 
 
 def _operation(api: Json, path: str, method: str, item: Json) -> Json:

@@ -235,7 +235,7 @@ def describe(settings: Settings, existing: Iterable[tuple[str, str]] | None = No
         The OpenAPI document.
 
     Raises:
-        KeyError: a route exists that is not described.
+        ValueError: a route exists that is not described.
     """
     routes = _routes(settings)
     paths: dict[str, Json] = {}
