@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from waitress.buffers import OverflowableBuffer
 from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
+from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.receiver import ChunkedReceiver
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ErrorTask
-from waitress.utilities import Error
+from waitress.utilities import BadRequest, Error
 from waitress.wasyncore import loop
 
 from errors import CODES
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("face_api")
 
+# What a body in chunks may have besides its content, at most, beyond a sixteenth of that. The library searches an
+# unfinished chunk header anew with every packet, and takes a second for each MiB of chunks of one byte, in the one
+# thread that reads all connections: 64 MiB of either took minutes.
+MAX_CHUNK_HEADERS = 64 * 1024
 # Larger bodies are not even read; up to here the client gets its answer on the same connection.
 READ_ANYWAY_BYTES = 64 * 1024 * 1024
 
@@ -45,6 +50,7 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress carries no t
     """Receives a request, and still answers it when the disk that a large one touches on its way is full."""
 
     _no_room = False
+    completed = False
 
     def received(self, data: bytes) -> int:
         try:
@@ -57,7 +63,24 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress carries no t
             consumed = int(super().received(data))
         if self.completed and self._no_room:
             self.error = _NoRoomError("")
+        body = self.body_rcv
+        if isinstance(body, ChunkedReceiver) and not self._no_room:
+            headers = self.body_bytes_received - len(body)
+            if headers > MAX_CHUNK_HEADERS + len(body) // 16:
+                self.error = BadRequest("Endless chunk headers")
+                self.completed = True
         return consumed
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Refuse what RFC 9112 has refused, because two servers in a row may read it as different requests."""
+        try:
+            super().parse_header(header_plus)
+        except ValueError as error:
+            raise ParsingError("Invalid address") from error
+        if self.chunked and "CONTENT_LENGTH" in self.headers:
+            raise ParsingError("Two lengths")
+        if self.version == "1.1" and "," in self.headers.get("HOST", ","):
+            raise ParsingError("No Host, or several")
 
 
 class _JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress carries no types
@@ -65,6 +88,9 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress carries no ty
 
     def execute(self) -> None:
         status = int(self.request.error.code)
+        if status == 501:  # a Transfer-Encoding that nobody has: the request's fault, which no monitor should hear of
+            self.request.error = BadRequest("")
+            status = 400
         known = {413: "file_too_large", 503: "overloaded"}
         code = known.get(status, "internal_error" if status >= 500 else "bad_request")
         request_id = uuid.uuid4().hex
