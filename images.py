@@ -23,6 +23,9 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 # The header is judged by our own limit before anything is decoded; the library's own guess at bombs comes second.
 Image.MAX_IMAGE_PIXELS = None
 
+# A JPEG cannot be longer. A PNG can: 40 megapixels in one column, which models then enlarge to a square.
+MAX_SIDE = 65_535
+
 # Every scan of a progressive JPEG repaints the whole picture, and a few bytes make one: encoders write about ten.
 MAX_JPEG_SCANS = 100
 # The library reads a file's header piece by piece in Python, joins the pieces of Exif anew with each one, and inflates
@@ -96,6 +99,8 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
             raise FaceError("unreadable_image") from error
         with image:
             width, height = image.size
+            if max(width, height) > MAX_SIDE:
+                raise FaceError("image_too_large", f"A side of the photo is longer than {MAX_SIDE} pixels.")
             if width * height > max_pixels:
                 raise FaceError(
                     "image_too_large",

@@ -174,7 +174,7 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
                 "enrolled_at": WHEN,
                 "model": "auraface-v1",
             },
-            codes=("invalid_user_id", "unknown_user", *GALLERY_CODES),
+            codes=("invalid_user_id", "unknown_user", "not_found", *GALLERY_CODES),
             scope="ops",
         ),
         ("DELETE", "/users/{user_id}"): Route(
@@ -189,7 +189,7 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
                 "receipt": "9f0c2b4e6a815d37",
             },
             "-X DELETE",
-            ("invalid_user_id", "unknown_user", "overloaded", *GALLERY_CODES),
+            ("invalid_user_id", "unknown_user", "not_found", "overloaded", *GALLERY_CODES),
             "ops",
         ),
         ("GET", "/health"): Route(
@@ -404,7 +404,7 @@ def _responses(route: Route) -> Json:
     if route.answer == "application/json":
         success["headers"] = {**always, "ETag": {"$ref": "#/components/headers/ETag"}}
         responses["304"] = {"description": "What `If-None-Match` names is still so.", "headers": always}
-    of_keys = ("unauthorized", "forbidden", "rate_limited") if route.scope else ()
+    of_keys = ("unauthorized", "forbidden", "rate_limited", "not_ready") if route.scope else ()
     for status in sorted({CODES[code][0] for code in (*route.codes, *of_keys, "internal_error")}):
         codes = [
             code for code in CODES if code in {*route.codes, *of_keys, "internal_error"} and CODES[code][0] == status

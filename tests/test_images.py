@@ -198,6 +198,11 @@ def test_a_strip_or_a_speck_is_read_like_any_photo(width: int, height: int) -> N
         assert read(encoded(Image.new("RGB", (width, height)), form)).shape == (height, width, 3)
 
 
+@pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)])
+def test_a_side_longer_than_any_jpegs_is_too_large(size: tuple[int, int]) -> None:
+    assert refusal(encoded(Image.new("RGB", size), "PNG")) == "image_too_large"
+
+
 def test_an_empty_file_is_called_empty() -> None:
     assert refusal(b"") == "empty_file"
 
