@@ -118,6 +118,7 @@ def build(settings: Settings, in_the_end: ExitStack) -> Flask:
     """
     access = Access(settings)
     server.require_free(settings.host, settings.port)
+    server.return_memory()
     prepare_uploads(settings.uploads_dir)
     covering = CoveringModel(PROJECT / "models")
     store = wiring.connected_store(settings)
