@@ -39,10 +39,15 @@ def add_routes(app: Flask, settings: Settings) -> None:
 def routes_of(app: Flask) -> list[tuple[str, str]]:
     """The methods and paths that the application has, as the description writes them."""
     return [
-        (method, re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
+        (method, described_path(rule.rule))
         for rule in app.url_map.iter_rules()
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
     ]
+
+
+def described_path(rule: str) -> str:
+    """A route's pattern as the description writes it: `/users/{user_id}`."""
+    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
 
 
 def _answer(body: str, content_type: str, policy: str) -> Response:

@@ -278,7 +278,12 @@ def limits_of_checks(settings: Settings) -> dict[str, dict[str, float]]:
         *(0.0,) * 9, pose=Pose(0.0, 0.0, 0.0), colour_distance=0.0, covering=Covering(0.0, 0.0, 0.0, 0.0)
     )
     found: list[Check] = judge(nothing, settings)
-    return {"no_face": {"min": 1}, "multiple_faces": {"max": 1}, **{check.code: check.required for check in found}}
+    return {
+        "no_face": {"min": 1},
+        "multiple_faces": {"max": 1},
+        **{check.code: check.required for check in found},
+        **({"not_live": {"min": settings.min_liveness}} if settings.liveness == "enforce" else {}),
+    }
 
 
 def _mib(settings: Settings) -> str:
@@ -459,7 +464,7 @@ _PROPERTIES: Mapping[str, Json] = {
     "faces": {"type": "array", "description": "Widest first.", "items": {"$ref": "#/components/schemas/Face"}},
     "enrolled_at": {"type": "string", "format": "date-time"},
     "erased_at": {"type": "string", "format": "date-time"},
-    "receipt": {"type": "string", "pattern": "^[0-9a-f]+$"},
+    "receipt": {"type": ["string", "null"], "pattern": "^[0-9a-f]+$", "description": "Null where no audit is kept."},
     "model": {"type": "string", "description": "Templates of different models are never compared."},
     "store": {"type": "string", "description": "Which database."},
     "gallery": {"type": "object", "description": "Counts.", "required": ["model", "enrolled", "last_seq"]},
