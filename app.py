@@ -13,6 +13,7 @@ from pathlib import Path
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+import api_pages
 import commands
 import server
 import wiring
@@ -82,6 +83,7 @@ def create_app(
     add_routes(app, Parts(settings, engine, store, gallery, pipeline, access, metrics, audit, retention))
     if settings.try_page == "on":
         add_try_page(app)
+    api_pages.add_routes(app, settings)  # last: it describes the routes that there are
     return app
 
 
@@ -119,6 +121,7 @@ def build(settings: Settings, in_the_end: ExitStack) -> Flask:
     """
     access = Access(settings)
     server.require_free(settings.host, settings.port)
+    server.return_memory()
     prepare_uploads(settings.uploads_dir)
     covering = CoveringModel(PROJECT / "models")
     store = wiring.connected_store(settings)

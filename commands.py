@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "rotate-keys": ("rotate_keys", "put every stored template under the newest of TEMPLATE_KEYS"),
     "keys": ("keys", "API keys: add NAME, list, revoke NAME"),
     "evaluate": ("evaluate", "false matches, misses and thresholds, measured on a folder of photos for each person"),
+    "openapi": ("api_pages", "describe the API, for tools (OpenAPI 3.1) or for people (--markdown)"),
 }
 
 

@@ -17,6 +17,7 @@ logger = logging.getLogger("face_api")
 # Beside the photo itself: the other fields and the multipart framing.
 FORM_ALLOWANCE = 64 * 1024
 SANE_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+USER_ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 
 
@@ -79,7 +80,7 @@ def read_user_id() -> str | None:
 
 def user_id_of(text: str) -> str:
     """Return what a client calls a user_id; FaceError `invalid_user_id`."""
-    if not re.fullmatch(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text, re.ASCII):
+    if not USER_ID.fullmatch(text):
         raise FaceError("invalid_user_id")
     return text
 

@@ -23,8 +23,17 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 # The header is judged by our own limit before anything is decoded; the library's own guess at bombs comes second.
 Image.MAX_IMAGE_PIXELS = None
 
+# A JPEG cannot be longer. A PNG can: 40 megapixels in one column, which models then enlarge to a square.
+MAX_SIDE = 65_535
+
 # Every scan of a progressive JPEG repaints the whole picture, and a few bytes make one: encoders write about ten.
 MAX_JPEG_SCANS = 100
+# The library reads a file's header piece by piece in Python, joins the pieces of Exif anew with each one, and inflates
+# every colour profile of a PNG: 8 MiB of pieces of 300 bytes kept it busy for minutes, and every other thread waiting.
+# Photos have a handful of pieces; a PNG's pixels take three reads for every few KiB.
+MAX_READS = 50_000
+MAX_REPEATS = 64
+_REPEATABLE = (b"Exif\0\0", b"iCCP")
 
 _DECODER_ERRORS = (
     OSError,
@@ -77,10 +86,12 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
         raise FaceError("empty_file")
     if len(data) > max_bytes:
         raise FaceError("file_too_large", f"The photo's file is larger than {max_bytes / 2**20:.3g} MiB.")
+    if any(data.count(piece) > MAX_REPEATS for piece in _REPEATABLE):
+        raise FaceError("unreadable_image" if _has_known_signature(data) else "unsupported_format")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the decoder's remarks on odd metadata are no business of the log
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(_Metered(data), formats=FORMATS)
         except UnidentifiedImageError as error:
             # A known signature with a broken header is damage, not a foreign format.
             raise FaceError("unreadable_image" if _has_known_signature(data) else "unsupported_format") from error
@@ -88,6 +99,8 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
             raise FaceError("unreadable_image") from error
         with image:
             width, height = image.size
+            if max(width, height) > MAX_SIDE:
+                raise FaceError("image_too_large", f"A side of the photo is longer than {MAX_SIDE} pixels.")
             if width * height > max_pixels:
                 raise FaceError(
                     "image_too_large",
@@ -100,7 +113,9 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
                 # A JPEG is decoded at the reduced scale, a third of the time and less; nothing happens to the others.
                 image.draft(None, (max(1, width // wanted), max(1, height // wanted)))
                 image.load()
-                rgb = _rgb(image)
+                # At once where pixels can be averaged as they lie: what follows then works on the small copy.
+                early = wanted > 1 and image.size == (width, height) and _has_means(image)
+                rgb = _rgb(image.reduce(wanted) if early else image)
                 if wanted > 1 and rgb.size == (width, height):
                     rgb = rgb.reduce(wanted)
                 turn = _turn_of(image)
@@ -111,6 +126,18 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
                 )
             except _DECODER_ERRORS as error:
                 raise FaceError("unreadable_image") from error
+
+
+class _Metered(io.BytesIO):
+    """A file that breaks off after MAX_READS reads."""
+
+    _reads = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise OSError("the file is in too many pieces")
+        return super().read(size)
 
 
 def _has_known_signature(data: bytes) -> bool:
@@ -142,11 +169,16 @@ def _turn_of(file: Image.Image) -> Image.Transpose | None:
     return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
+def _has_means(image: Image.Image) -> bool:
+    """Whether pixels can be averaged as they lie: they are no places in a palette, and no colour stands for holes."""
+    return image.mode in {"L", "LA", "RGB", "RGBA"} and "transparency" not in image.info
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         # The library clips 16-bit greys to 255 instead of scaling them.
-        grey = np.asarray(image, dtype=np.float32)
-        image = Image.fromarray(np.clip(grey / 257.0, 0, 255).round().astype(np.uint8))
+        grey = np.asarray(image, dtype=np.float32) / np.float32(257)
+        image = Image.fromarray(np.rint(np.clip(grey, 0, 255, out=grey), out=grey).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.new("RGBA", rgba.size, "white")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import signal
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from waitress.buffers import OverflowableBuffer
 from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
+from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.receiver import ChunkedReceiver
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ErrorTask
-from waitress.utilities import Error
+from waitress.utilities import BadRequest, Error
 from waitress.wasyncore import loop
 
 from errors import CODES
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("face_api")
 
+# What a body in chunks may have besides its content, at most, beyond a sixteenth of that. The library searches an
+# unfinished chunk header anew with every packet, and takes a second for each MiB of chunks of one byte, in the one
+# thread that reads all connections: 64 MiB of either took minutes.
+MAX_CHUNK_HEADERS = 64 * 1024
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 # Larger bodies are not even read; up to here the client gets its answer on the same connection.
 READ_ANYWAY_BYTES = 64 * 1024 * 1024
 
@@ -45,6 +52,7 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress carries no t
     """Receives a request, and still answers it when the disk that a large one touches on its way is full."""
 
     _no_room = False
+    completed = False
 
     def received(self, data: bytes) -> int:
         try:
@@ -57,7 +65,24 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress carries no t
             consumed = int(super().received(data))
         if self.completed and self._no_room:
             self.error = _NoRoomError("")
+        body = self.body_rcv
+        if isinstance(body, ChunkedReceiver) and not self._no_room:
+            headers = self.body_bytes_received - len(body)
+            if headers > MAX_CHUNK_HEADERS + len(body) // 16:
+                self.error = BadRequest("Endless chunk headers")
+                self.completed = True
         return consumed
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Refuse what RFC 9112 has refused, because two servers in a row may read it as different requests."""
+        try:
+            super().parse_header(header_plus)
+        except ValueError as error:
+            raise ParsingError("Invalid address") from error
+        if self.chunked and "CONTENT_LENGTH" in self.headers:
+            raise ParsingError("Two lengths")
+        if self.version == "1.1" and "," in self.headers.get("HOST", ","):
+            raise ParsingError("No Host, or several")
 
 
 class _JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress carries no types
@@ -65,6 +90,9 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress carries no ty
 
     def execute(self) -> None:
         status = int(self.request.error.code)
+        if status == 501:  # a Transfer-Encoding that nobody has: the request's fault, which no monitor should hear of
+            self.request.error = BadRequest("")
+            status = 400
         known = {413: "file_too_large", 503: "overloaded"}
         code = known.get(status, "internal_error" if status >= 500 else "bad_request")
         request_id = uuid.uuid4().hex
@@ -102,6 +130,20 @@ def require_free(host: str, port: int) -> None:
         raise OSError(
             f"cannot listen on {host}:{port} ({error.strerror}): stop what uses it, or choose another HOST or PORT"
         ) from error
+
+
+def return_memory() -> None:
+    """Have the C library keep little of the memory that large photos took, and take that little without new pages.
+
+    By itself it keeps what was freed in a heap for each of many threads, and gives pages back only to ask for them
+    again. After 14 photos of 40 megapixels the process held 2.4 GB, and with these limits 0.3 GB; a check of a photo
+    of 12 megapixels takes 0.85 of the CPU time. The decoder's blocks for larger photos (16 MiB) go back at once.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, 14 * 2**20)
+        mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
 
 
 def serve(app: WSGIApplication, settings: Settings) -> None:

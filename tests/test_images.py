@@ -198,6 +198,11 @@ def test_a_strip_or_a_speck_is_read_like_any_photo(width: int, height: int) -> N
         assert read(encoded(Image.new("RGB", (width, height)), form)).shape == (height, width, 3)
 
 
+@pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)])
+def test_a_side_longer_than_any_jpegs_is_too_large(size: tuple[int, int]) -> None:
+    assert refusal(encoded(Image.new("RGB", size), "PNG")) == "image_too_large"
+
+
 def test_an_empty_file_is_called_empty() -> None:
     assert refusal(b"") == "empty_file"
 
@@ -324,6 +329,61 @@ def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded() -> None:
     assert refusal(plain[:-2] + 200 * scan + plain[-2:]) == "unreadable_image"
 
 
+def segments(marker: int, *bodies: bytes) -> bytes:
+    """JPEG segments of one kind."""
+    return b"".join(b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body for body in bodies)
+
+
+def with_pieces(form: str, pieces: bytes) -> bytes:
+    """A photo with these segments or chunks before its pixels."""
+    photo = GOOD[form](quadrants())
+    start = 2 if form == "JPEG" else 33
+    return photo[:start] + pieces + photo[start:]
+
+
+PROFILE = png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**20 - 1)))
+ENDLESS = {
+    "comments": ("JPEG", segments(0xFE, b"") * 200_000),
+    "pieces of Exif": ("JPEG", segments(0xE1, b"Exif\0\0" + bytes(200)) * 4000),
+    "filling": ("JPEG", b"\xff" * 900_000),
+    "texts": ("PNG", png_chunk(b"tEXt", b"a\0b") * 60_000),
+    "unknown chunks": ("PNG", png_chunk(b"prVt", b"") * 60_000),
+    "colour profiles": ("PNG", PROFILE * 100),
+    "texts that inflate": ("PNG", png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20 - 1))) * 100),
+    "one text that inflates": ("PNG", png_chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(2**26)))),
+    "a colour profile that inflates": ("PNG", png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**26)))),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_photo_in_endless_pieces_is_refused_before_they_cost_minutes(kind: str) -> None:
+    assert refusal(with_pieces(*ENDLESS[kind])) == "unreadable_image"
+
+
+@pytest.mark.parametrize(
+    ("form", "pieces"),
+    [
+        ("JPEG", segments(0xE2, *(b"ICC_PROFILE\0" + bytes([number, 50]) + bytes(900) for number in range(1, 51)))),
+        ("JPEG", segments(0xE1, b"Exif\0\0II*\0", *[b"http://ns.adobe.com/xap/1.0/\0" + bytes(60_000)] * 15)),
+        ("JPEG", segments(0xEB, *[bytes(5000)] * 120)),
+        ("PNG", png_chunk(b"tEXt", b"a\0b") * 500),
+        ("PNG", png_chunk(b"eXIf", b"MM\0*\0\0\0\x08" + bytes(500_000))),
+    ],
+    ids=["a profile in 50", "15 of XMP", "120 of an application's own", "500 texts", "half a megabyte of Exif"],
+)
+def test_a_photo_in_as_many_pieces_as_cameras_and_editors_make_is_read(form: str, pieces: bytes) -> None:
+    assert_shows_quadrants(read(with_pieces(form, pieces)), LOSSY)
+
+
+def test_a_png_whose_pixels_come_in_thousands_of_chunks_is_read() -> None:
+    plain = encoded(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8), "PNG")
+    start = plain.index(b"IDAT") - 4
+    length = int.from_bytes(plain[start : start + 4], "big")
+    pixels = plain[start + 8 : start + 8 + length]
+    chunks = b"".join(png_chunk(b"IDAT", pixels[at : at + 64]) for at in range(0, length, 64))
+    assert (read(plain[:start] + chunks + plain[start + 12 + length :]) == read(plain)).all()
+
+
 # --- a reduced copy, where the photo is larger than it need be ---
 
 
@@ -371,3 +431,21 @@ def test_a_large_jpeg_that_breaks_off_is_unreadable_though_it_is_reduced() -> No
 def test_the_limit_of_pixels_is_the_files_own_and_not_the_copys() -> None:
     with pytest.raises(FaceError, match="image_too_large"):
         decode(encoded(quadrants(1600, 1200), "JPEG"), max_bytes=2**22, max_pixels=10**6, longest_side=100)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "RGB with a see-through colour", "I;16"])
+def test_reducing_before_or_after_the_rest_gives_the_same_picture(mode: str) -> None:
+    rgba = np.dstack([np.repeat(np.repeat(quadrants(40, 30), 20, 0), 20, 1), np.full((800, 600), 255, np.uint8)])
+    rgba[100:300, 100:300, 3] = 60
+    picture = Image.fromarray(rgba)
+    if mode == "P":
+        data = encoded(picture.quantize(32), "PNG")
+    elif mode == "RGB with a see-through colour":
+        data = encoded(picture.convert("RGB"), "PNG", transparency=RED)
+    elif mode == "I;16":
+        data = encoded(Image.fromarray(rgba[..., 0].astype(np.uint16) * 257), "PNG")
+    else:
+        data = encoded(picture.convert(mode), "PNG")
+    whole = Image.fromarray(read(data)).reduce(4)
+    reduced = decode(data, max_bytes=2**20, max_pixels=10**6, longest_side=200).pixels
+    assert np.abs(np.asarray(whole).astype(int) - reduced).max() <= 1
