@@ -22,9 +22,17 @@ class SettingsError(ValueError):
 
 
 def _setting(
-    default: Any, help_: str, *, low: float = -math.inf, high: float = math.inf, choices: Sequence[str] = ()
+    default: Any,
+    help_: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    choices: Sequence[str] = (),
+    secret: bool = False,
 ) -> Any:
-    return field(default=default, metadata={"help": help_, "low": low, "high": high, "choices": tuple(choices)})
+    return field(
+        default=default, repr=not secret, metadata={"help": help_, "low": low, "high": high, "choices": tuple(choices)}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +58,7 @@ class Settings:
         "10/15 minutes", "failed 1:1 verifications after which a user_id is locked out; empty: never"
     )
     limits_storage: str = _setting(
-        "memory://", "where limits are counted: memory://, or for all replicas redis:// or mongodb://"
+        "memory://", "where limits are counted: memory://, or for all replicas redis:// or mongodb://", secret=True
     )
     trusted_proxies: int = _setting(
         0, "reverse proxies in front, whose X-Forwarded headers are believed", low=0, high=9
@@ -58,12 +66,16 @@ class Settings:
     cors_origins: str = _setting("", "web origins that may call, separated by commas; empty: none")
 
     mongo_uri: str = _setting(
-        "", "MongoDB connection string (a flag shows in the process list: prefer .env); empty: an embedded SQLite file"
+        "",
+        "MongoDB connection string (a flag shows in the process list: prefer .env); empty: an embedded SQLite file",
+        secret=True,
     )
     mongo_db: str = _setting("face_recognition", "MongoDB database")
     mongo_collection: str = _setting("faces", "MongoDB collection")
     template_keys: str = _setting(
-        "", "keys that encrypt templates at rest, in base64, the newest first (a flag shows in the process list)"
+        "",
+        "keys that encrypt templates at rest, in base64, the newest first (a flag shows in the process list)",
+        secret=True,
     )
     data_dir: Path = _setting(PROJECT / "data", "folder of the embedded store and of the gallery's snapshot")
     gallery_snapshot: str = _setting(

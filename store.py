@@ -1022,11 +1022,10 @@ def _entry(record: Document, seq: int, keyring: Keyring) -> Entry:
         except MissingKeyError as error:
             # Whether somebody is enrolled already could not be decided any more: nothing is, until the key is here.
             log.critical(
-                "The record of user_id %.100r cannot be opened, so nothing is decided: %s. Give that key, or, if it "
-                "is lost, erase whoever is under it: python app.py rotate-keys --erase-lost %s",
+                "The record of user_id %.100r cannot be opened, so nothing is decided: %s. Give that key; "
+                "docs/operating.md says what to do if it is lost for ever.",
                 user_id,
                 error,
-                error.key_name,
             )
             raise FaceError("not_ready", headers={"Retry-After": "60"}) from error
         except ValueError as error:

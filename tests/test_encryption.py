@@ -414,6 +414,14 @@ def test_keys_that_are_none_are_refused_at_the_start_without_being_shown() -> No
     assert "hunter2" not in str(refusal.value)
 
 
+def test_settings_that_are_printed_show_no_keys_and_no_password() -> None:
+    settings = Settings(
+        template_keys=text(NEW), mongo_uri="mongodb://me:hunter2@db", limits_storage="redis://:hunter2@l"
+    )
+    assert text(NEW) not in repr(settings)
+    assert "hunter2" not in repr(settings)
+
+
 def test_keys_and_mongodbs_index_exclude_each_other() -> None:
     with pytest.raises(SettingsError, match="TEMPLATE_KEYS"):
         Settings(template_keys=text(NEW), search="mongodb", mongo_uri="mongodb://db")
