@@ -20,6 +20,12 @@ logger = logging.getLogger("face_api")
 # command -> the module that does it, imported only then, and one line for --help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "audit": ("audit", "check the audit log's chain, find an erasure's receipt or a person's lines"),
+    "import": ("bulk_import", "enrol the people of a folder of photos, or of a CSV"),
+    "duplicates": ("duplicates", "list the pairs of enrolled people who look alike"),
+    "export": ("enrolled_people", "list everybody enrolled, as CSV or JSON lines"),
+    "erase": ("enrolled_people", "erase people everywhere"),
+    "stats": ("enrolled_people", "count who is enrolled"),
+    "reembed": ("reembed", "make everybody's templates by a new model, side by side with the service"),
     "backup": ("backup", "write everybody enrolled to a file, while services run"),
     "restore": ("backup", "put a backup's people into an empty store; stop the services first"),
     "retention": ("retention", "list or erase who was not verified for RETENTION_DAYS"),

@@ -137,6 +137,11 @@ def cosine_of(similarity: float, cosine_at_half: float) -> float:
     return 1.0 - (1.0 - similarity) * 2.0 * (1.0 - cosine_at_half)
 
 
+def cosine_at_half_of(model: str) -> float:
+    """The `cosine_at_half` of a model by its name in the records; of a model that is none of these, the packs'."""
+    return CompactEngine.cosine_at_half if model == CompactEngine.name else 0.5
+
+
 def _normalised(raw: npt.NDArray[Any]) -> Vector:
     vector = np.asarray(raw, dtype=np.float32).ravel()
     norm = float(np.linalg.norm(vector))

@@ -8,9 +8,7 @@ import hashlib
 import json
 import logging
 import os
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from bulk import watched
 from engine import Engine, Vector
 from errors import FaceError
 from sealing import Keyring
@@ -229,27 +228,9 @@ def embed_all(
     outcomes: dict[Path, Outcome] = {}
     workers = ThreadPoolExecutor(at_once)
     try:
-        for path, made in zip(paths, _watched(workers.map(outcome, paths), len(paths)), strict=True):
+        for path, made in zip(paths, watched(workers.map(outcome, paths), len(paths)), strict=True):
             cache.add(made)
             outcomes[path] = made
     finally:
         workers.shutdown(cancel_futures=True)
     return outcomes
-
-
-def _watched(items: Iterable[Item], total: int) -> Iterator[Item]:
-    """Pass the items on, and tell how far it is: in place on a terminal, else by a log line every half minute."""
-    begun = told = time.monotonic()
-    terminal = sys.stderr.isatty()
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - told >= (0.2 if terminal else 30.0) or (terminal and done == total):
-            left = (now - begun) / done * (total - done)
-            text = f"{done} of {total} photos, {done / (now - begun):.1f} a second, {left / 60:.0f} min left"
-            if terminal:
-                sys.stderr.write(f"\r{text}\x1b[K" + ("\n" if done == total else ""))
-                sys.stderr.flush()
-            else:
-                logger.info("%s", text)
-            told = now

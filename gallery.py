@@ -172,7 +172,13 @@ class Gallery:
             raise FaceError("duplicate_face")
         return None
 
-    def enrol_many(self, templates: Sequence[Template], *, duplicate_cosine: float) -> list[str | None]:
+    def enrol_many(
+        self,
+        templates: Sequence[Template],
+        *,
+        duplicate_cosine: float,
+        request_keys: Sequence[str | None] | None = None,
+    ) -> list[str | None]:
         """Enrol those of many people who are enrolled neither already nor earlier in the list.
 
         Their places in the log are taken in one round trip to the store, or in a few when others enrol meanwhile.
@@ -180,6 +186,7 @@ class Gallery:
         Args:
             templates: float32[d] each, L2-normalised; ValueError otherwise.
             duplicate_cosine: from this cosine up, two templates are the same person's.
+            request_keys: for each template, by what `Store.find_request` finds the enrolment again.
 
         Returns:
             For each template the user_id given to the person, or None where the face is enrolled already.
@@ -199,7 +206,8 @@ class Gallery:
                     # `not <`, so that a threshold that is no number refuses.
                     again = among is not None and not np.vecdot(among, checked[index]).max() < duplicate_cosine
                     if not again and not _is_duplicate(view, checked[index], duplicate_cosine):
-                        chosen[index] = self._enrolment(checked[index])
+                        key = request_keys[index] if request_keys is not None else None
+                        chosen[index] = self._enrolment(checked[index], key)
                 stored = self._store.append(view.last + 1, list(chosen.values())) if chosen else 0
                 for index, enrolment in list(chosen.items())[:stored]:
                     user_ids[index] = enrolment.user_id

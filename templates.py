@@ -66,7 +66,7 @@ class Probe:
     @classmethod
     def of(cls, vector: Vector) -> Probe:
         """Make the probe of float32[d], L2-normalised."""
-        codes, scales, residuals = _coded(vector[None])
+        codes, scales, residuals = coded(vector[None])
         left_over = float(residuals[0])
         # A float32 sum of d products is off by at most d·2⁻²⁴ of the norms' product (Higham 2002, section 3.1), and
         # the bound's own five operations by 2⁻²⁴ each; twice that, for the norms' own tolerance.
@@ -76,7 +76,7 @@ class Probe:
         )
 
 
-def _coded(vectors: Vector) -> tuple[npt.NDArray[np.int8], Vector, Vector]:
+def coded(vectors: Vector) -> tuple[npt.NDArray[np.int8], Vector, Vector]:
     """Return codes int8[n, d] in -127 to 127, scales float32[n], and float32[n] that no residual's norm exceeds."""
     scales = np.abs(vectors).max(axis=1) / np.float32(127)
     codes = np.rint(vectors / scales[:, None]).clip(-127, 127).astype(np.int8)
@@ -130,7 +130,7 @@ class Block:
     def fill(self, offset: int, vectors: Vector, user_ids: Sequence[str]) -> None:
         """Write float32[n, d] templates from row `offset` on; readers must not count them yet."""
         end = offset + len(vectors)
-        codes, scales, residuals = _coded(vectors)
+        codes, scales, residuals = coded(vectors)
         self._rows[offset:end], self._codes[offset:end] = vectors, codes
         self._scales[offset:end], self._residuals[offset:end] = scales, residuals
         keys = np.frombuffer(b"".join(map(key_of, user_ids)), "<u8").reshape(-1, 2)
