@@ -55,7 +55,7 @@ audit:
 # environment that it looks at. insightface's metadata names none (its code is MIT, its models are not).
 licences:
 	pip-licenses --from=mixed --order=license --partial-match --ignore-packages insightface \
-		--allow-only "Apache;BSD;MIT;ISC;MPL;Mozilla;PSF;Boost;Zope;0BSD" \
+		--allow-only "Apache;BSD;MIT;ISC;MPL;Mozilla;PSF;Boost;Zope;0BSD;LGPL" \
 		--packages $$(sed -n 's/^\([A-Za-z0-9_.-]*\)==.*/\1/p' requirements.lock)
 
 clean:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pi_heif
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from errors import FaceError
@@ -18,7 +19,10 @@ Pixels = npt.NDArray[np.uint8]
 
 # Judged by content. Every decoder that is reachable is attack surface, hence the short list: what phones and
 # browsers send. The JPEG decoder also takes MPO, which some phones send: a JPEG that carries a second picture.
-FORMATS = ("JPEG", "PNG", "WEBP")
+FORMATS = ("JPEG", "PNG", "WEBP", "HEIF")
+pi_heif.register_heif_opener()
+# What a HEIF file says it is, of those that phones write.
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
 
 # The header is judged by our own limit before anything is decoded; the library's own guess at bombs comes second.
 Image.MAX_IMAGE_PIXELS = None
@@ -141,7 +145,11 @@ class _Metered(io.BytesIO):
 
 
 def _has_known_signature(data: bytes) -> bool:
-    return data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+    return (
+        data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
+        or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+        or (data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS)
+    )
 
 
 # EXIF orientation -> what undoes it.

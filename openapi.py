@@ -54,7 +54,7 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
     photo = {
         "type": "string",
         "contentMediaType": "application/octet-stream",
-        "description": f"The photo: JPEG, PNG or WebP, judged by its content; at most {_mib(settings)} MiB and "
+        "description": f"The photo: JPEG, PNG, WebP or HEIC, judged by its content; at most {_mib(settings)} MiB and "
         f"{_megapixels(settings)} megapixels.",
     }
     threshold = {
@@ -299,7 +299,7 @@ def _introduction(settings: Settings) -> str:
         "Every error is `{status, code, message, request_id}`: decide by `code`, which never changes; `message` is for "
         "people, may be reworded, and comes in the language that `Accept-Language` asks for where there is a "
         "translation. Keys that are not described here may be added at any time.\n\n"
-        "Photos are form-data fields (`multipart/form-data`): JPEG, PNG or WebP by content, at most "
+        "Photos are form-data fields (`multipart/form-data`): JPEG, PNG, WebP or HEIC by content, at most "
         f"{_mib(settings)} MiB and {_megapixels(settings)} megapixels; EXIF orientation is applied, and animated files "
         "give their first frame. A similarity is at most 1 and higher is closer; from "
         f"{settings.verify_threshold:g} on it is a match unless the request raises the threshold.\n\n"

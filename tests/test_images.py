@@ -8,12 +8,14 @@ import resource
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from fakes import packaged_photo
 from PIL import Image
 
 from errors import FaceError
@@ -219,7 +221,7 @@ def test_a_file_over_the_limit_is_refused_unread() -> None:
         b"Hello, this is no photo.",
         b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n<<>>\nendobj\n",
         b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
-        b"\0\0\0\x18ftypheic\0\0\0\0heicmif1",
+        b"\0\0\0\x18ftypqt  \0\0\0\0qt  ",
         b"MZ" + bytes(200),
         b"\x89PNG",
         *(encoded(quadrants(), form) for form in ("GIF", "BMP", "TIFF", "ICO", "PPM")),
@@ -449,3 +451,35 @@ def test_reducing_before_or_after_the_rest_gives_the_same_picture(mode: str) -> 
     whole = Image.fromarray(read(data)).reduce(4)
     reduced = decode(data, max_bytes=2**20, max_pixels=10**6, longest_side=200).pixels
     assert np.abs(np.asarray(whole).astype(int) - reduced).max() <= 1
+
+
+IPHONE = (Path(__file__).parent / "astronaut.heic").read_bytes()
+
+
+def test_a_photo_in_the_iphones_own_format_is_read_like_any_other() -> None:
+    whole = packaged_photo("skimage", "data", "astronaut.png")[:400, 60:460]
+    found = decode(IPHONE, max_bytes=2**20, max_pixels=1_000_000)
+    assert (found.pixels.shape, found.size, found.reduced_by) == ((400, 400, 3), (400, 400), 1)
+    assert np.abs(found.pixels.astype(int) - whole.astype(int)).mean() < 6
+    assert decode(IPHONE, max_bytes=2**20, max_pixels=1_000_000, longest_side=200).pixels.shape == (200, 200, 3)
+
+
+def test_an_iphones_photo_of_too_many_pixels_is_refused_by_its_header() -> None:
+    assert refusal(IPHONE, max_pixels=400 * 400 - 1) == "image_too_large"
+
+
+@pytest.mark.parametrize("length", [16, 40, 400, len(IPHONE) // 2, len(IPHONE) - 1])
+def test_an_iphones_photo_that_was_cut_off_is_damaged_and_no_foreign_format(length: int) -> None:
+    assert refusal(IPHONE[:length]) == "unreadable_image"
+
+
+def test_flipped_bits_in_an_iphones_photo_are_read_or_refused_with_a_code() -> None:
+    generator = random.Random(5)
+    for _ in range(60):
+        data = bytearray(IPHONE)
+        for _ in range(3):
+            data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+        try:
+            read(bytes(data))
+        except FaceError as error:
+            assert error.code in ("unreadable_image", "unsupported_format", "image_too_large")  # noqa: PT017
