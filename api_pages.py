@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import sys
@@ -22,7 +23,8 @@ from settings import PROJECT, Settings
 def add_routes(app: Flask, settings: Settings) -> None:
     """Add the routes that describe the API; to be called when every other route is there."""
     api = openapi.describe(settings, [*routes_of(app), ("GET", "/openapi.json"), ("GET", "/docs")])
-    text, page = json.dumps(api), render("docs.html", api)
+    text = json.dumps(api)
+    page = functools.cache(lambda: render("docs.html", api))  # when somebody first looks at it
 
     @app.get("/openapi.json", provide_automatic_options=False)
     @scope(PUBLIC)
@@ -32,7 +34,7 @@ def add_routes(app: Flask, settings: Settings) -> None:
     @app.get("/docs", provide_automatic_options=False)
     @scope(PUBLIC)
     def docs() -> Response:
-        return page_answer(page)
+        return page_answer(page())
 
 
 def routes_of(app: Flask) -> list[tuple[str, str]]:
