@@ -7,7 +7,7 @@ import logging
 import math
 import re
 
-from flask import request
+from flask import g, request
 
 from errors import FaceError
 from settings import Settings
@@ -86,10 +86,14 @@ def user_id_of(text: str) -> str:
 
 
 def read_idempotency_key() -> str | None:
-    """Return what is stored of the Idempotency-Key header (its SHA-256), None when none was sent."""
+    """Return what is stored of the Idempotency-Key header (its SHA-256), None when none was sent.
+
+    Two API keys never meet in one: else the holder of one could ask for the other's sign-ups.
+    """
     sent = request.headers.get("Idempotency-Key")
     if sent is None:
         return None
     if not SANE_IDEMPOTENCY_KEY.fullmatch(sent):
         raise FaceError("bad_request", "The Idempotency-Key must be 1 to 255 visible ASCII characters.")
-    return hashlib.sha256(sent.encode()).hexdigest()
+    whose = g.get("key_name")
+    return hashlib.sha256((f"{whose}\n{sent}" if whose else sent).encode()).hexdigest()

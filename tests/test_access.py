@@ -211,6 +211,17 @@ def test_a_success_forgets_the_failures_before_it(tmp_path: Path, app_key: str) 
         assert caller.post("/verify", app_key, user_id=somebody).status_code == 200
 
 
+def test_one_apps_idempotency_keys_say_nothing_to_another(
+    tmp_path: Path, app_key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other_key = keys_command(tmp_path, capsys, "add", "tablet")
+    caller = Caller(tmp_path)
+    again = {"Idempotency-Key": "1"}
+    user_id = caller.post("/signUp", app_key, headers=again).json["user_id"]
+    assert caller.post("/signUp", app_key, headers=again).json["user_id"] == user_id
+    assert caller.post("/signUp", other_key, headers=again).json["code"] == "duplicate_face"
+
+
 @pytest.mark.parametrize("wrong", [{"lockout": "often"}, {"rate_limit_key": "x"}, {"limits_storage": "nowhere://"}])
 def test_a_limit_that_is_none_is_refused_at_the_start(tmp_path: Path, wrong: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match=next(iter(wrong)).upper()):
