@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -90,3 +92,10 @@ def test_without_its_file_the_service_does_not_start(tmp_path: Path, content: by
         (tmp_path / "covering.onnx").write_bytes(content)
     with pytest.raises(ModelUnavailable, match=r"covering\.onnx"):
         CoveringModel(tmp_path)
+
+
+def test_the_models_runtime_reports_to_nobody(tmp_path: Path) -> None:
+    # With an environment of its own: in continuous integration onnxruntime keeps quiet by itself.
+    load = "from covering import CoveringModel; from settings import PROJECT; CoveringModel(PROJECT / 'models')"
+    subprocess.run([sys.executable, "-c", load], cwd=PROJECT, env={"HOME": str(tmp_path)}, check=True, timeout=60)
+    assert list(tmp_path.rglob("*")) == []  # otherwise: .cache/Microsoft/DeveloperTools/.onnxruntime/deviceid
