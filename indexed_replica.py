@@ -120,6 +120,8 @@ class IndexedReplica:
     def __init__(self, store: Store, ours: Ours, index: MongoVectorIndex) -> None:
         self._store, self._ours, self._index = store, ours, index
         self._view = IndexedView(0, 0, Templates(ours.dimension), (), index, ours)
+        # As in `Replica`.
+        self._last_name: str | None = None
         # Whose marks: with other settings there are other records that should be in the index.
         self._whose = f"{ours.model} {ours.dimension} {ours.plain_model}"
         self._marked = 0
@@ -162,9 +164,9 @@ class IndexedReplica:
     def _read_log(self) -> None:
         added: list[Entry] = []
         erased: list[str] = []
-        last = self._view.last
+        last, name = self._view.last, self._last_name
         try:
-            for entry in self._store.entries(last):
+            for entry in self._store.entries(last, name):
                 if entry.erases is not None:
                     if self._loaded:
                         # Whoever logged it may have got no further, and the index would return the record whole.
@@ -172,9 +174,10 @@ class IndexedReplica:
                     erased.append(entry.erases)
                 elif entry in self._ours:
                     added.append(entry)
-                last = entry.seq
+                last, name = entry.seq, entry.name or None
         finally:
             self._extend(added, erased, last)
+            self._last_name = name
 
     def _extend(self, added: list[Entry], erased: list[str], last: int) -> None:
         tail = self._view.tail
@@ -228,6 +231,9 @@ class IndexedReplica:
                 return False
         with self._log_lock:
             self._view = replace(self._view, last=max(self._view.last, self._view.settled))
+            self._last_name = None
+            if self._view.last:
+                self._last_name = next((one.name for one in self._store.entries(self._view.last - 1)), None)
             self._read_log()
         # Of whatever place; what is logged from now on is finished as it is read.
         self._store.finish_erasures()

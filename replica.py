@@ -104,6 +104,8 @@ class Replica:
         self._ours = ours
         self._snapshot = snapshot
         self._view = View(Templates(ours.dimension), 0)
+        # What the log's last applied place is called: if that changes, it is another log.
+        self._last_name: str | None = None
         # The last place in the log that block i of the view holds.
         self._full_at: list[int] = []
         self._live = 0
@@ -166,7 +168,7 @@ class Replica:
         self._read_failed = True
         ours: list[Entry] = []
         try:
-            for entry in self._store.entries(self._view.last):
+            for entry in self._store.entries(self._view.last, self._last_name):
                 if entry in self._ours:
                     ours.append(entry)
                     if len(ours) < APPLIED_AT_ONCE:
@@ -195,6 +197,7 @@ class Replica:
                 self._full_at.append(entries[row - before].seq)
         self._live += len(entries)
         self._view = View(templates, entries[-1].seq)
+        self._last_name = entries[-1].name or None
 
     def _apply_other(self, entry: Entry) -> None:
         if entry.erases is not None:
@@ -204,6 +207,7 @@ class Replica:
         elif entry.template is not None:
             self._set_apart(entry, self._ours.stranger(entry.model, len(entry.template)) or UNREADABLE)
         self._view = replace(self._view, last=entry.seq)
+        self._last_name = entry.name or None
 
     def _set_apart(self, entry: Entry, reason: str) -> None:
         self._set_aside_counts[reason] += 1
@@ -286,6 +290,7 @@ class Replica:
             full = tuple(blocks[: len(self._full_at)])
             tail = tuple(Block.with_room(block, self._ours.dimension) for block in blocks[len(full) :])
             self._view = View(Templates(self._ours.dimension, full + tail, count), header.last)
+            self._last_name = header.checkpoint.partition(" ")[2]
             self._saved_rows, self._saved_until = count, header.last
             self._live = count - erased
             self._set_aside = {user_id: [(seq, why) for seq, why in all_] for user_id, all_ in header.set_aside.items()}

@@ -24,7 +24,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -109,6 +109,7 @@ class Entry:
 
     `template` is float32[d], L2-normalised; None unless this is an enrolment that can be searched.
     `model` is None for a record of the older plain form. `user_id` may be None when `unreadable`.
+    `name` is what only this place's record is called, whatever becomes of it; for `Store.entries`.
     """
 
     seq: int
@@ -117,6 +118,7 @@ class Entry:
     model: str | None = None
     erases: str | None = None
     unreadable: bool = False
+    name: str = field(default="", compare=False)
 
 
 class Store(Protocol):
@@ -125,8 +127,17 @@ class Store(Protocol):
     def prepare(self) -> None:
         """Create what is missing, give older records their places, finish erasures cut in two. Safe to repeat."""
 
-    def entries(self, after: int) -> Iterator[Entry]:
-        """Yield the log's entries with seq > `after`, in order; one indexed query when there are none."""
+    def entries(self, after: int, name: str | None = None) -> Iterator[Entry]:
+        """Yield the log's entries with seq > `after`, in order; one indexed query when there are none.
+
+        Args:
+            after: the last place that the caller has applied.
+            name: the `Entry.name` that it found there; None asks for no comparison.
+
+        Raises:
+            FaceError: `database_unavailable`; `not_ready` when the place has another record or none: the log is not
+                the one that the caller has applied, but a backup, say, that was restored meanwhile.
+        """
 
     def append(self, seq: int, enrolments: Sequence[Enrolment]) -> int:
         """Store enrolments durably at the places from `seq` on, the one after the last that the caller has applied.
@@ -150,7 +161,7 @@ class Store(Protocol):
         """Return the last place of the log, 0 when it is empty."""
 
     def checkpoint(self, seq: int) -> str:
-        """Return a text that only this log has up to place `seq`: how many records, and the last one's user_id."""
+        """Return a text that only this log has up to place `seq`: how many records, and the last one's `Entry.name`."""
 
     def erasures(self, until: int) -> list[str]:
         """Return whom the log erases up to place `until`."""
@@ -332,8 +343,8 @@ class MongoStore:
             raise OperationFailure("older records cannot be given places")
         return True
 
-    def entries(self, after: int) -> Iterator[Entry]:
-        return _read_log(self._page, after, self._keyring)
+    def entries(self, after: int, name: str | None = None) -> Iterator[Entry]:
+        return _read_log(self._page, after, name, self._keyring)
 
     def _page(self, after: int) -> list[Document]:
         with _unavailable_on(PyMongoError, BSONError):
@@ -766,8 +777,8 @@ class SqliteStore:
             names = [column[0] for column in rows.description]
             return [dict(zip(names, row, strict=True)) for row in rows]
 
-    def entries(self, after: int) -> Iterator[Entry]:
-        return _read_log(self._page, after, self._keyring)
+    def entries(self, after: int, name: str | None = None) -> Iterator[Entry]:
+        return _read_log(self._page, after, name, self._keyring)
 
     def _page(self, after: int) -> list[Document]:
         return self._query(
@@ -779,7 +790,7 @@ class SqliteStore:
     def append(self, seq: int, enrolments: Sequence[Enrolment]) -> int:
         with self._transaction("BEGIN IMMEDIATE") as connection:
             # Nobody else writes meanwhile: all of the places are free, or the first is taken.
-            if connection.execute("SELECT 1 FROM faces WHERE seq >= ?", (seq,)).fetchone():
+            if not self._is_next(connection, seq):
                 return 0
             connection.executemany(
                 "INSERT INTO faces (seq, user_id, embedding, timestamp, model, request_key)"
@@ -791,21 +802,26 @@ class SqliteStore:
             )
         return len(enrolments)
 
+    @staticmethod
+    def _is_next(connection: sqlite3.Connection, seq: int) -> bool:
+        """Whether the log ends right before this place; where a backup was restored meanwhile it may end earlier."""
+        return bool(connection.execute("SELECT COALESCE(MAX(seq), 0) = ? FROM faces", (seq - 1,)).fetchone()[0])
+
     def erase(self, seq: int, user_id: str) -> bool:
         with self._transaction("BEGIN IMMEDIATE") as connection:
-            logged = connection.execute(
-                "INSERT INTO faces (seq, user_id, erases, deleted_at) VALUES (?, ?, ?, ?) ON CONFLICT (seq) DO NOTHING",
+            if not self._is_next(connection, seq):
+                return False
+            connection.execute(
+                "INSERT INTO faces (seq, user_id, erases, deleted_at) VALUES (?, ?, ?, ?)",
                 (seq, _erasure_id(), user_id, time.time()),
             )
-            if logged.rowcount == 1:
-                connection.execute(
-                    "UPDATE faces SET embedding = NULL, request_key = NULL, deleted_at = ? WHERE user_id = ?",
-                    (time.time(), user_id),
-                )
-                connection.execute("DELETE FROM seen WHERE user_id = ?", (user_id,))
-        if logged.rowcount == 1:
-            self.forget_overwritten()
-        return logged.rowcount == 1
+            connection.execute(
+                "UPDATE faces SET embedding = NULL, request_key = NULL, deleted_at = ? WHERE user_id = ?",
+                (time.time(), user_id),
+            )
+            connection.execute("DELETE FROM seen WHERE user_id = ?", (user_id,))
+        self.forget_overwritten()
+        return True
 
     def finish_erasures(self, user_id: str | None = None) -> None:
         """Do nothing: `erase` is one transaction here."""
@@ -994,31 +1010,48 @@ def _read_embeddings(page: Callable[[int], Sequence[Document]], after: int) -> I
         after = places[-1]
 
 
-def _read_log(page: Callable[[int], Sequence[Document]], after: int, keyring: Keyring) -> Iterator[Entry]:
+def _read_log(
+    page: Callable[[int], Sequence[Document]], after: int, name: str | None, keyring: Keyring
+) -> Iterator[Entry]:
+    # In the same query as what follows, so that nothing can be exchanged between the two.
+    at = after if name is None else after - 1
     while True:
-        records = page(after)
-        before = after
+        records = page(at)
+        before = at
         for record in records:
             place = _place(record["seq"])
             if place is None:
                 log.warning("A record with the place %.100r is left out.", record["seq"])
                 continue
-            yield _entry(record, place, keyring)
-            after = place
-        if len(records) < PAGE or after == before:
+            if name is not None and (place, str(record.get("user_id"))) != (after, name):
+                break
+            if name is None:
+                yield _entry(record, place, keyring)
+            name = None
+            at = place
+        if name is not None:
+            log.critical(
+                "The log's place %d has another record than before, or none: a backup was restored, or records were "
+                "taken out by hand. Nothing is decided until this process is started again.",
+                after,
+            )
+            raise FaceError("not_ready", headers={"Retry-After": "60"})
+        if len(records) < PAGE or at == before:
             return
 
 
 def _entry(record: Document, seq: int, keyring: Keyring) -> Entry:
+    name = str(record.get("user_id"))
     erases, user_id, model = record.get("erases"), record.get("user_id"), record.get("model")
     if isinstance(erases, str):
-        return Entry(seq, erases=erases)
+        return Entry(seq, erases=erases, name=name)
     if record.get("embedding") is None and record.get("deleted_at") is not None:
-        return Entry(seq)
+        return Entry(seq, name=name)
     reason = "its user_id or model is no text"
     if isinstance(user_id, str) and (model is None or isinstance(model, str)):
         try:
-            return Entry(seq, user_id, template_codec.decode(record.get("embedding"), user_id, model, keyring), model)
+            template = template_codec.decode(record.get("embedding"), user_id, model, keyring)
+            return Entry(seq, user_id, template, model, name=name)
         except MissingKeyError as error:
             # Whether somebody is enrolled already could not be decided any more: nothing is, until the key is here.
             log.critical(
@@ -1032,4 +1065,4 @@ def _entry(record: Document, seq: int, keyring: Keyring) -> Entry:
             reason = str(error)
     # `r`: a line break in the user_id must not forge a line of the log.
     log.warning("The record of user_id %.100r (seq %d) is unreadable and left out: %s.", user_id, seq, reason)
-    return Entry(seq, _text(user_id), unreadable=True)
+    return Entry(seq, _text(user_id), unreadable=True, name=name)

@@ -33,10 +33,10 @@ class FailingStore(SqliteStore):
 
     down = False
 
-    def entries(self, after: int) -> Iterator[Any]:
+    def entries(self, after: int, name: str | None = None) -> Iterator[Any]:
         if self.down:
             raise FaceError("database_unavailable", headers={"Retry-After": "5"})
-        return super().entries(after)
+        return super().entries(after, name)
 
     def ping(self) -> None:
         if self.down:
@@ -89,8 +89,8 @@ class SlowStore(FailingStore):
         super().__init__(path)
         self.reached, self.released = threading.Event(), threading.Event()
 
-    def entries(self, after: int) -> Iterator[Any]:
-        for entry in super().entries(after):
+    def entries(self, after: int, name: str | None = None) -> Iterator[Any]:
+        for entry in super().entries(after, name):
             if entry.seq == 4000:
                 self.reached.set()
                 assert self.released.wait(30)

@@ -15,6 +15,7 @@ from running import ASTRONAUT, Service
 
 import app
 from backup import BackupError, read, restore, write
+from errors import FaceError
 from gallery import Gallery
 from sealing import NO_KEYS, Keyring
 from store import Enrolment, Records, SqliteStore
@@ -125,6 +126,41 @@ def test_a_store_with_people_in_it_is_replaced_only_when_told(
     assert restore(full, tmp_path / "backup", keyring, replace=True) == 4
     assert full.find_person("person-5") is None
     assert full.last_place() == 4
+
+
+@pytest.mark.parametrize("enrolled_after_the_restore", [0, 2])
+def test_a_service_that_runs_while_a_backup_is_restored_decides_nothing_any_more(
+    database: Database, tmp_path: Path, enrolled_after_the_restore: int
+) -> None:
+    store, gallery = database.open(), Gallery(database.open(), "m", 64)
+    store.append(1, people(1))
+    write(store, tmp_path / "backup", NO_KEYS)
+    store.append(2, people(2, 3))
+    gallery.refresh()
+    restore(store, tmp_path / "backup", NO_KEYS, replace=True)
+    for place in range(2, 2 + enrolled_after_the_restore):
+        store.append(place, people(2 * place))
+    for decision in (
+        gallery.refresh,
+        lambda: gallery.search(a_template(1)),
+        lambda: gallery.compare("person-2", a_template(2)),
+        lambda: gallery.erase("person-1"),
+        lambda: gallery.enrol(a_template(6), duplicate_cosine=0.5),
+    ):
+        with pytest.raises(FaceError, match="not_ready"):
+            decision()
+    assert store.last_place() == 1 + enrolled_after_the_restore
+
+
+def test_whoever_decided_before_a_restore_cannot_write_behind_the_end_of_the_restored_log(tmp_path: Path) -> None:
+    store = an_empty_store(tmp_path)
+    store.append(1, people(1))
+    write(store, tmp_path / "backup", NO_KEYS)
+    store.append(2, people(2, 3))
+    restore(store, tmp_path / "backup", NO_KEYS, replace=True)
+    assert store.append(4, people(4)) == 0
+    assert not store.erase(4, "person-1")
+    assert [entry.seq for entry in store.entries(0)] == [1]
 
 
 class ErasingMeanwhile(SqliteStore):

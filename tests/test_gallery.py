@@ -56,7 +56,7 @@ class TheStore:
 
     def prepare(self) -> None: ...
 
-    def entries(self, after: int) -> Iterator[Entry]:
+    def entries(self, after: int, name: str | None = None) -> Iterator[Entry]:
         self._work()
         yield from self.log[after:]
 
@@ -466,7 +466,7 @@ def test_threads_that_wait_for_a_failing_read_share_its_failure() -> None:
     reads: list[int] = []
     release = threading.Event()
 
-    def entries(after: int) -> Iterator[Entry]:
+    def entries(after: int, name: str | None = None) -> Iterator[Entry]:
         reads.append(after)
         release.wait()
         raise FaceError("database_unavailable")
@@ -483,7 +483,7 @@ def test_what_was_read_before_a_failure_is_kept_and_the_rest_follows() -> None:
     store = TheStore(faces)
     gallery = a_gallery(store)
 
-    def breaks_off(after: int) -> Iterator[Entry]:
+    def breaks_off(after: int, name: str | None = None) -> Iterator[Entry]:
         yield from faces[after : after + 2]
         raise FaceError("database_unavailable")
 
@@ -524,10 +524,10 @@ def test_while_a_database_hangs_everybody_else_is_told_so_instead_of_waiting_for
     class HangingStore(SqliteStore):
         hangs, asked = threading.Event(), threading.Event()
 
-        def entries(self, after: int) -> Iterator[Entry]:
+        def entries(self, after: int, name: str | None = None) -> Iterator[Entry]:
             self.asked.set()
             assert self.hangs.wait(30)
-            return super().entries(after)
+            return super().entries(after, name)
 
     store = HangingStore(tmp_path / "faces.sqlite3")
     store.prepare()

@@ -450,6 +450,22 @@ def test_the_tail_stays_short_however_many_enrol_while_the_index_follows(collect
     assert here.gallery.status()["enrolled"] == 60
 
 
+@pytest.mark.parametrize("started_again", [False, True])
+def test_a_log_that_was_replaced_decides_nothing(collection: VectorCollection, started_again: bool) -> None:
+    here = Started(collection)
+    for seed in range(12):
+        here.enrol(seed)
+    here.gallery.refresh()
+    here.settle()
+    if started_again:
+        here = Started(collection)
+    records = list(collection.find({"seq": {"$lte": 3}}, {"_id": 0}))
+    here.store.fill(records, replace=True)
+    with pytest.raises(FaceError, match="not_ready"):
+        here.enrol(20)
+    assert here.store.last_place() == 3
+
+
 def test_a_server_without_vector_search_is_named_in_a_sentence() -> None:
     class Without(VectorCollection):
         def list_search_indexes(self, name: str) -> Iterator[dict[str, Any]]:  # type: ignore[override]

@@ -79,8 +79,8 @@ class FaultyStore:
             raise FaceError("database_unavailable")
         return result
 
-    def entries(self, after: int) -> Iterator[Entry]:
-        return self._store.entries(after)
+    def entries(self, after: int, name: str | None = None) -> Iterator[Entry]:
+        return self._store.entries(after, name)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)

@@ -48,8 +48,8 @@ class Counted:
         self._store = store
         self.read = 0
 
-    def entries(self, after: int) -> Iterator[Entry]:
-        for entry in self._store.entries(after):
+    def entries(self, after: int, name: str | None = None) -> Iterator[Entry]:
+        for entry in self._store.entries(after, name):
             self.read += 1
             yield entry
 
