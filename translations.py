@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from face_checks import HINTS, NEARER_HINTS
 from settings import PROJECT
 
 SOURCE = "en"
+KEY_OF_HINT = {hint: key for key, hint in {**HINTS, **NEARER_HINTS}.items()}
 
 
 class Translations:
@@ -47,7 +49,7 @@ class Translations:
             found["message"] = texts["messages"][sentence].format_map(values)
         if "checks" in found:
             found["checks"] = [
-                {**check, "hint": texts["hints"].get(check["code"], check["hint"])} if check["hint"] else check
+                {**check, "hint": texts["hints"].get(KEY_OF_HINT.get(check["hint"], ""), check["hint"])}
                 for check in found["checks"]
             ]
         return found

@@ -16,7 +16,7 @@ from fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg
 from app import create_app
 from covering import Covering
 from errors import CODES, SENTENCES, english
-from face_checks import HINTS
+from face_checks import HINTS, NEARER_HINTS
 from gallery import Gallery
 from settings import PROJECT, Settings
 from store import SqliteStore
@@ -50,7 +50,8 @@ def post(client: Any, route: str, language: str) -> Any:
 def test_every_sentence_and_every_hint_is_translated(file: Path) -> None:
     texts = json.loads(file.read_text("utf-8"))
     assert set(texts["messages"]) == {*CODES, *SENTENCES}
-    assert set(texts["hints"]) == set(HINTS)
+    assert set(texts["hints"]) == {*HINTS, *NEARER_HINTS}
+    assert len({*HINTS.values(), *NEARER_HINTS.values()}) == len(HINTS) + len(NEARER_HINTS)
     assert all(text.strip() for kind in texts.values() for text in kind.values())
 
 
