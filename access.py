@@ -80,7 +80,7 @@ class Access:
     def claim(self, user_id: str) -> None:
         """Count a comparison with one person; FaceError `rate_limited` while that person is locked out."""
         if self._lockout and self._keys.needed:
-            self._count(self._lockout, "claim", user_id, message="Too many failed attempts for this user_id.")
+            self._count(self._lockout, "claim", user_id, sentence="locked_out")
 
     def proven(self, user_id: str) -> None:
         """Forget the failed comparisons with a person who has been verified."""
@@ -93,7 +93,7 @@ class Access:
     def _admit(self) -> Response | None:
         origin = request.headers.get("Origin")
         if origin is not None and not self._is_welcome(origin):
-            raise FaceError("forbidden", "Pages of this web origin may not call this service.")
+            raise FaceError("forbidden", "foreign_origin")
         if request.method == "OPTIONS" and origin in self._origins:
             return Response(status=204)
         view = current_app.view_functions.get(request.endpoint or "")
@@ -126,11 +126,11 @@ class Access:
         if key is None:
             raise FaceError(
                 "unauthorized",
-                "This API key is not known.",
+                "unknown_key",
                 headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
             )
         if needed not in key.scopes:
-            raise FaceError("forbidden", f"This API key does not allow that: it lacks the scope {needed}.")
+            raise FaceError("forbidden", "missing_scope", values={"scope": needed})
         return key.name
 
     def _is_welcome(self, origin: str) -> bool:
@@ -159,13 +159,13 @@ class Access:
                 response.headers["Access-Control-Max-Age"] = "3600"
         return response
 
-    def _count(self, item: RateLimitItem, kind: str, whose: str, *, message: str | None = None) -> None:
+    def _count(self, item: RateLimitItem, kind: str, whose: str, *, sentence: str | None = None) -> None:
         """Count one; FaceError `rate_limited`."""
         if self._stored(lambda: self._limiter.hit(item, kind, whose)):
             return
         reset = self._stored(lambda: self._limiter.get_window_stats(item, kind, whose).reset_time)
         wait = max(1, math.ceil(reset - time.time()))
-        raise FaceError("rate_limited", message, headers={"Retry-After": str(wait)})
+        raise FaceError("rate_limited", sentence, headers={"Retry-After": str(wait)})
 
     @staticmethod
     def _stored(ask: Callable[[], Result]) -> Result:

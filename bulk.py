@@ -103,7 +103,7 @@ def made_of(photos: Sequence[Photo], engine: Engine, settings: Settings) -> Iter
             with photo.path.open("rb") as file:
                 data = file.read(settings.max_file_bytes + 1)
         except OSError:
-            return Made(photo, "", None, FaceError("unreadable_image", "The file cannot be read."))
+            return Made(photo, "", None, FaceError("unreadable_image", "unreadable_file"))
         digest = hashlib.sha256(data).hexdigest()
         try:
             return Made(photo, digest, pipeline.template(data), None)

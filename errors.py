@@ -56,6 +56,31 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
     }
 )
 
+# Sentences that say more than a code's own, with named values; they are translated as those are.
+SENTENCES: Mapping[str, str] = MappingProxyType(
+    {
+        "one_photo": "Send exactly one photo in the field '{field}'.",
+        "field_once": "Send the field '{field}' once.",
+        "threshold_range": "The threshold must be a number between {floor} and 1.",
+        "idempotency_key": "The Idempotency-Key must be 1 to 255 visible ASCII characters.",
+        "unknown_key": "This API key is not known.",
+        "missing_scope": "This API key does not allow that: it lacks the scope {scope}.",
+        "foreign_origin": "Pages of this web origin may not call this service.",
+        "locked_out": "Too many failed attempts for this user_id.",
+        "unreadable_file": "The file cannot be read.",
+        "file_limit": "The photo's file is larger than {mebibytes} MiB.",
+        "side_limit": "A side of the photo is longer than {pixels} pixels.",
+        "pixel_limit": "The photo has {width}x{height} pixels; at most {megapixels} megapixels are read.",
+        "accepted": "The photo passes every check.",
+    }
+)
+
+
+def english(sentence: str, values: Mapping[str, object] = MappingProxyType({})) -> str:
+    """The text of a sentence: a code's own, or one of `SENTENCES` with its values; KeyError if there is none."""
+    text = CODES[sentence][1] if sentence in CODES else SENTENCES[sentence]
+    return text.format_map(values)
+
 
 class FaceError(Exception):
     """A request that cannot be answered as asked, with the code, sentence and status that the client gets.
@@ -64,28 +89,28 @@ class FaceError(Exception):
 
     Args:
         code: a key of `CODES`.
-        message: one sentence a person can act on; the table's own when omitted.
-        status: the HTTP status; the table's own when omitted.
+        sentence: which of `SENTENCES` says it; the code's own when omitted.
+        values: what that sentence names.
         fields: further keys of the JSON body, such as `checks`.
         headers: further response headers, such as `Retry-After`.
 
     Raises:
-        KeyError: the code is not in the table.
+        KeyError: the code, the sentence or a value of it is not there.
     """
 
     def __init__(
         self,
         code: str,
-        message: str | None = None,
-        status: int | None = None,
+        sentence: str | None = None,
         *,
+        values: Mapping[str, object] | None = None,
         fields: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        table_status, table_message = CODES[code]
         self.code = code
-        self.message = message or table_message
-        self.status = HTTPStatus(status or table_status)
+        self.status = HTTPStatus(CODES[code][0])
+        self.sentence, self.values = sentence or code, dict(values or {})
+        self.message = english(self.sentence, self.values)
         self.fields = dict(fields or {})
         self.headers = dict(headers or {})
         super().__init__(f"{code}: {self.message}")

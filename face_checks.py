@@ -70,11 +70,19 @@ HINTS = {
     "not_live": "Take the photo of yourself, not of a picture or a screen, in even light.",
     "liveness_not_assessed": "Leave more space around your face, and hold the camera a little further away.",
 }
+# What is said instead where it is known which way to go. Left is the person's own, in a photo that is not mirrored,
+# as cameras give it to apps and pages; some phones mirror the selfies that they save.
+NEARER_HINTS = {
+    "light_on_left": "Let more light fall on the left side of your face.",
+    "light_on_right": "Let more light fall on the right side of your face.",
+    "chin_down": "Lower your chin and look straight at the camera.",
+    "chin_up": "Raise your chin and look straight at the camera.",
+}
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Head pose in degrees: yaw (turned aside), pitch (positive: raised), roll (tilted to a shoulder)."""
+    """Head pose in degrees: yaw (turned aside), pitch (positive: lowered), roll (tilted to a shoulder)."""
 
     yaw: float
     pitch: float
@@ -230,6 +238,12 @@ def illumination_uniformity(grey: Grey) -> float:
     return darker / max(lighter, 1.0)
 
 
+def darker_on_the_left(grey: Grey) -> bool:
+    """Whether the darker cheek is the person's own left one, which is on the right of a photo that is not mirrored."""
+    on_the_left, on_the_right = _cheeks(grey)
+    return float(on_the_right.mean()) < float(on_the_left.mean())
+
+
 def colour_distance(aligned: Pixels) -> float:
     """How far the skin's mean CIELAB a*, b* lie from 5...25 and 5...35; 100 for pure grey.
 
@@ -268,6 +282,7 @@ class Measurements:
     pose: Pose
     colour_distance: float
     covering: Covering
+    darker_left: bool
 
 
 def measure(image: Pixels, face: Face, covering_model: CoveringClassifier, reduced_by: int = 1) -> Measurements:
@@ -295,20 +310,23 @@ def measure(image: Pixels, face: Face, covering_model: CoveringClassifier, reduc
         pose=pose,
         colour_distance=colour_distance(aligned),
         covering=covering_model.classify(aligned),
+        darker_left=darker_on_the_left(grey),
     )
 
 
-def _at_least(code: str, measured: float, low: float) -> Check:
-    return _check(code, measured, {"min": low}, measured >= low)
+def _at_least(code: str, measured: float, low: float, hint: str | None = None) -> Check:
+    return _check(code, measured, {"min": low}, measured >= low, hint)
 
 
-def _at_most(code: str, measured: float, high: float) -> Check:
-    return _check(code, measured, {"max": high}, measured <= high)
+def _at_most(code: str, measured: float, high: float, hint: str | None = None) -> Check:
+    return _check(code, measured, {"max": high}, measured <= high, hint)
 
 
-def _check(code: str, measured: float | None, required: dict[str, float], passed: bool) -> Check:
+def _check(
+    code: str, measured: float | None, required: dict[str, float], passed: bool, hint: str | None = None
+) -> Check:
     shown = None if measured is None else round(measured, 4)
-    return Check(code, passed, shown, required, None if passed else HINTS[code])
+    return Check(code, passed, shown, required, None if passed else hint or HINTS[code])
 
 
 def judge(found: Measurements, limits: Settings) -> list[Check]:
@@ -320,6 +338,8 @@ def judge(found: Measurements, limits: Settings) -> list[Check]:
         _at_most("face_covered", covering.other, limits.max_covered),
     )
     hidden = covering.hidden
+    light = NEARER_HINTS["light_on_left" if found.darker_left else "light_on_right"]
+    chin = NEARER_HINTS["chin_up" if found.pose.pitch > 0 else "chin_down"]
     # What a named covering hides is told by that name; this check speaks where nothing nameable hides the landmarks.
     landmarks = _check(
         "landmarks_hidden",
@@ -341,10 +361,10 @@ def judge(found: Measurements, limits: Settings) -> list[Check]:
             _at_most("too_bright", found.over_exposure, limits.max_over_exposure),
         ),
         _at_least("low_contrast", found.dynamic_range, limits.min_dynamic_range),
-        _at_least("uneven_light", found.uniformity, limits.min_uniformity),
+        _at_least("uneven_light", found.uniformity, limits.min_uniformity, light),
         _at_most("head_tilted", abs(found.pose.roll), limits.max_roll_deg),
         _at_most("head_turned", abs(found.pose.yaw), limits.max_yaw_deg),
-        _at_most("head_raised_or_lowered", abs(found.pose.pitch), limits.max_pitch_deg),
+        _at_most("head_raised_or_lowered", abs(found.pose.pitch), limits.max_pitch_deg, chin),
         _at_most("unnatural_colour", found.colour_distance, limits.max_colour_distance),
         landmarks,
         *named,

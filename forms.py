@@ -38,7 +38,7 @@ def read_upload(field: str, max_bytes: int) -> bytes:
     """
     files = request.files.getlist(field)
     if len(files) > 1:
-        raise FaceError("bad_request", f"Send exactly one photo in the field '{field}'.")
+        raise FaceError("bad_request", "one_photo", values={"field": field})
     if not files:
         raise FaceError("no_file")
     data = files[0].stream.read(max_bytes + 1)
@@ -54,7 +54,7 @@ def read_field(name: str, code: str) -> str | None:
     """Return the one value of a form field, None when it was not sent; FaceError `code` when sent twice."""
     values = request.form.getlist(name)
     if len(values) > 1:
-        raise FaceError(code, f"Send the field '{name}' once.")
+        raise FaceError(code, "field_once", values={"field": name})
     return values[0] if values else None
 
 
@@ -66,9 +66,7 @@ def read_threshold(settings: Settings) -> float:
     # float() alone would take nan, infinities, underscores and every script's digits.
     value = float(text) if DECIMAL.fullmatch(text.strip()) and len(text) <= 64 else math.nan
     if not settings.threshold_floor <= value <= 1.0:
-        raise FaceError(
-            "invalid_threshold", f"The threshold must be a number between {settings.threshold_floor:g} and 1."
-        )
+        raise FaceError("invalid_threshold", "threshold_range", values={"floor": f"{settings.threshold_floor:g}"})
     return value
 
 
@@ -94,6 +92,6 @@ def read_idempotency_key() -> str | None:
     if sent is None:
         return None
     if not SANE_IDEMPOTENCY_KEY.fullmatch(sent):
-        raise FaceError("bad_request", "The Idempotency-Key must be 1 to 255 visible ASCII characters.")
+        raise FaceError("bad_request", "idempotency_key")
     whose = g.get("key_name")
     return hashlib.sha256((f"{whose}\n{sent}" if whose else sent).encode()).hexdigest()

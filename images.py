@@ -89,7 +89,7 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
     if not data:
         raise FaceError("empty_file")
     if len(data) > max_bytes:
-        raise FaceError("file_too_large", f"The photo's file is larger than {max_bytes / 2**20:.3g} MiB.")
+        raise FaceError("file_too_large", "file_limit", values={"mebibytes": f"{max_bytes / 2**20:.3g}"})
     if any(data.count(piece) > MAX_REPEATS for piece in _REPEATABLE):
         raise FaceError("unreadable_image" if _has_known_signature(data) else "unsupported_format")
     with warnings.catch_warnings():
@@ -104,11 +104,12 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
         with image:
             width, height = image.size
             if max(width, height) > MAX_SIDE:
-                raise FaceError("image_too_large", f"A side of the photo is longer than {MAX_SIDE} pixels.")
+                raise FaceError("image_too_large", "side_limit", values={"pixels": MAX_SIDE})
             if width * height > max_pixels:
                 raise FaceError(
                     "image_too_large",
-                    f"The photo has {width}x{height} pixels; at most {max_pixels / 1e6:.3g} megapixels are read.",
+                    "pixel_limit",
+                    values={"width": width, "height": height, "megapixels": f"{max_pixels / 1e6:.3g}"},
                 )
             if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
                 raise FaceError("unreadable_image")

@@ -275,7 +275,11 @@ def describe(settings: Settings, existing: Iterable[tuple[str, str]] | None = No
 def limits_of_checks(settings: Settings) -> dict[str, dict[str, float]]:
     """Check code -> its limit, {"min": …} or {"max": …}, as the checks themselves state it for these settings."""
     nothing = Measurements(
-        *(0.0,) * 9, pose=Pose(0.0, 0.0, 0.0), colour_distance=0.0, covering=Covering(0.0, 0.0, 0.0, 0.0)
+        *(0.0,) * 9,
+        pose=Pose(0.0, 0.0, 0.0),
+        colour_distance=0.0,
+        covering=Covering(0.0, 0.0, 0.0, 0.0),
+        darker_left=False,
     )
     found: list[Check] = judge(nothing, settings)
     return {

@@ -11,7 +11,7 @@ from flask import Flask, Response, g, jsonify, request
 from access import PUBLIC, Access, scope
 from audit import AuditLog
 from engine import Engine, Vector, cosine_of, similarity_of
-from errors import CODES, FaceError
+from errors import FaceError, english
 from forms import (
     FORM_ALLOWANCE,
     read_idempotency_key,
@@ -176,10 +176,11 @@ def _add_comparison(app: Flask, parts: Parts) -> None:
                 receive_form()
             found = pipeline.analysis(read_upload("file", settings.max_file_bytes))
         g.failed = [check["code"] for check in found.checks if not check["passed"]]
+        sentence = found.code or "accepted"
         return localised(
             {
                 "status": "success",
-                "message": CODES[found.code][1] if found.code else "The photo passes every check.",
+                "message": english(sentence),
                 "accepted": found.code is None,
                 "code": found.code,
                 "checks": found.checks,
@@ -192,7 +193,8 @@ def _add_comparison(app: Flask, parts: Parts) -> None:
                     }
                     for face in found.faces
                 ],
-            }
+            },
+            sentence,
         )
 
 

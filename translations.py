@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from face_checks import HINTS, NEARER_HINTS
 from settings import PROJECT
 
 SOURCE = "en"
+KEY_OF_HINT = {hint: key for key, hint in {**HINTS, **NEARER_HINTS}.items()}
 
 
 class Translations:
@@ -29,20 +31,25 @@ class Translations:
         """Every language, the source first."""
         return [SOURCE, *self._texts]
 
-    def translated(self, body: Mapping[str, Any], language: str) -> dict[str, Any]:
-        """Return an answer's JSON with its message, when it has a code, and its hints in another language.
+    def translated(
+        self, body: Mapping[str, Any], language: str, sentence: str, values: Mapping[str, object]
+    ) -> dict[str, Any]:
+        """Return an answer's JSON, which is in English, with its message and its hints in `language`.
 
-        What numbers a message carries in English stand in `checks`, or in the API's description.
+        Args:
+            body: the answer.
+            language: one of `languages`; what its file does not have stays English.
+            sentence, values: what the message is made of, as in `errors.english`.
         """
         texts = self._texts.get(language)
         if texts is None:
             return dict(body)
         found = dict(body)
-        if found.get("code") in texts["messages"]:
-            found["message"] = texts["messages"][found["code"]]
+        if sentence in texts["messages"]:
+            found["message"] = texts["messages"][sentence].format_map(values)
         if "checks" in found:
             found["checks"] = [
-                {**check, "hint": texts["hints"].get(check["code"], check["hint"])} if check["hint"] else check
+                {**check, "hint": texts["hints"].get(KEY_OF_HINT.get(check["hint"], ""), check["hint"])}
                 for check in found["checks"]
             ]
         return found

@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from flask import Flask, Response, current_app, g, jsonify, request
@@ -119,17 +120,22 @@ def render(error: FaceError) -> Response:
         g.figures = {check["code"]: check["measured"] for check in error.fields["checks"]}
         g.failed = [check["code"] for check in error.fields["checks"] if not check["passed"]]
     body = {"status": "error", "code": error.code, "message": error.message, "request_id": g.request_id}
-    response = localised({**body, **error.fields})
+    response = localised({**body, **error.fields}, error.sentence, error.values)
     response.status_code = error.status
     response.headers.update(error.headers)
     return response
 
 
-def localised(body: Mapping[str, Any]) -> Response:
-    """An answer in the language, of those that there are, which the client asks for with `Accept-Language`."""
+def localised(body: Mapping[str, Any], sentence: str, values: Mapping[str, object] = MappingProxyType({})) -> Response:
+    """An answer in the language, of those that there are, which the client asks for with `Accept-Language`.
+
+    Args:
+        body: the answer in English.
+        sentence, values: what its message is made of, as in `errors.english`.
+    """
     translations: Translations = current_app.extensions["translations"]
     language = request.accept_languages.best_match(translations.languages) or SOURCE
-    response = jsonify(translations.translated(body, language))
+    response = jsonify(translations.translated(body, language, sentence, values))
     response.content_language.add(language)
     response.vary.add("Accept-Language")
     return response

@@ -102,6 +102,28 @@ def test_a_head_far_from_upright_and_frontal_is_refused(yaw: float, pitch: float
     assert code in codes_of(a_photo(), turned(INSIGHTFACE_LAYOUT, yaw, pitch, roll))
 
 
+def hint_of(code: str, image: Pixels, face: Face, limits: Settings = LIMITS) -> str:
+    with pytest.raises(FaceError) as refused:
+        check_photo(image, [face], limits, ScriptedCovering())
+    (hint,) = [str(check["hint"]) for check in refused.value.fields["checks"] if check["code"] == code]
+    return hint
+
+
+@pytest.mark.parametrize("layout", [INSIGHTFACE_LAYOUT, DLIB_LAYOUT], ids=["insightface", "dlib"])
+def test_whoever_looks_down_is_told_to_raise_the_chin(layout: LandmarkLayout) -> None:
+    down, up, strict = turned(layout, 0, 35, 0), turned(layout, 0, -35, 0), Settings(max_pitch_deg=25)
+    assert hint_of("head_raised_or_lowered", a_photo(), down, strict) == face_checks.NEARER_HINTS["chin_up"]
+    assert hint_of("head_raised_or_lowered", a_photo(), up, strict) == face_checks.NEARER_HINTS["chin_down"]
+
+
+def test_a_face_in_the_dark_on_its_own_left_is_told_to_light_that_side(portrait: Pixels) -> None:
+    on_our_left = np.arange(512)[None, :, None] < 225
+    dark_on_our_left = np.where(on_our_left, portrait * 0.06, portrait).astype(np.uint8)
+    dark_on_our_right = np.where(on_our_left, portrait, portrait * 0.06).astype(np.uint8)
+    assert hint_of("uneven_light", dark_on_our_left, PORTRAIT_FACE) == face_checks.NEARER_HINTS["light_on_right"]
+    assert hint_of("uneven_light", dark_on_our_right, PORTRAIT_FACE) == face_checks.NEARER_HINTS["light_on_left"]
+
+
 @pytest.mark.parametrize("layout", [INSIGHTFACE_LAYOUT, DLIB_LAYOUT], ids=["insightface", "dlib"])
 @pytest.mark.parametrize(("distance", "roll"), [(30, 0), (60, 20), (300, -15)])
 def test_both_models_landmarks_lead_to_the_same_aligned_face(

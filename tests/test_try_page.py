@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,17 @@ import cv2
 import numpy as np
 import pytest
 import requests
-from fakes import packaged_photo
+from fakes import ScriptedCovering, ScriptedEngine, packaged_photo
 from running import Service
 
+from app import create_app
 from engine import Pixels
-from settings import PROJECT
+from errors import CODES
+from face_checks import HINTS
+from gallery import Gallery
+from keys import new_key
+from settings import PROJECT, Settings
+from store import SqliteStore
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -39,6 +47,31 @@ def test_both_languages_say_everything() -> None:
         )
         assert english == arabic
         assert len(english) > 15
+        if table == "CHECKS":
+            assert set(HINTS) == english <= set(CODES)
+
+
+def answer_of(folder: Path, **settings: Any) -> Any:
+    store = SqliteStore(folder / "faces.sqlite3")
+    store.prepare()
+    engine = ScriptedEngine()
+    gallery = Gallery(store, engine.name, engine.dimension)
+    app = create_app(Settings(data_dir=folder, **settings), engine, ScriptedCovering(), store, gallery)
+    return app.test_client().get("/try")
+
+
+def test_the_page_may_run_its_own_script_and_reach_this_service_alone(tmp_path: Path) -> None:
+    answer = answer_of(tmp_path)
+    policy = answer.headers["Content-Security-Policy"]
+    assert answer.status_code == 200
+    assert "unsafe" not in policy
+    assert {"default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'"} <= set(policy.split("; "))
+    assert answer.headers["Permissions-Policy"] == "camera=(self)"
+
+
+def test_try_page_off_takes_the_page_away(tmp_path: Path) -> None:
+    answer = answer_of(tmp_path, try_page="off")
+    assert (answer.status_code, answer.json["code"]) == (404, "not_found")
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +100,9 @@ def camera(photo: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def browser(camera: Path) -> Iterator[Any]:
+@contextmanager
+def chromium(*further: str, preferences: dict[str, Any] | None = None) -> Iterator[Any]:
+    """A browser the size of a phone."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service as Driver
 
@@ -76,15 +110,27 @@ def browser(camera: Path) -> Iterator[Any]:
     options.binary_location = str(CHROMIUM)
     for flag in (
         "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", "use-fake-device-for-media-stream",
-        "use-fake-ui-for-media-stream", f"use-file-for-fake-video-capture={camera}", "lang=en", "window-size=420,900",
+        "disable-component-update", "disable-sync", "lang=en", "window-size=420,900", *further,
     ):  # fmt: skip
         options.add_argument(f"--{flag}")
+    options.add_experimental_option("prefs", {"intl.accept_languages": "en", **(preferences or {})})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Driver(DRIVER))
     driver.set_script_timeout(30)
-    yield driver
-    driver.quit()
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def camera_flags(camera: Path) -> tuple[str, str]:
+    return "use-fake-device-for-media-stream", f"use-file-for-fake-video-capture={camera}"
+
+
+@pytest.fixture
+def browser(camera: Path) -> Iterator[Any]:
+    with chromium(*camera_flags(camera), "use-fake-ui-for-media-stream") as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -105,6 +151,13 @@ def until(browser: Any, found: Callable[[], object]) -> None:
 
 def text(page: Any, name: str) -> str:
     return str(page.find_element("id", name).text)
+
+
+def erase(service: Service, photo: Path) -> str:
+    """Erase whoever is on the photo; returns who that was."""
+    found = requests.post(f"{service.url}/verify", files={"file": photo.read_bytes()}, timeout=30).json()
+    requests.delete(f"{service.url}/users/{found['user_id']}", timeout=30).raise_for_status()
+    return str(found["user_id"])
 
 
 def click(page: Any, name: str) -> None:
@@ -135,18 +188,54 @@ class TestInABrowser:
         until(page, lambda: "Verified" in text(page, "outcome"))
         click(page, "sign-up")
         until(page, lambda: "This face already exists in the database" in text(page, "outcome"))
-        user_id = requests.post(f"{service.url}/verify", files={"file": photo.read_bytes()}, timeout=30).json()[
-            "user_id"
-        ]
-        requests.delete(f"{service.url}/users/{user_id}", timeout=30)
+        erase(service, photo)
+
+    def test_a_sign_up_whose_answer_was_lost_is_safely_sent_again(
+        self, page: Any, photo: Path, service: Service
+    ) -> None:
+        page.find_element("id", "file").send_keys(str(photo))
+        until(page, lambda: text(page, "status") == "This photo passes every check.")
+        page.execute_script(
+            "window.whole = fetch; window.fetch = async (...sent) => { await whole(...sent); throw new TypeError() }"
+        )
+        click(page, "sign-up")
+        until(page, lambda: "The service cannot be reached." in text(page, "outcome"))
+        page.execute_script("window.fetch = whole")
+        click(page, "sign-up")
+        until(page, lambda: "Signed up" in text(page, "outcome"))
+        assert erase(service, photo) in text(page, "outcome")
+
+    def test_a_result_takes_the_focus_so_that_it_is_read_out(self, page: Any, photo: Path) -> None:
+        page.find_element("id", "file").send_keys(str(photo))
+        until(page, lambda: page.find_element("id", "verify").is_enabled())
+        click(page, "verify")
+        until(page, lambda: "No matching face found" in text(page, "outcome"))
+        assert page.switch_to.active_element.get_attribute("id") == "outcome"
+        assert text(page, "status") == "Not verified"
+
+    def test_arabic_digits_are_a_threshold_too(self, page: Any, photo: Path) -> None:
+        page.find_element("id", "file").send_keys(str(photo))
+        page.execute_script("document.getElementById('more').open = true")
+        until(page, lambda: page.find_element("id", "verify").is_enabled())
+        page.find_element("id", "threshold").send_keys("\u0660\u066b\u0661")
+        click(page, "verify")
+        until(page, lambda: "between 0.4 and 1" in text(page, "outcome"))
+        page.find_element("id", "threshold").clear()
+        page.find_element("id", "threshold").send_keys("\u0660\u066b\u0669")
+        click(page, "verify")
+        until(page, lambda: "No matching face found" in text(page, "outcome"))
 
     def test_what_a_photo_lacks_is_said_and_listed_first(self, page: Any, tmp_path: Path, photo: Path) -> None:
         dark = tmp_path / "dark.jpg"
         cv2.imwrite(str(dark), cv2.convertScaleAbs(read_photo(photo), alpha=0.04))
+        (tmp_path / "notes.jpg").write_text("no photo at all")
         page.find_element("id", "file").send_keys(str(dark))
         until(page, lambda: page.find_elements("css selector", "#checks tr.failed"))
-        assert text(page, "status")
         assert "✗" in page.find_element("css selector", "#checks tbody tr").text
+        assert text(page, "status") in page.find_element("css selector", "#checks .hint").text
+        page.find_element("id", "file").send_keys(str(tmp_path / "dark.jpg").replace("dark.jpg", "notes.jpg"))
+        until(page, lambda: "Invalid file format" in text(page, "status"))
+        assert page.find_elements("css selector", "#checks tbody tr") == []
 
     def test_in_arabic_the_page_reads_from_right_to_left_and_so_do_the_hints(self, page: Any, tmp_path: Path) -> None:
         click(page, "language")
@@ -177,8 +266,6 @@ class TestInABrowser:
         assert [entry for entry in page.get_log("browser") if "Content Security" in entry["message"]] == []
 
     def test_the_page_asks_for_a_key_where_one_is_needed(self, browser: Any, tmp_path: Path, photo: Path) -> None:
-        from keys import new_key
-
         secret, key = new_key("page", ["app"])
         service = Service(tmp_path, API_KEYS=key.line())
         service.start()
@@ -188,5 +275,46 @@ class TestInABrowser:
             until(browser, lambda: "API key" in text(browser, "status"))
             browser.find_element("id", "key").send_keys(secret, "\ue004")
             until(browser, lambda: text(browser, "status") == "This photo passes every check.")
+        finally:
+            service.kill()
+
+    def test_a_camera_that_may_not_be_used_is_put_in_words(self, service: Service, camera: Path) -> None:
+        forbidden = {"profile.default_content_setting_values.media_stream_camera": 2}
+        with chromium(*camera_flags(camera), preferences=forbidden) as browser:
+            browser.get(f"{service.url}/try")
+            click(browser, "camera")
+            until(browser, lambda: "The camera may not be used" in text(browser, "status"))
+            assert browser.find_element("id", "file").is_enabled()
+
+    def test_a_machine_without_a_camera_is_put_in_words(self, service: Service) -> None:
+        with chromium("use-fake-device-for-media-stream=device-count=0", "use-fake-ui-for-media-stream") as browser:
+            browser.get(f"{service.url}/try")
+            click(browser, "camera")
+            until(browser, lambda: "No camera was found" in text(browser, "status"))
+
+    def test_a_page_without_https_says_why_it_gets_no_camera(self, service: Service) -> None:
+        with chromium("host-resolver-rules=MAP faces.example 127.0.0.1") as browser:
+            browser.get(f"http://faces.example:{service.port}/try")
+            click(browser, "camera")
+            until(browser, lambda: "only to pages on HTTPS" in text(browser, "status"))
+
+    def test_the_camera_asks_one_frame_at_a_time_and_rests_as_long_as_the_service_says(
+        self, browser: Any, tmp_path: Path
+    ) -> None:
+        secret, key = new_key("page", ["app"])
+        service = Service(tmp_path, API_KEYS=key.line(), RATE_LIMIT_KEY="3/hour")
+        service.start()
+        try:
+            browser.get(f"{service.url}/try")
+            browser.execute_script("document.getElementById('key').value = arguments[0]", secret)
+            browser.execute_script(
+                "window.under = window.most = window.sent = 0; const whole = fetch; window.fetch = async (...sent) => {"
+                " window.sent += 1; under += 1; most = Math.max(most, under);"
+                " try { return await whole(...sent) } finally { under -= 1 } }"
+            )
+            click(browser, "camera")
+            until(browser, lambda: text(browser, "status") == "Too many requests. Please wait and try again.")
+            time.sleep(2)  # a page that does not rest has asked again by now
+            assert browser.execute_script("return [most, sent]") == [1, 4]
         finally:
             service.kill()
