@@ -184,7 +184,7 @@ def test_refused_photos_are_answered_as_described(scene: Scene, route: str) -> N
 
 
 def test_outages_are_answered_as_described(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(_: int) -> Iterator[Any]:
+    def away(*_: object) -> Iterator[Any]:
         raise FaceError("database_unavailable", headers={"Retry-After": "5"})
 
     scene.engine.faces = [object()]  # type: ignore[list-item]  # the fault under test
