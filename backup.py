@@ -2,13 +2,16 @@
 
 A file is a line of JSON (what it is, for people), then frames: eight bytes of length, and BSON. A frame holds records
 as they are stored (a sealed template stays sealed) or notes of who was seen when; the last frame says how many there
-were, who was erased while the backup was made, and the SHA-256 of all before it. With TEMPLATE_KEYS every frame is
-sealed to its number in this very file, so that frames can be neither exchanged, left out nor read.
+were, and who was erased while the backup was made. Their erasures are restored as entries of the log, so that no
+gallery's snapshot of before brings them back either. Then follow a length of zero and the SHA-256 of everything before.
+With TEMPLATE_KEYS every frame is sealed to its number in this very file, so that frames can be neither exchanged, left
+out nor read.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import logging
@@ -17,24 +20,31 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 import bson
+from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 
 import wiring
 from sealing import Keyring, SealError, parse_keys
 from settings import Settings
-from store import Records, StoreNotEmptyError
+from store import Document, Records, StoreNotEmptyError, erasure_of
 
 logger = logging.getLogger("face_api")
 
 FORMAT = "face-api backup 1"
 RECORDS_A_FRAME = 500
 MAX_FRAME = 64 * 1024 * 1024
+NO_MORE = bytes(8)
+PARTIAL = ".face-api-backup-"
+# A date that Python cannot express must not make a frame unreadable.
+CODEC: CodecOptions[dict[str, Any]] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 
 
 class BackupError(ValueError):
@@ -43,6 +53,8 @@ class BackupError(ValueError):
 
 def write(store: Records, path: Path, keyring: Keyring) -> int:
     """Write everything up to the log's last place of now, durably and at once or not at all; mode 0600.
+
+    The file is read back before it gets its name.
 
     Args:
         store: the records; services may go on writing to it.
@@ -53,9 +65,11 @@ def write(store: Records, path: Path, keyring: Keyring) -> int:
         How many records there are in it.
 
     Raises:
+        BackupError: what was written cannot be read.
         FaceError: `database_unavailable`.
         OSError: the file cannot be written.
     """
+    _remove_partial(path.parent)
     until = store.last_place()
     header = {
         "format": FORMAT,
@@ -64,9 +78,10 @@ def write(store: Records, path: Path, keyring: Keyring) -> int:
         "places": until,
         "sealed": bool(keyring),
     }
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".backup-")  # mode 0600
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL)  # mode 0600
     try:
         with os.fdopen(descriptor, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             writer = _Writer(file, header, keyring)
             records = 0
             for page in _pages(store.documents(until), RECORDS_A_FRAME):
@@ -76,65 +91,89 @@ def write(store: Records, path: Path, keyring: Keyring) -> int:
                 writer.frame({"notes": [{"user_id": user_id, "day": day} for user_id, day in notes]})
             # Their records may have been read before they were erased, and their erasures lie behind the last place.
             erased = sorted(set(store.erasures(store.last_place())) - set(store.erasures(until)))
-            writer.frame({"end": True, "count": records, "erased": erased, "sha256": writer.digest})
+            writer.frame({"end": True, "count": records, "erased": erased})
+            writer.close()
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+            deque(read(Path(temporary), keyring), maxlen=0)
+            Path(temporary).replace(path)
+        _sync_folder(path.parent)
     finally:
         Path(temporary).unlink(missing_ok=True)
     return records
 
 
+def _remove_partial(folder: Path) -> None:
+    """Remove what killed backups left; one that still runs holds its file's lock."""
+    for left_over in folder.glob(f"{PARTIAL}*"):
+        with suppress(OSError), left_over.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left_over.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read(path: Path, keyring: Keyring) -> Iterator[dict[str, Any]]:
-    """Yield the frames' contents; the last one has `end`.
+    """Yield the frames' contents, not to be relied on before the last, which has `end`, was followed by no error.
 
     Raises:
         BackupError: the file is no backup, damaged, cut off, or sealed with a key that is not here.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        line = file.readline(4096)
-        try:
-            header = json.loads(line)
-            sealed, whose = bool(header["sealed"]), str(header["id"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise BackupError(f"{path} is no backup") from error
-        if header.get("format") != FORMAT:
-            raise BackupError(f"{path} is of another format than this version reads ({FORMAT})")
-        digest.update(line)
+        sealed, whose, line = _read_header(file, path)
+        digest = hashlib.sha256(line)
         number, over = 0, False
-        while not over:
-            length = file.read(8)
+        while (length := file.read(8)) != NO_MORE:
             size = int.from_bytes(length, "little")
             frame = file.read(size) if size <= MAX_FRAME else b""
             if len(length) < 8 or len(frame) < size or size > MAX_FRAME:
                 raise BackupError(f"{path} is cut off or damaged at its frame {number}")
             try:
-                content = bson.decode(keyring.open(frame, _place(whose, number)) if sealed else frame)
+                content = bson.decode(keyring.open(frame, _place(whose, number)) if sealed else frame, CODEC)
             except (SealError, BSONError) as error:
                 raise BackupError(f"{path} cannot be read at its frame {number}: {error}") from error
-            over = "end" in content
-            if over and content["sha256"] != digest.hexdigest():
-                raise BackupError(f"{path} is damaged: it is not what was written")
             digest.update(length + frame)
             number += 1
+            over = "end" in content
             yield content
-        if file.read(1):
-            raise BackupError(f"{path} has something behind its end")
+        # One byte more than there should be: nothing may follow.
+        if not over or file.read(33) != digest.digest():
+            raise BackupError(f"{path} is damaged: it is not what was written")
+
+
+def _read_header(file: IO[bytes], path: Path) -> tuple[bool, str, bytes]:
+    """Return whether the file is sealed, its id, and the header's line."""
+    line = file.readline(4096)
+    try:
+        header = json.loads(line)
+        sealed, whose = bool(header["sealed"]), str(header["id"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackupError(f"{path} is no backup") from error
+    if header.get("format") != FORMAT:
+        raise BackupError(f"{path} is of another format than this version reads ({FORMAT})")
+    return sealed, whose, line
 
 
 def restore(store: Records, path: Path, keyring: Keyring, *, replace: bool) -> int:
-    """Write a backup's records into a store, after the whole file has been checked; returns how many.
+    """Write a backup's records into a store, after the whole file has been checked; returns how many it holds.
 
     Raises:
         BackupError: as `read` does, or the store is not empty.
         FaceError: `database_unavailable`; what was written by then is replaced by the next attempt with `replace`.
         OSError: the file cannot be read.
     """
-    counted, end = 0, {}
+    deque(read(path, keyring), maxlen=0)
+    counted, last, end = 0, 0, {}
     for content in read(path, keyring):
-        counted += len(content.get("records", ()))
+        for record in content.get("records", ()):
+            counted, last = counted + 1, record["seq"]
         end = content
     if end["count"] != counted:
         raise BackupError(f"{path} holds {counted} records instead of {end['count']}")
@@ -144,19 +183,24 @@ def restore(store: Records, path: Path, keyring: Keyring, *, replace: bool) -> i
         for content in read(path, keyring)
         for record in content.get("records", ())
     )
+    erasures = [erasure_of(user_id, place) for place, user_id in enumerate(end["erased"], last + 1)]
     try:
-        written = store.fill(documents, replace=replace)
+        written = store.fill(chain(documents, erasures), replace=replace)
     except StoreNotEmptyError as error:
         raise BackupError(f"{error}: --replace empties it first, and everybody in it is lost") from error
-    if written != counted:
-        raise BackupError(f"only {written} of {counted} records were written: somebody else writes to this store")
+    if written != counted + len(erasures):
+        raise BackupError(
+            f"only {written} of {counted} records were written: somebody else writes to this store, or two records of"
+            " the backup have the same user_id"
+        )
     days: dict[int, list[str]] = {}
     for content in read(path, keyring):
         for note in content.get("notes", ()):
-            days.setdefault(note["day"], []).append(note["user_id"])
+            if note["user_id"] not in erased:
+                days.setdefault(note["day"], []).append(note["user_id"])
     for day, user_ids in days.items():
         store.note_seen(user_ids, day)
-    return written
+    return counted
 
 
 class _Writer:
@@ -165,16 +209,15 @@ class _Writer:
         self._digest = hashlib.sha256()
         self._put(json.dumps(header).encode() + b"\n")
 
-    @property
-    def digest(self) -> str:
-        return self._digest.hexdigest()
-
     def frame(self, content: dict[str, Any]) -> None:
         data = bson.encode(content)
         if self._keyring:
             data = self._keyring.seal(data, _place(self._whose, self._number))
         self._number += 1
         self._put(len(data).to_bytes(8, "little") + data)
+
+    def close(self) -> None:
+        self._file.write(NO_MORE + self._digest.digest())
 
     def _put(self, data: bytes) -> None:
         self._digest.update(data)
@@ -191,7 +234,7 @@ def _pages(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield page
 
 
-def _without_template(record: dict[str, Any]) -> dict[str, Any]:
+def _without_template(record: Document) -> Document:
     kept = {name: value for name, value in record.items() if name not in ("embedding", "request_key")}
     return {**kept, "deleted_at": time.time()}
 
@@ -211,6 +254,9 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         if hasattr(arguments, "replace"):
             count = restore(store, arguments.file, keyring, replace=arguments.replace)
             sys.stderr.write(f"{count} records restored from {arguments.file}\n")
+            with arguments.file.open("rb") as file:
+                if keyring and not _read_header(file, arguments.file)[0]:
+                    logger.warning("The backup was not encrypted: run `python app.py rotate-keys`, and delete the file")
         else:
             count = write(store, arguments.file, keyring)
             sys.stderr.write(f"{count} records backed up to {arguments.file}\n")

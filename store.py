@@ -361,8 +361,7 @@ class MongoStore:
         return self._insert(records)
 
     def erase(self, seq: int, user_id: str) -> bool:
-        erasure = {"user_id": _erasure_id(), "erases": user_id, "deleted_at": time.time(), "seq": Int64(seq)}
-        if not self._insert([erasure]):
+        if not self._insert([erasure_of(user_id, seq)]):
             return False
         self.finish_erasures(user_id)
         return True
@@ -491,13 +490,14 @@ class MongoStore:
         return max([*moments, 86400.0 * noted["day"]] if noted else moments, default=None)
 
     def documents(self, until: int) -> Iterator[Document]:
-        left_out = {"_id": 0, "vector": 0, "vector_model": 0}
+        # What was in the index of this database says nothing about that of another, and the vector is the template.
+        left_out = {"_id": 0, "vector": 0, "vector_model": 0, "vector_marks": 0}
         after = 0
         while after < until:
             with _unavailable_on(PyMongoError, BSONError):
                 places = {"seq": {"$gt": after, "$lte": until}}
                 page = list(self._collection.find(places, left_out).sort("seq", 1).limit(500))
-            yield from page
+            yield from (record for record in page if _place(record["seq"]) is not None)
             if not page:
                 return
             after = page[-1]["seq"]
@@ -508,7 +508,7 @@ class MongoStore:
                 yield note["_id"], note["day"]
 
     def fill(self, documents: Iterable[Document], *, replace: bool) -> int:
-        with _unavailable_on(PyMongoError, BSONError):
+        with _unavailable_on(PyMongoError, BSONError), pymongo.timeout(MONGO_PREPARE_SECONDS):
             if replace:
                 self._collection.delete_many({})
                 self._seen.delete_many({})
@@ -812,8 +812,8 @@ class SqliteStore:
             if not self._is_next(connection, seq):
                 return False
             connection.execute(
-                "INSERT INTO faces (seq, user_id, erases, deleted_at) VALUES (?, ?, ?, ?)",
-                (seq, _erasure_id(), user_id, time.time()),
+                "INSERT INTO faces (seq, user_id, erases, deleted_at) VALUES (:seq, :user_id, :erases, :deleted_at)",
+                erasure_of(user_id, seq),
             )
             connection.execute(
                 "UPDATE faces SET embedding = NULL, request_key = NULL, deleted_at = ? WHERE user_id = ?",
@@ -942,9 +942,10 @@ def _unavailable_on(*errors: type[Exception]) -> Iterator[None]:
         raise FaceError("database_unavailable", headers={"Retry-After": "5"}) from error
 
 
-def _erasure_id() -> str:
+def erasure_of(user_id: str, seq: int) -> Document:
+    """The record that says at a place of the log that somebody is erased."""
     # Unique like every user_id, and no UUID, so that nobody who reads the older form takes it for a person.
-    return f"erased:{uuid.uuid4()}"
+    return {"user_id": f"erased:{uuid.uuid4()}", "erases": user_id, "deleted_at": time.time(), "seq": Int64(seq)}
 
 
 def _vector_fields(template: Template, model: str) -> Document:

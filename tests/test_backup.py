@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -10,15 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bson.datetime_ms import DatetimeMS
 from conftest import Database
 from running import ASTRONAUT, Service
 
 import app
-from backup import BackupError, read, restore, write
+from backup import PARTIAL, BackupError, read, restore, write
 from errors import FaceError
 from gallery import Gallery
 from sealing import NO_KEYS, Keyring
-from store import Enrolment, Records, SqliteStore
+from settings import PROJECT
+from snapshot import SnapshotFolder
+from store import Document, Enrolment, Records, SqliteStore
 from template_codec import Template
 
 KEYS = Keyring((bytes(range(32)),))
@@ -76,7 +81,7 @@ def test_a_backup_is_for_the_operators_eyes_alone(full: Records, keyring: Keyrin
     write(full, path, keyring)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert (b"person-1" in path.read_bytes()) is not bool(keyring)
-    assert list(tmp_path.glob(".backup-*")) == []
+    assert list(tmp_path.glob(f"{PARTIAL}*")) == []
 
 
 def test_every_cut_and_every_flipped_bit_is_noticed_before_anything_is_written(
@@ -86,7 +91,7 @@ def test_every_cut_and_every_flipped_bit_is_noticed_before_anything_is_written(
     write(full, path, keyring)
     whole = path.read_bytes()
     other = an_empty_store(tmp_path, keyring)
-    flips = np.random.default_rng(1).integers(len(whole), size=150)
+    flips = {*np.random.default_rng(1).integers(len(whole), size=150).tolist(), *range(len(whole) - 250, len(whole))}
     spoilt = [whole[:length] for length in range(0, len(whole), 37)] + [whole + b"x"]
     spoilt += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in flips]
     for data in spoilt:
@@ -171,6 +176,14 @@ class ErasingMeanwhile(SqliteStore):
         return super().notes()
 
 
+class NotedBeforeErased(SqliteStore):
+    """A store in which somebody is erased right after the note on them was read."""
+
+    def notes(self) -> Iterator[tuple[str, int]]:
+        yield from super().notes()
+        self.erase(self.last_place() + 1, "person-1")
+
+
 def test_who_is_erased_while_the_backup_is_made_does_not_come_back(tmp_path: Path) -> None:
     store = ErasingMeanwhile(tmp_path / "faces.sqlite3")
     store.prepare()
@@ -178,8 +191,119 @@ def test_who_is_erased_while_the_backup_is_made_does_not_come_back(tmp_path: Pat
     write(store, tmp_path / "backup", NO_KEYS)
     other = an_empty_store(tmp_path)
     restore(other, tmp_path / "backup", NO_KEYS, replace=False)
-    assert [entry.user_id for entry in other.entries(0)] == [None, "person-2"]
+    assert [(entry.user_id, entry.erases) for entry in other.entries(0)] == [
+        (None, None),
+        ("person-2", None),
+        (None, "person-1"),
+    ]
     store.close()
+
+
+def test_not_even_a_snapshot_of_before_brings_them_back(tmp_path: Path) -> None:
+    store = ErasingMeanwhile(tmp_path / "faces.sqlite3")
+    store.prepare()
+    store.append(1, people(1, 2))
+    elsewhere = Gallery(store, "m", 64, snapshot=SnapshotFolder(tmp_path / "gallery", "", 64))
+    elsewhere.load()
+    elsewhere.close()
+    write(store, tmp_path / "backup", NO_KEYS)
+    restore(store, tmp_path / "backup", NO_KEYS, replace=True)
+    again = Gallery(store, "m", 64, snapshot=SnapshotFolder(tmp_path / "gallery", "", 64))
+    again.load()
+    assert {one.user_id for one in again.candidates(a_template(1), None)} == {"person-2"}
+    again.close()
+    store.close()
+
+
+def test_who_is_erased_while_the_backup_is_made_leaves_no_note(tmp_path: Path) -> None:
+    store = NotedBeforeErased(tmp_path / "faces.sqlite3")
+    store.prepare()
+    store.append(1, people(1, 2))
+    store.note_seen(["person-1", "person-2"], 20000)
+    write(store, tmp_path / "backup", NO_KEYS)
+    other = an_empty_store(tmp_path)
+    restore(other, tmp_path / "backup", NO_KEYS, replace=False)
+    assert list(other.notes()) == [("person-2", 20000)]
+    store.close()
+
+
+def test_what_mongodbs_vector_index_knows_of_one_database_is_not_carried_to_another(
+    mongo_database: Database, tmp_path: Path
+) -> None:
+    store = mongo_database.open()
+    store.append(1, people(1))
+    mongo_database.collection.update_one(
+        {"seq": 1}, {"$set": {"vector": [1.0], "vector_model": "m", "vector_marks": ["m"]}}
+    )
+    write(store, tmp_path / "backup", NO_KEYS)
+    restore(store, tmp_path / "backup", NO_KEYS, replace=True)
+    assert set(mongo_database.collection.find_one({"seq": 1})) == {
+        "_id", "seq", "user_id", "embedding", "timestamp", "model", "request_key",
+    }  # fmt: skip
+
+
+def test_a_field_and_a_place_that_nobody_reads_spoil_no_backup(mongo_database: Database, tmp_path: Path) -> None:
+    store = mongo_database.open()
+    store.append(1, people(1))
+    if mongo_database.kind != "mongodb":  # the stand-in server itself stumbles over it
+        mongo_database.collection.update_one({"seq": 1}, {"$set": {"date": DatetimeMS(2**60)}})
+    mongo_database.write({"user_id": "nowhere", "seq": 0.5})
+    assert write(store, tmp_path / "backup", NO_KEYS) == 1
+    assert restore(an_empty_store(tmp_path), tmp_path / "backup", NO_KEYS, replace=False) == 1
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from backup import write
+from sealing import NO_KEYS
+from store import SqliteStore
+
+class Slow(SqliteStore):
+    def notes(self):
+        print("half of it is written", flush=True)
+        time.sleep(60)
+        return super().notes()
+
+store = Slow(Path(sys.argv[1]))
+store.prepare()
+write(store, Path(sys.argv[2]), NO_KEYS)
+"""
+
+
+def test_a_backup_that_is_killed_leaves_the_one_before_and_the_next_one_clears_up(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "faces.sqlite3")
+    store.prepare()
+    store.append(1, people(1))
+    path = tmp_path / "backup"
+    write(store, path, NO_KEYS)
+    before = path.read_bytes()
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "faces.sqlite3"), str(path)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        running = list(tmp_path.glob(f"{PARTIAL}*"))
+        write(store, tmp_path / "another", NO_KEYS)
+        assert list(tmp_path.glob(f"{PARTIAL}*")) == running
+        process.kill()
+    assert path.read_bytes() == before
+    write(store, path, NO_KEYS)
+    assert len(running) == 1
+    assert list(tmp_path.glob(f"{PARTIAL}*")) == []
+    store.close()
+
+
+def test_a_restore_that_breaks_off_in_the_middle_leaves_an_sqlite_store_as_it_was(tmp_path: Path) -> None:
+    store = an_empty_store(tmp_path)
+    store.append(1, people(1, 2))
+
+    def broken() -> Iterator[Document]:
+        yield {"seq": 1, "user_id": "somebody else"}
+        raise OSError("the file cannot be read any more")
+
+    with pytest.raises(OSError, match="any more"):
+        store.fill(broken(), replace=True)
+    assert [entry.user_id for entry in store.entries(0)] == ["person-1", "person-2"]
 
 
 def test_a_backup_beside_enrolments_holds_a_beginning_of_the_log_without_a_hole(
