@@ -1,0 +1,51 @@
+"""What is in deploy/, held against the service that it deploys."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from settings import PROJECT
+
+
+def licences_of(lock: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "some.lock").write_text(lock)
+    # Packages of the test's own, whose metadata say what the lock's might one day.
+    script = [sys.executable, str(PROJECT / "deploy" / "licences.py"), str(folder / "some.lock")]
+    return subprocess.run(
+        script, check=False, env={"PYTHONPATH": str(folder)}, capture_output=True, text=True, timeout=60
+    )
+
+
+def a_package(folder: Path, *metadata: str) -> None:
+    (folder / "thing-1.dist-info").mkdir()
+    (folder / "thing-1.dist-info" / "METADATA").write_text("\n".join(["Name: thing", "Version: 1", *metadata]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "status"),
+    [
+        (["License-Expression: (MIT OR Apache-2.0) AND BSD-3-Clause"], 0),
+        (["License-Expression: MIT AND GPL-3.0-only"], 1),
+        (["Classifier: License :: OSI Approved :: MIT License"], 0),
+        (["Classifier: License :: OSI Approved :: MIT License", "Classifier: License :: Other/Proprietary License"], 1),
+        (["License: MIT"], 0),
+        ([], 1),
+    ],
+)
+def test_a_package_passes_if_each_of_its_licences_is_allowed(tmp_path: Path, metadata: list[str], status: int) -> None:
+    a_package(tmp_path, *metadata)
+    assert licences_of("thing==1 \\\n    --hash=sha256:00\n", tmp_path).returncode == status
+
+
+def test_a_package_whose_licence_cannot_be_looked_at_does_not_pass(tmp_path: Path) -> None:
+    found = licences_of("no-such-thing==1\n", tmp_path)
+    assert found.returncode == 1
+    assert "not installed" in found.stdout
+
+
+def test_what_a_lock_has_for_other_pythons_is_not_looked_for(tmp_path: Path) -> None:
+    assert licences_of("no-such-thing==1 ; python_version < '3'\n", tmp_path).returncode == 0
