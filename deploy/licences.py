@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from email.message import Message
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
-from typing import cast
 
 from packaging.requirements import Requirement
 
@@ -39,11 +37,13 @@ def pinned(lock: str) -> list[str]:
 
 def licence(package: Distribution) -> str:
     """What a package says of itself: an SPDX expression where there is one; empty when it says nothing."""
-    says = cast("Message", package.metadata)
-    classifiers = [one.rpartition(" :: ")[2] for one in says.get_all("Classifier", []) if one.startswith("License :: ")]
-    said = says.get("License-Expression") or " AND ".join(SAME.get(one, one) for one in classifiers)
-    said = said or (says.get("License") or "").strip() or SAID_ELSEWHERE.get(package.name, "")
-    return SAME.get(said, said)
+    says = package.metadata
+    classifiers = [one for one in says.get_all("Classifier", []) if one.startswith("License :: ")]
+    for said in (says.get_all("License-Expression", []), classifiers, says.get_all("License", [])):
+        if any(said):
+            names = [one.rpartition(" :: ")[2].strip() for one in said]
+            return " AND ".join(SAME.get(one, one) for one in names)
+    return SAID_ELSEWHERE.get(package.name, "")
 
 
 def is_allowed(expression: str) -> bool:

@@ -15,8 +15,9 @@ def licences_of(lock: str, folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "some.lock").write_text(lock)
     # Packages of the test's own, whose metadata say what the lock's might one day.
     script = [sys.executable, str(PROJECT / "deploy" / "licences.py"), str(folder / "some.lock")]
-    environment = {"PYTHONPATH": str(folder)}
-    return subprocess.run(script, check=False, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        script, check=False, env={"PYTHONPATH": str(folder)}, capture_output=True, text=True, timeout=60
+    )
 
 
 def a_package(folder: Path, *metadata: str) -> None:
