@@ -129,6 +129,7 @@ class Access:
                 "This API key is not known.",
                 headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
             )
+        g.key_name = key.name  # of whom it is, the logs tell of a refusal, too
         if needed not in key.scopes:
             raise FaceError("forbidden", f"This API key does not allow that: it lacks the scope {needed}.")
         return key.name
