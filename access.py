@@ -129,6 +129,7 @@ class Access:
                 "unknown_key",
                 headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
             )
+        g.key_name = key.name  # of whom it is, the logs tell of a refusal, too
         if needed not in key.scopes:
             raise FaceError("forbidden", "missing_scope", values={"scope": needed})
         return key.name

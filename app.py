@@ -73,7 +73,7 @@ def create_app(
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
-    metrics = Metrics(engine.name, pipeline.slots.queue, gallery.status)
+    metrics = Metrics(engine.name, pipeline.slots.queue, gallery.status, lambda: audit.lost if audit else 0)
     log_requests(app, metrics)
     render_errors(app)
     protect_responses(app)

@@ -30,7 +30,10 @@ EVENTS = {
     "user": "look up",
     "erase": "erase",
 }
+REFUSED = ("unauthorized", "forbidden")
 START = "0" * 64
+# A clock that jumped ahead must not take the log away: of the oldest days a new one drops so many at most, or a share.
+MAX_DROPPED, MAX_DROPPED_SHARE = 2, 0.02
 
 
 class AuditError(ValueError):
@@ -43,6 +46,9 @@ class AuditLog:
     Each line names the SHA-256 of the line before it, also across files, so that a line which was changed, taken out
     or put in is noticed (by `verify`); only the end can be cut off, and whole days at the beginning, as retention
     does. There is no photo, no template and no similarity in it.
+
+    A file is called by its day. When the clock has gone back by more than a day, the name begins with the newest day
+    that there is (`2030-01-01.2026-11-23.jsonl`), so that files in the order of their names are in the chain's order.
 
     Args:
         folder: where the files lie.
@@ -57,12 +63,16 @@ class AuditLog:
         self.lost = 0
 
     def guard(self, app: Flask) -> None:
-        """Write a line for every request that `EVENTS` names, whatever became of it."""
+        """Write a line for every request that `EVENTS` names, whatever became of it, and for every refused key.
+
+        Whom rate limits or a web origin turn away leaves none, or anybody could fill the disk.
+        """
 
         @app.after_request
         def note(response: Response) -> Response:
-            event = EVENTS.get(request.endpoint or "")
-            if event is not None and not g.get("audited"):
+            event = EVENTS.get(request.endpoint or "", "call" if g.code in REFUSED else None)
+            turned_away = "key_name" not in g or (g.code == "rate_limited" and "user_id" not in g)
+            if event is not None and not turned_away and not g.get("audited"):
                 self.note_request(event, g.code)
             return response
 
@@ -89,20 +99,22 @@ class AuditLog:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
         try:
             with self._locked():
-                path = self._folder / f"{stamp[:10]}.jsonl"
+                files = _files(self._folder)
+                path = self._folder / f"{_stem(files, now)}.jsonl"
                 known = {name: value for name, value in fields.items() if value is not None}
-                line = {"time": stamp, "event": event, **known, "previous": self._last_digest(path)}
+                line = {"time": stamp, "event": event, **known, "previous": self._last_digest(files)}
                 text = json.dumps(line, ensure_ascii=True).encode()
                 digest = hashlib.sha256(text).hexdigest()
-                is_new = not path.exists()
                 descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
                 try:
                     _append(descriptor, text + b"\n")
+                    if event == "erase":
+                        os.fsync(descriptor)  # its digest is somebody's receipt
                     self._end = (path, os.fstat(descriptor).st_size, digest)
                 finally:
                     os.close(descriptor)
-                if is_new:
-                    self._drop_old(now)
+                if path not in files:
+                    self._drop_old(files, now)
         except OSError as error:
             self.lost += 1
             logger.error("The audit log cannot be written (%s): %d lines are lost", error.strerror, self.lost)  # noqa: TRY400
@@ -116,24 +128,54 @@ class AuditLog:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _last_digest(self, path: Path) -> str:
+    def _last_digest(self, files: list[Path]) -> str:
         """The digest of the last line that anybody has written."""
-        newest = max((one for one in self._folder.glob("*.jsonl") if one <= path), default=None)
-        if newest is None:
-            return START
-        size = newest.stat().st_size
-        if self._end is not None and self._end[:2] == (newest, size):
-            return self._end[2]
-        with newest.open("rb") as file:
-            file.seek(max(0, size - 65536))
-            lines = file.read().splitlines()
-        return hashlib.sha256(lines[-1]).hexdigest() if lines else START
+        for newest in reversed(files):
+            if self._end is not None and self._end[:2] == (newest, newest.stat().st_size):
+                return self._end[2]
+            line = _last_line(newest)
+            if line:
+                return hashlib.sha256(line).hexdigest()
+        return START
 
-    def _drop_old(self, now: float) -> None:
-        oldest = time.strftime("%Y-%m-%d", time.gmtime(now - self._keep_days * 86400))
-        for file in self._folder.glob("*.jsonl"):
-            if file.stem < oldest:
-                file.unlink(missing_ok=True)
+    def _drop_old(self, files: list[Path], now: float) -> None:
+        oldest = _day(now - self._keep_days * 86400)
+        # The last of them, and all before it: the chain may lose its beginning, but nothing within.
+        expired = max((count for count, file in enumerate(files, 1) if file.stem[-10:] < oldest), default=0)
+        for file in files[: min(expired, max(MAX_DROPPED, int(MAX_DROPPED_SHARE * len(files))))]:
+            file.unlink(missing_ok=True)
+
+
+def _day(moment: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(moment))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.jsonl"), key=lambda path: path.stem)
+
+
+def _stem(files: list[Path], now: float) -> str:
+    """The name of the file to write to: never before the newest there is."""
+    newest = files[-1].stem if files else ""
+    return max(newest, _day(now) if newest <= _day(now + 86400) else f"{newest[:10]}.{_day(now)}")
+
+
+def _last_line(path: Path) -> bytes:
+    """The last whole line, empty if there is none; what a power cut left behind it is taken out."""
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        while size:
+            start = max(0, size - 65536)
+            file.seek(start)
+            tail = file.read(size - start)
+            whole = tail[: tail.rfind(b"\n") + 1]
+            if len(whole) < len(tail):
+                logger.warning("The last line of %s is not whole, and is taken out", path)
+                file.truncate(start + len(whole))
+            if whole:
+                return whole.splitlines()[-1]
+            size = start
+    return b""
 
 
 def lines_of(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -143,17 +185,22 @@ def lines_of(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         AuditError: a line was changed, taken out or put in.
     """
     previous = None
-    for path in sorted(folder.glob("*.jsonl")):
-        for number, text in enumerate(path.read_bytes().splitlines(), 1):
-            try:
-                line = json.loads(text)
-                named = line["previous"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise AuditError(f"{path.name}, line {number} is no line of this log") from error
-            if previous is not None and named != previous:
-                raise AuditError(f"{path.name}, line {number} does not follow the line before it")
-            previous = hashlib.sha256(text).hexdigest()
-            yield previous, line
+    files = _files(folder)
+    for path in files:
+        with path.open("rb") as file:
+            for number, written in enumerate(file, 1):
+                if path == files[-1] and not written.endswith(b"\n"):
+                    return  # it is being written, or a power cut has cut it off
+                text = written.removesuffix(b"\n")
+                try:
+                    line = json.loads(text)
+                    named = line["previous"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise AuditError(f"{path.name}, line {number} is no line of this log") from error
+                if previous is not None and named != previous:
+                    raise AuditError(f"{path.name}, line {number} does not follow the line before it")
+                previous = hashlib.sha256(text).hexdigest()
+                yield previous, line
 
 
 def _append(descriptor: int, data: bytes) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -22,9 +22,16 @@ class Metrics:
         model: the running model's name.
         queue: the requests that wait for a model slot, and those that hold one.
         gallery: the gallery's status, as `Gallery.status` gives it.
+        audit_lost: how many lines the audit log could not write.
     """
 
-    def __init__(self, model: str, queue: Callable[[], tuple[int, int]], gallery: Callable[[], Mapping[str, Any]]):
+    def __init__(
+        self,
+        model: str,
+        queue: Callable[[], tuple[int, int]],
+        gallery: Callable[[], Mapping[str, Any]],
+        audit_lost: Callable[[], int],
+    ):
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "face_requests", "Requests answered", ["method", "route", "status", "code"], registry=self._registry
@@ -43,7 +50,7 @@ class Metrics:
             "face_similarity", "Similarity of the best candidate", ["route", "accepted"], buckets=SIMILARITIES,
             registry=self._registry,
         )  # fmt: skip
-        self._registry.register(_Now(model, queue, gallery))
+        self._registry.register(_Now(model, queue, gallery, audit_lost))
         ProcessCollector(registry=self._registry)
 
     def observe(
@@ -83,9 +90,13 @@ class _Now(Collector):
     """What is looked up at the moment of asking."""
 
     def __init__(
-        self, model: str, queue: Callable[[], tuple[int, int]], gallery: Callable[[], Mapping[str, Any]]
+        self,
+        model: str,
+        queue: Callable[[], tuple[int, int]],
+        gallery: Callable[[], Mapping[str, Any]],
+        audit_lost: Callable[[], int],
     ) -> None:
-        self._model, self._queue, self._gallery = model, queue, gallery
+        self._model, self._queue, self._gallery, self._audit_lost = model, queue, gallery, audit_lost
 
     def collect(self) -> Iterator[Any]:
         waiting, running = self._queue()
@@ -96,5 +107,8 @@ class _Now(Collector):
         yield GaugeMetricFamily("face_log_place", "Last place of the enrolment log applied", value=status["last_seq"])
         yield GaugeMetricFamily(
             "face_gallery_unreadable", "Records that cannot be read", value=status.get("unreadable") or 0
+        )
+        yield CounterMetricFamily(
+            "face_audit_lost", "Lines that the audit log could not write", value=self._audit_lost()
         )
         yield InfoMetricFamily("face_model", "The running model", value={"name": self._model})

@@ -18,19 +18,27 @@ from fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg
 
 import app
 from app import create_app
-from audit import AuditError, AuditLog, lines_of
+from audit import MAX_DROPPED, AuditError, AuditLog, lines_of
 from gallery import Gallery
+from metrics import Metrics
 from settings import Settings
 from store import SqliteStore
 
 
-def client_of(folder: Path) -> Any:
+def client_of(folder: Path, **settings: Any) -> Any:
     store = SqliteStore(folder / "faces.sqlite3")
     store.prepare()
     engine = ScriptedEngine()
     gallery = Gallery(store, engine.name, engine.dimension)
     audit = AuditLog(folder / "audit", 365)
-    return create_app(Settings(data_dir=folder), engine, ScriptedCovering(), store, gallery, audit=audit).test_client()
+    wanted = Settings(data_dir=folder, **settings)
+    return create_app(wanted, engine, ScriptedCovering(), store, gallery, audit=audit).test_client()
+
+
+@pytest.fixture
+def app_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert app.main(["keys", "add", "phone", "--data-dir", str(tmp_path)]) == 0
+    return capsys.readouterr().out.strip()
 
 
 def post(client: Any, route: str, **fields: str) -> Any:
@@ -154,6 +162,78 @@ def test_the_chain_goes_on_over_midnight_and_old_days_are_dropped(
     assert [line["user_id"] for line in lines(tmp_path)] == ["2", "3", "4"]
 
 
+def at(monkeypatch: pytest.MonkeyPatch, folder: Path, *days: float) -> None:
+    """Write a line on each of these days, counted from today, by a process of its own."""
+    now = time.time()
+    for day in days:
+        with monkeypatch.context() as clock:
+            clock.setattr(time, "time", lambda day=day: now + 86400 * day)
+            AuditLog(folder / "audit", 365).record("verify", user_id=str(day))
+
+
+def test_a_clock_that_jumps_ahead_and_back_breaks_no_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    days = (0, 200, 200.1, 0.1, 0.2, 1, 300, 1.1, 2, 0.3, 2)
+    at(monkeypatch, tmp_path, *days)
+    assert [line["user_id"] for line in lines(tmp_path)] == [str(day) for day in days]
+
+
+def test_a_clock_that_jumps_ahead_takes_only_a_few_of_the_oldest_days(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(monkeypatch, tmp_path, *range(-30, 0), 5000)
+    assert [line["user_id"] for line in lines(tmp_path)] == [*map(str, range(-30 + MAX_DROPPED, 0)), "5000"]
+
+
+def test_days_written_ahead_of_their_time_are_dropped_with_those_that_follow_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(monkeypatch, tmp_path, 0, 5000, 1, 2, 2 + 366)
+    assert [line["user_id"] for line in lines(tmp_path)] == ["2", "368"]
+
+
+@pytest.mark.parametrize("torn", [b'{"time": "20', b"\0" * 100_000])
+def test_a_line_that_a_power_cut_tore_is_taken_out_and_the_chain_goes_on(tmp_path: Path, torn: bytes) -> None:
+    for _ in range(2):
+        AuditLog(tmp_path / "audit", 365).record("verify")
+        (file,) = files(tmp_path)
+        with file.open("ab") as end:
+            end.write(torn)
+    assert len(lines(tmp_path)) == 2
+    AuditLog(tmp_path / "audit", 365).record("verify")
+    assert len(lines(tmp_path)) == 3
+
+
+def test_a_day_whose_first_line_found_no_room_breaks_no_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at(monkeypatch, tmp_path, -1)
+    (tmp_path / "audit" / f"{time.strftime('%Y-%m-%d', time.gmtime())}.jsonl").touch()
+    at(monkeypatch, tmp_path, 0, 0)
+    assert len(lines(tmp_path)) == 3
+
+
+def test_a_refused_key_leaves_a_line_with_its_name_wherever_it_was_tried(tmp_path: Path, app_key: str) -> None:
+    client = client_of(tmp_path)
+    client.get("/metrics")
+    client.get("/metrics", headers={"X-API-Key": "wrong"})
+    client.get("/metrics", headers={"X-API-Key": app_key})
+    post(client, "/verify")
+    told = [(line["event"], line["code"], line.get("key")) for line in lines(tmp_path)]
+    assert told == [
+        ("call", "unauthorized", None),
+        ("call", "unauthorized", None),
+        ("call", "forbidden", "phone"),
+        ("verify", "unauthorized", None),
+    ]
+
+
+@pytest.mark.usefixtures("app_key")
+def test_whom_limits_or_origins_turn_away_cannot_fill_the_log(tmp_path: Path) -> None:
+    client = client_of(tmp_path, rate_limit_address="2/hour")
+    codes = [client.post("/verify").json["code"] for _ in range(20)]
+    codes += [client.post("/verify", headers={"Origin": "https://elsewhere.example"}).json["code"] for _ in range(20)]
+    assert codes == ["unauthorized"] * 2 + ["rate_limited"] * 18 + ["forbidden"] * 20
+    assert len(lines(tmp_path)) == 2
+
+
 @pytest.mark.skipif(os.name != "posix", reason="limits of a process")
 def test_a_full_disk_stops_no_request_and_breaks_no_chain(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "audit", 365)
@@ -166,5 +246,7 @@ def test_a_full_disk_stops_no_request_and_breaks_no_chain(tmp_path: Path) -> Non
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert log.lost == 1
+    text, _ = Metrics("m", lambda: (0, 0), lambda: {"enrolled": 0, "last_seq": 0}, lambda: log.lost).text()
+    assert b"face_audit_lost_total 1.0" in text
     log.record("verify")
     assert len(lines(tmp_path)) == 2
