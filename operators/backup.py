@@ -32,6 +32,7 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 
 import wiring
+from operators.progress import watched
 from sealing import Keyring, SealError, parse_keys
 from settings import Settings
 from store import Document, Records, StoreNotEmptyError, erasure_of
@@ -84,7 +85,7 @@ def write(store: Records, path: Path, keyring: Keyring) -> int:
             fcntl.flock(file, fcntl.LOCK_EX)
             writer = _Writer(file, header, keyring)
             records = 0
-            for page in _pages(store.documents(until), RECORDS_A_FRAME):
+            for page in _pages(watched(store.documents(until), until, "records"), RECORDS_A_FRAME):
                 writer.frame({"records": page})
                 records += len(page)
             for notes in _pages(store.notes(), 10 * RECORDS_A_FRAME):
@@ -185,7 +186,7 @@ def restore(store: Records, path: Path, keyring: Keyring, *, replace: bool) -> i
     )
     erasures = [erasure_of(user_id, place) for place, user_id in enumerate(end["erased"], last + 1)]
     try:
-        written = store.fill(chain(documents, erasures), replace=replace)
+        written = store.fill(watched(chain(documents, erasures), last, "records"), replace=replace)
     except StoreNotEmptyError as error:
         raise BackupError(f"{error}: --replace empties it first, and everybody in it is lost") from error
     if written != counted + len(erasures):
