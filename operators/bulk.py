@@ -69,7 +69,7 @@ def photos_of(source: Path) -> list[Photo]:
         files = sorted(path for path in source.rglob("*") if path.is_file())
         found = [Photo(path, None) for path in files if path.suffix.lower() in SUFFIXES]
         if len(found) < len(files):
-            logger.info("%d files have no name of a photo and are passed over", len(files) - len(found))
+            logger.info("Passed over, having no name of a photo: %d files", len(files) - len(found))
     else:
         with source.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row and row[0].strip()]
