@@ -18,7 +18,7 @@ lint: $(VENV)/.test-ready
 
 # DATA holds photos/ (with labels.csv, or none/ mask/ sunglasses/ other/), and perhaps covering/, people/ and pack/.
 evaluate-checks: $(VENV)/.run-ready
-	$(BIN)/python evaluate_checks.py $(wildcard $(DATA)/photos $(DATA)/covering) \
+	$(BIN)/python -m operators.evaluate_checks $(wildcard $(DATA)/photos $(DATA)/covering) \
 		$(if $(wildcard $(DATA)/people),--people $(DATA)/people) \
 		$(if $(wildcard $(DATA)/pack),--model $(DATA)/pack --model compact --thresholds 0.38 0.5) $(ARGS)
 

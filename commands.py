@@ -20,18 +20,21 @@ logger = logging.getLogger("face_api")
 # command -> the module that does it, imported only then, and one line for --help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "audit": ("audit", "check the audit log's chain, find an erasure's receipt or a person's lines"),
-    "import": ("bulk_import", "enrol the people of a folder of photos, or of a CSV"),
-    "duplicates": ("duplicates", "list the pairs of enrolled people who look alike"),
-    "export": ("enrolled_people", "list everybody enrolled, as CSV or JSON lines"),
-    "erase": ("enrolled_people", "erase people everywhere"),
-    "stats": ("enrolled_people", "count who is enrolled"),
-    "reembed": ("reembed", "make everybody's templates by a new model, side by side with the service"),
-    "backup": ("backup", "write everybody enrolled to a file, while services run"),
-    "restore": ("backup", "put a backup's people into an empty store; stop the services first"),
+    "import": ("operators.bulk_import", "enrol the people of a folder of photos, or of a CSV"),
+    "duplicates": ("operators.duplicates", "list the pairs of enrolled people who look alike"),
+    "export": ("operators.enrolled_people", "list everybody enrolled, as CSV or JSON lines"),
+    "erase": ("operators.enrolled_people", "erase people everywhere"),
+    "stats": ("operators.enrolled_people", "count who is enrolled"),
+    "reembed": ("operators.reembed", "make everybody's templates by a new model, side by side with the service"),
+    "backup": ("operators.backup", "write everybody enrolled to a file, while services run"),
+    "restore": ("operators.backup", "put a backup's people into an empty store; stop the services first"),
     "retention": ("retention", "list or erase who was not verified for RETENTION_DAYS"),
-    "rotate-keys": ("rotate_keys", "put every stored template under the newest of TEMPLATE_KEYS"),
+    "rotate-keys": ("operators.rotate_keys", "put every stored template under the newest of TEMPLATE_KEYS"),
     "keys": ("keys", "API keys: add NAME, list, revoke NAME"),
-    "evaluate": ("evaluate", "false matches, misses and thresholds, measured on a folder of photos for each person"),
+    "evaluate": (
+        "operators.evaluate",
+        "false matches, misses and thresholds, measured on a folder of people's photos",
+    ),
     "openapi": ("api_pages", "describe the API, for tools (OpenAPI 3.1) or for people (--markdown)"),
 }
 

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from covering import Covering, CoveringClassifier
-from engine import Face, Pixels, cut_out
+from engine import Face, Pixels
 from errors import FaceError
+from resampling import cut_out
 from settings import Settings
 
 # The frame that every measure but size and pose is taken in: the face turned upright and scaled so that the eyes'

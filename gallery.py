@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,9 +15,12 @@ from errors import FaceError
 from indexed_replica import IndexedReplica
 from replica import Ours, Replica
 from snapshot import SnapshotFolder
-from store import Enrolment, MongoVectorIndex, Store
+from store import Enrolment, Store
 from template_codec import NORM_TOLERANCE, Template
 from templates import Candidate
+
+if TYPE_CHECKING:
+    from mongo_vectors import MongoVectorIndex
 
 REQUEST_KEY_SECONDS = 24 * 3600.0
 # Each lost race is somebody else's success, so this many in a row means that something is wrong.

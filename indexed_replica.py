@@ -23,15 +23,18 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from errors import FaceError
 from replica import Ours
-from store import Entry, MongoVectorIndex, Store
+from store import Entry, Store
 from template_codec import Template
 from templates import BLOCK_ROWS, Candidate, Templates
+
+if TYPE_CHECKING:
+    from mongo_vectors import MongoVectorIndex
 
 log = logging.getLogger(__name__)
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from engine import CompactEngine, Engine, load_engine
+import weights
+from engine import Engine
 from errors import FaceError
 from gallery import Gallery
 from liveness import AddOnLiveness, Liveness
-from sealing import parse_keys
+from sealing import NO_KEYS, Keyring, parse_keys
 from settings import Settings
 from snapshot import SnapshotFolder
-from store import MongoStore, MongoVectorIndex, Records, Store, open_store
+from store import Records, Store
 from weights import ModelUnavailable
+
+if TYPE_CHECKING:
+    from mongo_vectors import MongoVectorIndex
 
 logger = logging.getLogger("face_api")
 
@@ -40,6 +45,37 @@ def wait_for_store(connect: Callable[[], AnyStore], patience_s: float) -> AnySto
             pause = min(5.0, pause * 2)
         else:
             return store
+
+
+def open_store(
+    mongo_uri: str | None,
+    *,
+    mongo_db: str,
+    mongo_collection: str,
+    data_dir: Path,
+    timeout: float = 5.0,
+    keyring: Keyring = NO_KEYS,
+) -> Records:
+    """Return the store that the settings name, not yet connected: call `prepare` next.
+
+    Args:
+        mongo_uri: a MongoDB connection string; the embedded SQLite file when None or empty.
+        mongo_db, mongo_collection: names there.
+        data_dir: folder of the SQLite file.
+        timeout: seconds after which any one MongoDB operation fails.
+        keyring: seals the templates that are stored, and opens those that are.
+
+    Raises:
+        ValueError, FaceError: as `mongo_store.connect`.
+    """
+    # A run on one store does not pay for the other's imports.
+    if not mongo_uri:
+        from sqlite_store import SqliteStore  # noqa: PLC0415
+
+        return SqliteStore(data_dir / "faces.sqlite3", keyring)
+    import mongo_store  # noqa: PLC0415
+
+    return mongo_store.connect(mongo_uri, mongo_db, mongo_collection, timeout=timeout, keyring=keyring)
 
 
 def connected_store(settings: Settings) -> Records:
@@ -69,6 +105,82 @@ def connected_store(settings: Settings) -> Records:
     return store
 
 
+def load_engine(
+    face_model: str,
+    *,
+    models_dir: Path,
+    hub_timeout_s: float,
+    threads: int,
+    may_fall_back: bool,
+    precision: str = "fp32",
+    providers: str = "cpu",
+) -> Engine:
+    """Load the model that `FACE_MODEL` names, warmed and ready.
+
+    Args:
+        face_model: `auto`, `auraface`, `compact`, or the folder of an InsightFace pack.
+        models_dir: AuraFace's files lie in its `auraface/`, and are fetched there.
+        hub_timeout_s: after this long without an answer the hub counts as unreachable.
+        threads: threads of one model run; 0 takes all cores.
+        may_fall_back: whether `auto` may take the compact model where AuraFace cannot be had.
+        precision: of the recogniser; the compact model has only one.
+        providers: what onnxruntime runs the models on; the compact model runs on the CPU.
+
+    Raises:
+        ModelUnavailable: with a message for the operator that says what to do.
+    """
+    # A run on one model does not pay for the other's imports.
+    if face_model == "compact":
+        if precision != "fp32" or providers == "cuda":
+            raise ModelUnavailable(
+                "The compact model has neither 8 bits nor CUDA: EMBEDDING_PRECISION and ORT_PROVIDERS "
+                "are for InsightFace's packs."
+            )
+        from compact_engine import CompactEngine  # noqa: PLC0415
+
+        return CompactEngine()
+    files = None
+    if face_model in ("auto", "auraface"):
+        folder = models_dir / "auraface"
+        try:
+            weights.ensure(folder, hub_timeout_s=hub_timeout_s)
+        except ModelUnavailable as error:
+            if face_model == "auraface":
+                raise
+            return _instead_of_auraface(error, may_fall_back=may_fall_back)
+        files = {one.task: folder / one.name for one in weights.AURAFACE}
+    else:
+        folder = Path(face_model).expanduser().resolve()
+    from insightface_engine import InsightFaceEngine  # noqa: PLC0415
+
+    return InsightFaceEngine(folder, threads=threads, files=files, precision=precision, providers=providers)
+
+
+def _instead_of_auraface(missing: ModelUnavailable, *, may_fall_back: bool) -> Engine:
+    """Return the compact model, if it may take AuraFace's place; ModelUnavailable otherwise."""
+    if not may_fall_back:
+        raise ModelUnavailable(
+            f"{missing}\nWith MONGO_URI set there is no falling back to a smaller model: a gallery must not mix "
+            "models. Make the files available as above, or choose one yourself with FACE_MODEL=compact or "
+            "FACE_MODEL=/folder/of/an/InsightFace/pack."
+        ) from missing
+    logger.warning(
+        "AuraFace is not available, so the service runs on the COMPACT model (dlib): good to start with, not to "
+        "go live with. What was missing: %s",
+        missing,
+    )
+    from compact_engine import CompactEngine  # noqa: PLC0415 - as above
+
+    return CompactEngine()
+
+
+def cosine_at_half_of(model: str) -> float:
+    """The `cosine_at_half` of a model by its name in the records; of a model that is none of these, the packs'."""
+    from compact_engine import CompactEngine  # noqa: PLC0415 - as above
+
+    return CompactEngine.cosine_at_half if model == CompactEngine.name else 0.5
+
+
 def loaded_engine(settings: Settings) -> Engine:
     """Load the model that the settings name; ModelUnavailable, with what to do, if it cannot be had."""
     engine = load_engine(
@@ -88,7 +200,9 @@ def liveness_of(settings: Settings, engine: Engine) -> Liveness | None:
     """Load what tells live faces from pictures, if the settings want it; ModelUnavailable if it cannot be had."""
     if settings.liveness == "off":
         return None
-    if isinstance(engine, CompactEngine):
+    from insightface_engine import InsightFaceEngine  # noqa: PLC0415 - as above
+
+    if not isinstance(engine, InsightFaceEngine):
         raise ModelUnavailable(
             "LIVENESS aligns faces by the landmarks of InsightFace's packs, and the compact model has others: take "
             "LIVENESS=off, or a pack."
@@ -120,9 +234,13 @@ def gallery_of(settings: Settings, store: Store, engine: Engine) -> Gallery:
 
 def _vector_index(settings: Settings, store: Store, engine: Engine) -> MongoVectorIndex | None:
     """Return MongoDB's vector index, created, if the settings want it; ValueError where the server has none."""
-    if settings.search == "memory" or not isinstance(store, MongoStore):
+    if settings.search == "memory" or not settings.mongo_uri:
         return None
-    index = store.vector_index(engine.name, engine.dimension, exact=settings.search == "mongodb")
+    from mongo_store import MongoStore  # noqa: PLC0415 - as above
+    from mongo_vectors import MongoVectorIndex  # noqa: PLC0415
+
+    assert isinstance(store, MongoStore)
+    index = MongoVectorIndex(store, engine.name, engine.dimension, exact=settings.search == "mongodb")
     index.prepare()
     return index
 

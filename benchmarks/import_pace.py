@@ -20,9 +20,9 @@ sys.path.insert(0, str(PROJECT))
 
 from load import bare_loop, model_runs, usable
 
-import bulk
-from engine import load_engine
+from operators import bulk
 from settings import Settings
+from wiring import load_engine
 
 ROUNDS = 3
 

@@ -31,11 +31,13 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 import images
+from compact_engine import CompactEngine
 from covering import CoveringModel
-from engine import CompactEngine, Engine, Face, Pixels, load_engine
+from engine import Engine, Face, Pixels
 from errors import FaceError
 from face_checks import check_photo
 from settings import Settings
+from wiring import load_engine
 
 Answer = tuple[int, float]
 

@@ -23,9 +23,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
 from covering import CoveringModel
-from engine import InsightFaceEngine, Pixels
+from engine import Pixels
 from errors import FaceError
 from face_checks import check_photo
+from insightface_engine import InsightFaceEngine
 from settings import Settings
 
 ROUNDS = 3

@@ -34,11 +34,13 @@ from load import model_runs
 
 import images
 from app import create_app
+from compact_engine import CompactEngine
 from covering import CoveringModel
-from engine import CompactEngine, Engine, load_engine
+from engine import Engine
 from gallery import Gallery
 from settings import Settings
-from store import SqliteStore
+from sqlite_store import SqliteStore
+from wiring import load_engine
 
 STAGES = ("read", "decode", "detect", "decode_larger", "check", "embed", "search", "enrol")
 ROUNDS = 3

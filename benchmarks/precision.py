@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import images
 import quantised
-from engine import InsightFaceEngine, Vector
+from engine import Vector
+from insightface_engine import InsightFaceEngine
 
 ROUNDS = 15
 

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from gallery import Gallery
 from sealing import NO_KEYS, Keyring
 from snapshot import SnapshotFolder
-from store import Enrolment, SqliteStore
+from sqlite_store import SqliteStore
+from store import Enrolment
 
 D = 512
 KEYRING = Keyring((bytes(range(32)),))

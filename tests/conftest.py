@@ -20,8 +20,10 @@ import mongomock.collection
 import pymongo
 import pytest
 
+from mongo_store import MongoStore
 from sealing import NO_KEYS, Keyring
-from store import MongoStore, Records, open_store
+from store import Records
+from wiring import open_store
 
 
 class MongoServer:

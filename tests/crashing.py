@@ -35,8 +35,9 @@ from running import Service
 from test_races import NO_GATES, a_person
 
 from settings import PROJECT
-from store import Entry, Store, open_store
+from store import Entry, Store
 from template_codec import Template
+from wiring import open_store
 
 # Equal pictures have equal templates, and the tiny pack's strangers are rather alike.
 SAME = 0.999
@@ -254,7 +255,7 @@ from pathlib import Path
 import numpy as np
 import replica, snapshot, templates
 from gallery import Gallery
-from store import open_store
+from wiring import open_store
 
 # So small that kills meet the snapshot's writing as well.
 templates.BLOCK_ROWS = snapshot.BLOCK_ROWS = replica.BLOCK_ROWS = 16

@@ -14,7 +14,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from covering import Covering
-from engine import INSIGHTFACE_LAYOUT, Face, LandmarkLayout, Pixels, Vector
+from engine import Face, LandmarkLayout, Pixels, Vector
+from insightface_engine import INSIGHTFACE_LAYOUT
 
 DIMENSION = 8
 

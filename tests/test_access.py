@@ -19,7 +19,7 @@ from app import create_app
 from gallery import Gallery
 from keys import KeysError, new_key, parse
 from settings import PROJECT, Settings, SettingsError
-from store import SqliteStore
+from sqlite_store import SqliteStore
 
 PROTECTED = ["/signUp", "/signup", "/verify", "/compare", "/analyze"]
 

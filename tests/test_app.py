@@ -20,7 +20,8 @@ from engine import Face, Pixels, Vector
 from errors import FaceError
 from gallery import Gallery
 from settings import Settings
-from store import Enrolment, SqliteStore
+from sqlite_store import SqliteStore
+from store import Enrolment
 from wiring import wait_for_store
 
 BAD_THRESHOLDS = ["", "x", "nan", "inf", "-inf", "1e999", "0.39", "1.01", "\u0660\u066b\u0665", "0x1", "1_0", "0,5"]

@@ -22,7 +22,7 @@ from audit import MAX_DROPPED, AuditError, AuditLog, lines_of
 from gallery import Gallery
 from metrics import Metrics
 from settings import Settings
-from store import SqliteStore
+from sqlite_store import SqliteStore
 
 
 def client_of(folder: Path, **settings: Any) -> Any:

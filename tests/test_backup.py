@@ -17,13 +17,14 @@ from conftest import Database
 from running import ASTRONAUT, Service
 
 import app
-from backup import PARTIAL, BackupError, read, restore, write
 from errors import FaceError
 from gallery import Gallery
+from operators.backup import PARTIAL, BackupError, read, restore, write
 from sealing import NO_KEYS, Keyring
 from settings import PROJECT
 from snapshot import SnapshotFolder
-from store import Document, Enrolment, Records, SqliteStore
+from sqlite_store import SqliteStore
+from store import Document, Enrolment, Records
 from template_codec import Template
 
 KEYS = Keyring((bytes(range(32)),))
@@ -255,9 +256,9 @@ def test_a_field_and_a_place_that_nobody_reads_spoil_no_backup(mongo_database: D
 KILLED = """
 import sys, time
 from pathlib import Path
-from backup import write
+from operators.backup import write
 from sealing import NO_KEYS
-from store import SqliteStore
+from sqlite_store import SqliteStore
 
 class Slow(SqliteStore):
     def notes(self):

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
-import biometrics
-from biometrics import (
+from engine import similarity_of
+from operators import biometrics
+from operators.biometrics import (
     THRESHOLDS,
     Comparisons,
     Population,
@@ -22,7 +23,6 @@ from biometrics import (
     support,
     wilson,
 )
-from engine import similarity_of
 
 
 def at_angles(*degrees: list[float], cosine_at_half: float = 0.5) -> Population:

@@ -18,7 +18,8 @@ from test_races import a_person
 
 from errors import FaceError
 from gallery import Gallery
-from store import Store, open_store
+from store import Store
+from wiring import open_store
 
 pytestmark = pytest.mark.slow
 

@@ -19,14 +19,17 @@ import pytest
 from conftest import Database
 from fakes import ScriptedEngine
 
-import rotate_keys
 import template_codec
 import wiring
 from errors import FaceError
 from gallery import Gallery
+from mongo_store import MongoStore
+from mongo_vectors import MongoVectorIndex
+from operators import rotate_keys
 from sealing import MAGIC, Keyring, parse_keys
 from settings import PROJECT, Settings, SettingsError, load_settings
-from store import PAGE, Enrolment, MongoStore, SqliteStore, Store, StoredEmbedding
+from sqlite_store import SqliteStore
+from store import PAGE, Enrolment, Store, StoredEmbedding
 from template_codec import Template
 from templates import Templates
 
@@ -307,7 +310,7 @@ def test_a_rotation_takes_away_the_vectors_that_mongodbs_index_searched(database
     if database.collection is None:
         pytest.skip("SQLite has no vectors")
     plain = MongoStore(database.collection)
-    plain.vector_index("m", 512, exact=True)
+    MongoVectorIndex(plain, "m", 512, exact=True)
     plain.append(1, [an_enrolment(1)])
     assert "vector" in database.collection.find_one({"seq": 1})
     (stored,) = plain.embeddings(0)
@@ -355,7 +358,7 @@ def test_a_new_key_is_one_that_template_keys_takes(folder: Path) -> None:
 
 def test_a_rotation_that_is_killed_goes_on_where_it_ended(tmp_path: Path) -> None:
     killed_at_its_second_page = (
-        "import os, signal, sys, commands; from store import SqliteStore; replace = SqliteStore.replace_embeddings;"
+        "import os, signal, sys, commands; from sqlite_store import SqliteStore; replace = SqliteStore.replace_embeddings;"
         "SqliteStore.replace_embeddings = lambda self, changes: replace(self, changes)"
         " if changes[0][0].seq == 1 else os.kill(os.getpid(), signal.SIGKILL);"
         "sys.exit(commands.run('rotate-keys', []))"

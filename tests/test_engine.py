@@ -12,10 +12,12 @@ import onnx
 import pytest
 from fakes import packaged_photo, write_tiny_pack
 
-import engine
 import weights
-from engine import CompactEngine, Face, InsightFaceEngine, Pixels, cosine_of, load_engine, similarity_of
+from compact_engine import DLIB_LAYOUT, CompactEngine
+from engine import Face, Pixels, cosine_of, similarity_of
+from insightface_engine import AURAFACE_RECOGNISER, InsightFaceEngine
 from weights import ModelUnavailable
+from wiring import load_engine
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared photos are not beside this clone")
@@ -165,7 +167,7 @@ def test_strips_and_specks_hold_no_face_and_crash_nothing(
 def test_degenerate_landmarks_are_not_embedded(pack: Path, compact: CompactEngine) -> None:
     for one in (InsightFaceEngine(pack, threads=1), compact):
         where = np.full((5, 2), 50, np.float32)
-        face = Face(np.array([0, 0, 100, 100], np.float32), 1.0, where, engine.DLIB_LAYOUT)
+        face = Face(np.array([0, 0, 100, 100], np.float32), 1.0, where, DLIB_LAYOUT)
         with pytest.raises(ValueError, match=r"degenerate|usable"):
             one.embed(np.full((100, 100, 3), 128, np.uint8), face)
 
@@ -210,7 +212,7 @@ def test_where_the_model_matters_there_is_no_falling_back(
 
 def test_auraface_is_known_by_its_recognisers_digest() -> None:
     assert {file.task for file in weights.AURAFACE} == {"detection", "recognition"}
-    assert engine.AURAFACE_RECOGNISER == "a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60"
+    assert AURAFACE_RECOGNISER == "a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60"
 
 
 @needs_shared

@@ -17,12 +17,11 @@ import pytest
 from fakes import DIMENSION, ScriptedCovering, ScriptedEngine, a_face, a_photo, a_template, jpeg, write_tiny_pack
 
 import app
-import evaluate
-import evaluation_report
-from biometrics import LEAST_ERRORS, fmr_for_fpir
 from engine import Pixels, Vector
 from errors import FaceError
-from evaluation_data import Cache, Outcome, cache_key, embed_all, read_folder, read_pairs, read_subgroups
+from operators import evaluate, evaluation_report
+from operators.biometrics import LEAST_ERRORS, fmr_for_fpir
+from operators.evaluation_data import Cache, Outcome, cache_key, embed_all, read_folder, read_pairs, read_subgroups
 from pipeline import ModelSlots, Pipeline
 from sealing import Keyring
 from settings import PROJECT, Settings

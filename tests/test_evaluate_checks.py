@@ -12,8 +12,8 @@ from fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
 
 from covering import Covering
 from engine import Face, Pixels
-from evaluate_checks import DEGRADATIONS, MEASURES, Degradation, Gates, read_people, read_photos, write_page
 from face_checks import judge, measure
+from operators.evaluate_checks import DEGRADATIONS, MEASURES, Degradation, Gates, read_people, read_photos, write_page
 from settings import Settings
 
 LIMITS = Settings()

@@ -11,10 +11,12 @@ import pytest
 from fakes import ScriptedCovering, a_face, a_photo, packaged_photo
 
 import face_checks
+from compact_engine import DLIB_LAYOUT
 from covering import Covering
-from engine import DLIB_LAYOUT, INSIGHTFACE_LAYOUT, Face, LandmarkLayout, Pixels
+from engine import Face, LandmarkLayout, Pixels
 from errors import FaceError
 from face_checks import check_photo, head_pose
+from insightface_engine import INSIGHTFACE_LAYOUT
 from settings import Settings
 
 LIMITS = Settings()

@@ -19,7 +19,8 @@ import gallery as gallery_module
 from errors import FaceError
 from gallery import Gallery
 from replica import View
-from store import Enrolment, Entry, SqliteStore, Store
+from sqlite_store import SqliteStore
+from store import Enrolment, Entry, Store
 from template_codec import Template
 from templates import BLOCK_ROWS, Candidate
 

@@ -24,8 +24,10 @@ import indexed_replica
 from errors import FaceError
 from gallery import Gallery
 from indexed_replica import IndexedReplica
+from mongo_store import MongoStore
+from mongo_vectors import MongoVectorIndex, VectorSearchMissingError
 from settings import Settings, SettingsError
-from store import Enrolment, Entry, MongoStore, VectorSearchMissingError
+from store import Enrolment, Entry
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +61,7 @@ class Started:
         self.store.prepare()
         index = None
         if not in_memory:
-            index = self.store.vector_index("m", D, exact=exact)
+            index = MongoVectorIndex(self.store, "m", D, exact=exact)
             index.prepare()
         self.gallery = Gallery(self.store, "m", D, plain_model, index=index)
         if load:
@@ -256,7 +258,7 @@ def test_somebody_who_is_erased_while_being_given_a_vector_gets_none(collection:
         in_memory.gallery.erase(user_id)
         return True
 
-    in_memory.store.vector_index("m", D, exact=True).fill(0, 1, is_erased_meanwhile)
+    MongoVectorIndex(in_memory.store, "m", D, exact=True).fill(0, 1, is_erased_meanwhile)
     assert "vector" not in collection.find_one({"user_id": user_id})
 
 
@@ -387,7 +389,7 @@ def test_later_places_in_the_index_do_not_vouch_for_earlier_ones_that_got_their_
     in_memory = Started(collection, in_memory=True)
     people = [in_memory.enrol(seed) for seed in range(12)]
     dying = MongoStore(collection)  # type: ignore[arg-type]
-    index = dying.vector_index("m", D, exact=True)
+    index = MongoVectorIndex(dying, "m", D, exact=True)
     assert dying.append(13, [Enrolment(f"u{seed}", a_face(seed), "m", 1.0) for seed in range(12, 30)])
     # The index sees the later ones, and then a process gives the earlier ones their vectors and dies.
     collection.catch_up()
@@ -473,7 +475,7 @@ def test_a_server_without_vector_search_is_named_in_a_sentence() -> None:
 
     store = MongoStore(Without(mongomock.MongoClient()["db"]["faces"]))  # type: ignore[arg-type]
     with pytest.raises(VectorSearchMissingError, match="needs a MongoDB with vector search"):
-        store.vector_index("m", D, exact=True).prepare()
+        MongoVectorIndex(store, "m", D, exact=True).prepare()
 
 
 def test_a_vector_index_needs_a_mongodb() -> None:
@@ -496,7 +498,9 @@ class IndexedEnrolmentLog(EnrolmentLog):
     def start(self, number: int) -> Gallery:
         if number == 2:
             return super().start(number)
-        index = self.stores[number].vector_index("m", log_model.D, exact=True)
+        inner = self.stores[number]._store
+        assert isinstance(inner, MongoStore)
+        index = MongoVectorIndex(inner, "m", log_model.D, exact=True)
         index.prepare()
         gallery = Gallery(self.stores[number], "m", log_model.D, index=index)
         gallery.load()

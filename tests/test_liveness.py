@@ -17,11 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 import wiring
 from app import create_app
-from engine import CompactEngine
+from compact_engine import CompactEngine
 from gallery import Gallery
 from liveness import AddOnLiveness
 from settings import Settings
-from store import SqliteStore
+from sqlite_store import SqliteStore
 from weights import ModelUnavailable
 
 

@@ -31,7 +31,8 @@ import templates
 from errors import FaceError
 from gallery import Gallery
 from snapshot import SnapshotFolder
-from store import Enrolment, Entry, SqliteStore, Store
+from sqlite_store import SqliteStore
+from store import Enrolment, Entry, Store
 from template_codec import Template
 
 D = 32

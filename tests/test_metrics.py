@@ -16,7 +16,7 @@ from app import create_app
 from covering import Covering
 from gallery import Gallery
 from settings import PROJECT, Settings
-from store import SqliteStore
+from sqlite_store import SqliteStore
 
 
 class Watched:

@@ -19,17 +19,17 @@ import pytest
 from fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg, write_tiny_pack
 
 import app
-import bulk
-import duplicates
 from audit import lines_of
-from bulk import Line, Photo, Report
-from bulk_import import Importer
-from duplicates import pairs_above, tiles_of
 from engine import Engine, Face, Pixels, Vector
 from gallery import Gallery
-from reembed import bring_up_to_date
+from operators import bulk, duplicates
+from operators.bulk import Line, Photo, Report
+from operators.bulk_import import Importer
+from operators.duplicates import pairs_above, tiles_of
+from operators.reembed import bring_up_to_date
 from settings import PROJECT, Settings
-from store import Enrolment, SqliteStore
+from sqlite_store import SqliteStore
+from store import Enrolment
 from template_codec import Template
 
 

@@ -13,11 +13,12 @@ import onnxruntime
 import pytest
 from fakes import write_tiny_pack
 
-import engine
+import insightface_engine
 import quantised
 import weights
-from engine import InsightFaceEngine, load_engine
+from insightface_engine import InsightFaceEngine
 from weights import ModelUnavailable
+from wiring import load_engine
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -128,15 +129,15 @@ def test_a_real_recognisers_copy_has_a_name_of_its_own_and_compares_with_its_lik
 
 def test_cuda_is_taken_where_it_is_and_demanded_only_where_asked_for() -> None:
     cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
-    assert engine._providers("auto", [cpu], "fp32") == [cpu]
-    assert engine._providers("auto", [cuda, cpu], "fp32") == [cuda, cpu]
-    assert engine._providers("auto", [cuda, cpu], "int8") == [cpu]
-    assert engine._providers("cpu", [cuda, cpu], "fp32") == [cpu]
-    assert engine._providers("cuda", [cuda, cpu], "fp32") == [cuda, cpu]
+    assert insightface_engine._providers("auto", [cpu], "fp32") == [cpu]
+    assert insightface_engine._providers("auto", [cuda, cpu], "fp32") == [cuda, cpu]
+    assert insightface_engine._providers("auto", [cuda, cpu], "int8") == [cpu]
+    assert insightface_engine._providers("cpu", [cuda, cpu], "fp32") == [cpu]
+    assert insightface_engine._providers("cuda", [cuda, cpu], "fp32") == [cuda, cpu]
     with pytest.raises(ModelUnavailable, match="install onnxruntime-gpu"):
-        engine._providers("cuda", [cpu], "fp32")
+        insightface_engine._providers("cuda", [cpu], "fp32")
     with pytest.raises(ModelUnavailable, match="int8 is for CPUs"):
-        engine._providers("cuda", [cuda, cpu], "int8")
+        insightface_engine._providers("cuda", [cuda, cpu], "int8")
 
 
 def test_a_gpu_that_is_demanded_and_absent_stops_the_start(tmp_path: Path) -> None:

@@ -26,10 +26,15 @@ from bson.int64 import Int64
 from conftest import Database, MongoServer
 from pymongo.errors import NetworkTimeout, WriteConcernError
 
+import mongo_store
+import sqlite_store
 import store as store_module
 from errors import FaceError
-from store import Enrolment, Entry, MongoStore, SqliteStore, Store, open_store
+from mongo_store import MongoStore
+from sqlite_store import SqliteStore
+from store import Enrolment, Entry, Store
 from template_codec import Template
+from wiring import open_store
 
 ROOT = Path(__file__).parent.parent
 D = 64
@@ -43,6 +48,11 @@ def a_template(seed: int = 0, d: int = D) -> Template:
 def an_enrolment(seed: int = 0, **fields: Any) -> Enrolment:
     values = {"user_id": str(uuid.uuid4()), "template": a_template(seed), "model": "m", "timestamp": time.time()}
     return Enrolment(**{**values, **fields})
+
+
+def with_pages_of(records: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (store_module, mongo_store, sqlite_store):
+        monkeypatch.setattr(module, "PAGE", records)
 
 
 def the_log(store: Store, after: int = 0) -> list[Entry]:
@@ -76,7 +86,7 @@ def test_every_process_reads_the_same_bits_of_a_template(database: Database) -> 
 
 
 def test_the_log_is_read_in_order_and_from_any_place(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "PAGE", 3)
+    with_pages_of(3, monkeypatch)
     store = database.open()
     assert the_log(store) == []
     for seq in range(1, 8):
@@ -286,7 +296,7 @@ def plain(user_id: object, seed: int = 0, **fields: Any) -> dict[str, Any]:
 def test_records_of_the_older_form_get_places_after_the_last_in_the_order_of_their_ids(
     mongo_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "PAGE", 4)
+    with_pages_of(4, monkeypatch)
     mongo_database.open().append(1, [an_enrolment(user_id="new")])
     for i in range(10):
         mongo_database.write(plain(f"u{i}", i))
@@ -307,7 +317,7 @@ def test_what_is_no_place_is_replaced_by_one(mongo_database: Database, seq: obje
 def test_servers_that_start_together_give_older_records_the_same_gapless_places(
     mongo_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "PAGE", 7)
+    with_pages_of(7, monkeypatch)
     if mongo_database.kind == "mongomock":
         pytest.skip("mongomock's updates are not safe among threads")
     for i in range(60):
@@ -426,8 +436,8 @@ def test_a_dead_server_is_unavailable_and_its_return_is_noticed(mortal_mongo_ser
 def test_what_mongodb_acknowledges_is_journalled_by_a_majority_and_what_is_applied_is_too() -> None:
     store = open_store("mongodb://127.0.0.1:1", mongo_db="db", mongo_collection="faces", data_dir=Path())
     assert isinstance(store, MongoStore)
-    assert store._collection.write_concern.document == {"w": "majority", "j": True}
-    assert store._collection.read_concern.document == {"level": "majority"}
+    assert store.collection.write_concern.document == {"w": "majority", "j": True}
+    assert store.collection.read_concern.document == {"level": "majority"}
     store.close()
 
 
@@ -530,7 +540,8 @@ def test_a_full_disk_is_unavailable_and_leaves_the_log_as_it_was(tmp_path: Path)
 ENROLS_FOR_EVER = """
 import sys, numpy as np
 from pathlib import Path
-from store import Enrolment, SqliteStore
+from sqlite_store import SqliteStore
+from store import Enrolment
 store = SqliteStore(Path(sys.argv[1]))
 store.prepare()
 template = np.eye(1, 512, dtype=np.float32)[0]

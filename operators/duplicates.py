@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 import wiring
-from bulk import watched
-from engine import cosine_at_half_of, cosine_of, similarity_of
+from engine import cosine_of, similarity_of
+from operators.bulk import watched
 from settings import Settings, SettingsError
 from store import Records
 from template_codec import Template
@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         user_ids, rows, model = templates_of(store, arguments.model)
     finally:
         store.close()
-    half = cosine_at_half_of(model)
+    half = wiring.cosine_at_half_of(model)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["user_id", "other_user_id", "similarity"])
     tiles = tiles_of(len(rows))

@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from bulk import watched
 from engine import Engine, Vector
 from errors import FaceError
+from operators.bulk import watched
 from sealing import Keyring
 from settings import PROJECT, Settings
 
@@ -27,7 +27,10 @@ logger = logging.getLogger("face_api")
 # Files with other names are not meant as photos; what the service makes of one of these is counted.
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif")
 # What decides which template a photo gets, beside the model and the settings.
-_CODE = ("images.py", "engine.py", "face_checks.py", "covering.py", "pipeline.py", "models/covering.onnx")
+_CODE = (
+    *("images.py", "resampling.py", "insightface_engine.py", "compact_engine.py"),
+    *("face_checks.py", "covering.py", "pipeline.py", "models/covering.onnx"),
+)
 
 Item = TypeVar("Item")
 

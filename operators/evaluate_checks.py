@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 import images
-from biometrics import wilson
 from covering import CoveringClassifier, CoveringModel
-from engine import Engine, Pixels, Vector, load_engine, similarity_of
+from engine import Engine, Pixels, Vector, similarity_of
 from errors import FaceError
 from face_checks import Measurements, judge, measure, require_single_face
+from operators.biometrics import wilson
 from settings import PROJECT, Settings, add_flags, load_settings
+from wiring import load_engine
 
 logger = logging.getLogger(__name__)
 
@@ -514,7 +515,7 @@ Every number and figure here is written by `make evaluate-checks DATA=<folder>`,
 real gates with the default settings over whole photos. For photos of your own (a folder with a `labels.csv`, or with
 sub-folders `none`, `mask`, `sunglasses`, `other`) and, if you like, identities (a sub-folder per person):
 
-    python evaluate_checks.py <photos> --people <identities> --model <FACE_MODEL> --out checks.md
+    python -m operators.evaluate_checks <photos> --people <identities> --model <FACE_MODEL> --out checks.md
 
 The first model named judges all folders and is calibrated, the others the first folder (and the identities) alone.
 Shares are in per cent, with Wilson's 95 % interval in brackets. *Quality alone*: the covering classifier learned from

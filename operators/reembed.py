@@ -13,10 +13,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import bulk
 import wiring
-from bulk import Line, Made, Photo, Report
 from engine import Engine
+from operators import bulk
+from operators.bulk import Line, Made, Photo, Report
 from settings import Settings, SettingsError
 from store import Enrolment, Records
 

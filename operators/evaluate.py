@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-import evaluation_report
 import wiring
-from biometrics import (
+from covering import CoveringModel
+from engine import Engine
+from operators import evaluation_report
+from operators.biometrics import (
     LEAST_ERRORS,
     THRESHOLDS,
     Comparisons,
@@ -32,9 +34,7 @@ from biometrics import (
     search,
     support,
 )
-from covering import CoveringModel
-from engine import Engine
-from evaluation_data import (
+from operators.evaluation_data import (
     Cache,
     Outcome,
     Pair,

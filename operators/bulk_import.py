@@ -8,12 +8,12 @@ import logging
 import sys
 from pathlib import Path
 
-import bulk
 import wiring
-from bulk import Line, Made, Report
 from engine import Engine, cosine_of
 from errors import CODES
 from gallery import Gallery
+from operators import bulk
+from operators.bulk import Line, Made, Report
 from settings import Settings
 from store import Records
 

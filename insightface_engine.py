@@ -1,0 +1,315 @@
+"""Owns InsightFace's packs, AuraFace among them, as an `Engine`; the only importer of `insightface`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from google.protobuf.message import DecodeError
+from insightface.model_zoo import get_model, has_model_package_manifest, load_model_package
+from insightface.utils.face_align import estimate_norm
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+import quantised
+import weights
+from engine import Face, LandmarkLayout, Pixels, Vector, holds_no_face, normalised, widest_first
+from resampling import cut_out, to_side
+from weights import ModelUnavailable
+
+AURAFACE_NAME = "auraface-v1"
+AURAFACE_RECOGNISER = next(file.sha256 for file in weights.AURAFACE if file.task == "recognition")
+TASKS = ("detection", "recognition")
+
+logger = logging.getLogger(__name__)
+
+INSIGHTFACE_LAYOUT = LandmarkLayout(
+    points=np.array([[-0.5, 0, 0], [0.5, 0, 0], [0, 0.6, -0.5], [-0.45, 1.01, -0.1], [0.45, 1.01, -0.1]]),
+    left_eye=(0,),
+    right_eye=(1,),
+)
+
+
+class InsightFaceEngine:
+    """A detector and a recogniser of an InsightFace pack, called part by part; nothing else of it is loaded."""
+
+    # Both sides are needed: SCRFD misses faces that fill more than about 40 % of the frame at 640 alone.
+    SMALL_SIDE, FULL_SIDE = 128, 640
+    FACE = 0.5
+    # A selfie needs no full search: where a quick look (0.41 of its cost) sees one face that is sure and 30 % of the
+    # picture wide, and no trace of another, it ends. Of 596 shared photos 462 end so, and no face is missed; all
+    # together cost 0.64. A second face pasted beside such a one, which the full search finds, is lost in 0 of 420
+    # photos when it is 15 % of the picture wide, 1 % at 10 %, 4 % at 6 %, 11 % at 5 %, 24 % at 4 %
+    # (benchmarks/detection.py; an input of 320 loses twice as many, at 0.5 of the cost).
+    LARGE_FACE_SIDE, LARGE, SURE_ENOUGH, TRACE = 384, 0.3, 0.7, 0.02
+    # One face seen at both sides gives two boxes, which the detector's own suppression merges from an overlap of
+    # 0.4; what lies mostly inside a surer face is the same face too (a face within a face is no second person).
+    MOSTLY_INSIDE = 0.7
+
+    # A head tilted by more is looked at again in an upright crop of this side.
+    UPRIGHT_WITHIN_DEG = 6.0
+    UPRIGHT_SIDE = 256
+    # A face that the detector is less sure of is looked at turned to either side as well.
+    SURE = 0.8
+    TRIED_DEG = 35.0
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        threads: int,
+        files: Mapping[str, Path] | None = None,
+        precision: str = "fp32",
+        providers: str = "cpu",
+    ) -> None:
+        """Load and warm the pack in `folder`.
+
+        Args:
+            folder: holds a manifest.json (version 2) or just the weights.
+            threads: threads of one model run; 0 takes all cores.
+            files: task -> file, where they are known (and verified) already; found in the folder otherwise.
+            precision: of the recogniser, `fp32` or `int8`, for which a copy is made in the folder's `int8/` once.
+            providers: `cpu`, `cuda`, or `auto`: CUDA where onnxruntime has it.
+
+        Raises:
+            ModelUnavailable: the folder is no such pack, a file of it is damaged, the copy is not good enough, or
+                there is no CUDA where it was demanded.
+        """
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # Spinning threads of one caller take the cores from the next: a quarter of the throughput with two callers.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        onnxruntime.set_default_logger_severity(3)
+        chosen = _providers(providers, onnxruntime.get_available_providers(), precision)
+        files, arguments = (files, {}) if files else _pack_files(folder)
+        # The aligner's own library warns of the aligner's way of calling it, on every start.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
+        parts = {}
+        for task, path in files.items():
+            try:
+                parts[task] = get_model(
+                    providers=chosen,
+                    sess_options=options,
+                    static_shape_sessions=False,  # one session for pictures of every shape, not one for each
+                    **arguments.get(task, {"name": str(path)}),
+                )
+            except (ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, RuntimeError) as error:
+                raise ModelUnavailable(f"{path} cannot be loaded as a {task} model: {error}") from error
+        self._detector, self._recogniser = parts["detection"], parts["recognition"]
+        if not self._detector.use_kps:
+            raise ModelUnavailable(f"the detector in {folder} gives no landmarks: a variant with key points is needed")
+        self._detector.prepare(0, det_thresh=self.FACE)
+        self._folder = folder
+        digest = weights.digest(files["recognition"])
+        # The recogniser's own bytes decide what compares with what, wherever the pack lies and whatever it is called.
+        self.name = AURAFACE_NAME if digest == AURAFACE_RECOGNISER else f"insightface-{digest[:12]}"
+        self.cosine_at_half = 0.5
+        self._provider = str(self._recogniser.session.get_providers()[0])
+        if self._provider != chosen[0]:
+            # onnxruntime only warns of that, and goes on with the next.
+            if providers == "cuda":
+                raise ModelUnavailable("ORT_PROVIDERS=cuda, but onnxruntime could not use the GPU: see its warnings.")
+            logger.warning("onnxruntime has CUDA and could not use it: the models run on the CPU")
+        warm = np.full((64, 64, 3), 127, np.uint8)
+        for side in (self.SMALL_SIDE, self.UPRIGHT_SIDE, self.LARGE_FACE_SIDE, self.FULL_SIDE):
+            self._detector.detect(warm, input_size=(side, side))
+        if precision == "int8":
+            copy = quantised.int8_copy(files["recognition"], digest, folder / "int8", self._some_crops, self._embedded)
+            self._recogniser.session = onnxruntime.InferenceSession(str(copy), options, providers=chosen)
+            # Close to the original's embeddings, but not the same: a gallery must not mix the two.
+            self.name += "-int8"
+        self.dimension = int(self._recogniser.get_feat([np.full((112, 112, 3), 127, np.uint8)]).size)
+
+    def describe(self) -> str:
+        return (
+            f"{self.name}, an InsightFace pack in {self._folder}, on {self._provider.removesuffix('ExecutionProvider')}"
+        )
+
+    def _some_crops(self) -> list[Pixels]:
+        """Aligned faces to calibrate an 8-bit copy with."""
+        return [self._aligned(photo, face) for photo in quantised.photos() for face in self.detect(photo)]
+
+    def _embedded(self, session: Any, crops: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+        """What a session (None: the original's) makes of aligned faces, as float32[n, d]."""
+        original = self._recogniser.session
+        self._recogniser.session = session or original
+        try:
+            return np.concatenate([self._recogniser.get_feat([crop]) for crop in crops])
+        finally:
+            self._recogniser.session = original
+
+    def detect(self, image: Pixels) -> list[Face]:
+        if holds_no_face(image):
+            return []
+        scale, small = to_side(image, self.FULL_SIDE, enlarging=1.0)
+        traces = self._found(small, self.LARGE_FACE_SIDE, self.TRACE)
+        found = traces if self._is_all(traces, small) else self._found(small, self.FULL_SIDE, self.FACE)
+        faces = widest_first([face.enlarged(1 / scale) for face in _without_nested(found, self.MOSTLY_INSIDE)])
+        return [self._looked_at_upright(image, face) for face in faces[:1]] + faces[1:]
+
+    def _found(self, image: Pixels, side: int, least: float) -> list[Face]:
+        """The detector's boxes of a score of at least `least`, with an input of this longest side and a small one."""
+        sizes = [(self.SMALL_SIDE, self.SMALL_SIDE), _input_size(image, side)]
+        boxes, landmarks = self._detector.detect(image, input_size=sizes, det_thresh=least)
+        return [
+            Face(box[:4], float(box[4]), points, INSIGHTFACE_LAYOUT)
+            for box, points in zip(boxes, landmarks, strict=True)
+            if np.isfinite(box).all() and np.isfinite(points).all() and (box[2:4] - box[:2]).min() >= 1
+        ]
+
+    def _is_all(self, traces: list[Face], image: Pixels) -> bool:
+        """Whether a quick look has seen enough: one sure and large face, and no trace of another."""
+        apart = _without_nested(traces, self.MOSTLY_INSIDE)
+        return (
+            len(apart) == 1
+            and apart[0].score >= self.SURE_ENOUGH
+            and float(apart[0].box[2] - apart[0].box[0]) >= self.LARGE * max(image.shape[:2])
+        )
+
+    def _looked_at_upright(self, image: Pixels, face: Face) -> Face:
+        """Find the landmarks of a tilted head again in an upright crop.
+
+        Detectors that learned upright heads place the landmarks of a tilted one half-way to upright, or as if it were
+        upright and then less surely; either spoils the measured roll and the embedding.
+        """
+        turn = 0.0
+        if face.score < self.SURE:
+            for tried in (-self.TRIED_DEG, self.TRIED_DEG):
+                seen = self._seen_turned(image, face, tried)
+                if seen is not None and seen.score > face.score:
+                    face, turn = seen, tried
+        for _ in range(2):
+            roll = _roll_deg(face)
+            if abs(roll - turn) < self.UPRIGHT_WITHIN_DEG:
+                break
+            seen = self._seen_turned(image, face, roll)
+            if seen is None:
+                break
+            face, turn = seen, roll
+        return face
+
+    def _seen_turned(self, image: Pixels, face: Face, turn_deg: float) -> Face | None:
+        """Detect in a crop around the face's box, turned back by `turn_deg`; None where nothing is found."""
+        side = (self.UPRIGHT_SIDE, self.UPRIGHT_SIDE)
+        centre = (face.box[:2] + face.box[2:]) / 2
+        scale = 0.5 * self.UPRIGHT_SIDE / float((face.box[2:] - face.box[:2]).max())
+        matrix = np.asarray(cv2.getRotationMatrix2D((float(centre[0]), float(centre[1])), turn_deg, scale), np.float64)
+        matrix[:, 2] += self.UPRIGHT_SIDE / 2 - centre
+        crop = cut_out(image, matrix, self.UPRIGHT_SIDE)
+        boxes, landmarks = self._detector.detect(crop, input_size=side)
+        if len(boxes) == 0:
+            return None
+        surest = int(np.argmax(boxes[:, 4]))
+        points = cv2.transform(landmarks[surest][None].astype(np.float64), cv2.invertAffineTransform(matrix))[0]
+        return Face(face.box, float(boxes[surest, 4]), points.astype(np.float32), face.layout)
+
+    def embed(self, image: Pixels, face: Face) -> Vector:
+        crop = self._aligned(image, face)
+        if not crop.any():
+            raise ValueError("degenerate landmarks: the aligned crop is empty")
+        return normalised(self._recogniser.get_feat([crop]))
+
+    def _aligned(self, image: Pixels, face: Face) -> Pixels:
+        side = self._recogniser.input_size[0]
+        return cut_out(image, estimate_norm(face.landmarks, side), side, border=cv2.BORDER_CONSTANT)
+
+
+def _providers(wanted: str, available: Sequence[str], precision: str) -> list[str]:
+    """Return onnxruntime's providers in their order; ModelUnavailable where CUDA is demanded and cannot be."""
+    cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
+    if wanted == "cuda" and precision == "int8":
+        raise ModelUnavailable("EMBEDDING_PRECISION=int8 is for CPUs: take fp32 with ORT_PROVIDERS=cuda.")
+    if wanted == "cuda" and cuda not in available:
+        raise ModelUnavailable(
+            "ORT_PROVIDERS=cuda, but the onnxruntime that is installed has no CUDA: install onnxruntime-gpu in its "
+            "place, or take ORT_PROVIDERS=cpu."
+        )
+    if wanted == "cuda" or (wanted == "auto" and cuda in available and precision != "int8"):
+        return [cuda, cpu]
+    return [cpu]
+
+
+def _pack_files(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
+    """Which file of a pack does which task, and the loader's arguments where a manifest declares them.
+
+    Without a manifest the file's own inputs and outputs tell, by the rule of InsightFace's router, so that no
+    session is built for a model that is not needed.
+    """
+    if not folder.is_dir():
+        raise ModelUnavailable(
+            f"FACE_MODEL names {folder}, which is no folder: give the folder of an InsightFace pack, "
+            "or one of auto, auraface, compact"
+        )
+    files: dict[str, Path] = {}
+    arguments: dict[str, dict[str, Any]] = {}
+    if has_model_package_manifest(folder):
+        try:
+            package = load_model_package(folder)
+        except (ValueError, TypeError, OSError) as error:
+            raise ModelUnavailable(f"the manifest of {folder} cannot be used: {error}") from error
+        for task, descriptor in package.tasks.items():
+            if task in TASKS:
+                files[task] = descriptor.path
+                arguments[task] = {"name": str(folder), "model_task": task, "model_descriptor": descriptor}
+    else:
+        for path in sorted(folder.glob("*.onnx")):
+            files.setdefault(_task_of(path), path)
+        files.pop("", None)
+    for task in TASKS:
+        if task not in files:
+            raise ModelUnavailable(f"{folder} holds no {task} model; an InsightFace pack has one for each of {TASKS}")
+    return files, arguments
+
+
+def _task_of(path: Path) -> str:
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except (DecodeError, ValueError) as error:
+        raise ModelUnavailable(
+            f"{path} is damaged or no ONNX model: replace it or take it out of the folder"
+        ) from error
+    if len(graph.output) >= 5:
+        return "detection"
+    initialisers = {one.name for one in graph.initializer}  # older exporters list the weights among the inputs
+    inputs = [one for one in graph.input if one.name not in initialisers]
+    sides = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim][2:4] if len(inputs) == 1 else []
+    square = len(sides) == 2 and sides[0] == sides[1]
+    # 192 is the landmark models' input; a second input is the face swapper's.
+    if square and sides[0] >= 112 and sides[0] % 16 == 0 and sides[0] != 192:
+        return "recognition"
+    return ""
+
+
+def _input_size(image: Pixels, side: int) -> tuple[int, int]:
+    """Width and height of the detector's input, the longest `side`: multiples of 32, and no wider than the picture."""
+    height, width = (32 * math.ceil(side * one / max(image.shape[:2]) / 32) for one in image.shape[:2])
+    return width, height
+
+
+def _roll_deg(face: Face) -> float:
+    """The slope of the line through the eyes, degrees."""
+    left, right = face.eyes
+    return float(np.degrees(np.arctan2(right[1] - left[1], right[0] - left[0])))
+
+
+def _without_nested(faces: list[Face], mostly: float) -> list[Face]:
+    """Drop each face most of whose box lies inside the box of a surer one."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda one: -one.score):
+        if all(_share_inside(face.box, other.box) < mostly for other in kept):
+            kept.append(face)
+    return kept
+
+
+def _share_inside(box: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    size = np.clip(box[2:] - box[:2], 1e-6, None)
+    common = np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None)
+    return float(np.prod(common) / np.prod(size))
