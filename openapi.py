@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from covering import Covering
-from errors import CODES
+from errors import CODES, english
 from face_checks import HINTS, Check, Measurements, Pose, judge
 from forms import SANE_IDEMPOTENCY_KEY, USER_ID
 from settings import Settings
@@ -125,7 +125,7 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
             "refusal names the photo in `field`.",
             {
                 "status": "success",
-                "message": "The faces match with similarity: 0.94",
+                "message": english("faces_match"),
                 "match": True,
                 "similarity": 0.9412,
                 "threshold": settings.verify_threshold,
@@ -144,7 +144,7 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
             "and landmarks are in pixels of the upright photo.",
             {
                 "status": "success",
-                "message": "The photo passed every check.",
+                "message": english("accepted"),
                 "accepted": True,
                 "code": None,
                 "checks": [example_check],
@@ -384,7 +384,7 @@ def _operation(method: str, path: str, route: Route) -> Json:
     if route.form:
         files = {name for name, schema in route.form.items() if "contentMediaType" in schema}
         form: Json = {"type": "object", "properties": dict(route.form), "required": list(route.required)}
-        encoding = {name: {"contentType": "image/jpeg, image/png, image/webp"} for name in sorted(files)}
+        encoding = {name: {"contentType": "image/jpeg, image/png, image/webp, image/heic"} for name in sorted(files)}
         operation["requestBody"] = {
             "required": True,
             "content": {"multipart/form-data": {"schema": form, "encoding": encoding}},
