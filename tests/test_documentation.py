@@ -131,3 +131,10 @@ def test_every_command_that_a_document_names_is_there(path: Path) -> None:
     scripts = [*re.findall(r"python ([\w/]+\.py)", text), *re.findall(r"benchmarks/\w+\.py", text)]
     modules = [f"operators/{name}.py" for name in re.findall(r"python -m operators\.(\w+)", text)]
     assert [file for file in [*scripts, *modules] if not (PROJECT / file).is_file()] == []
+
+
+def test_the_figures_of_the_readme_are_those_that_were_measured() -> None:
+    shown = text_of("README.md").partition("## Figures\n")[2].partition("\n## ")[0]
+    rows = "".join(re.findall(r"^\|.*", shown, re.MULTILINE))
+    numbers = r"\d[\d.,]*"
+    assert set(re.findall(numbers, rows)) - set(re.findall(numbers, text_of("docs/figures.md"))) == set()
