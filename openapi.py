@@ -305,7 +305,7 @@ def _introduction(settings: Settings) -> str:
         "Photos are form-data fields (`multipart/form-data`): JPEG, PNG, WebP or HEIC by content, at most "
         f"{_mib(settings)} MiB and {_megapixels(settings)} megapixels; EXIF orientation is applied, and animated files "
         "give their first frame. A similarity is at most 1 and higher is closer; from "
-        f"{settings.verify_threshold:g} on it is a match unless the request raises the threshold.\n\n"
+        f"{settings.verify_threshold:g} on it is a match unless the request sends a `threshold` of its own.\n\n"
         "Send an API key as `Authorization: Bearer …` or `X-API-Key: …`; a service that has no keys serves its own "
         "machine alone and asks for none. On `429` and `503` wait as many seconds as `Retry-After` says, then send the "
         "same request again."
