@@ -11,6 +11,7 @@ RUN useradd --system --uid 10001 --user-group --home-dir /app --shell /usr/sbin/
 COPY --from=build /venv /venv
 WORKDIR /app
 COPY *.py ./
+COPY operators/ operators/
 COPY models/ models/
 COPY pages/ pages/
 COPY translations/ translations/
