@@ -261,7 +261,8 @@ class TestInABrowser:
             {"code": code, "passed": False, "measured": 0.8765, "required": {"min": 0.9}, "hint": hint}
             for code, hint in HINTS.items()
         ])  # fmt: skip
-        seen, needed = page.execute_script("const {documentElement: it} = document; return [it.clientWidth, it.scrollWidth]")
+        sizes = "const { clientWidth, scrollWidth } = document.documentElement; return [clientWidth, scrollWidth]"
+        seen, needed = page.execute_script(sizes)
         assert needed == seen <= width
 
     def test_a_result_takes_the_focus_so_that_it_is_read_out(self, page: Any, photo: Path) -> None:
