@@ -8,10 +8,11 @@ import io
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 from covering import CoveringModel
 from engine import Engine, Vector
@@ -20,6 +21,9 @@ from pipeline import ModelSlots, Pipeline
 from settings import PROJECT, Settings
 
 logger = logging.getLogger("face_api")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # Files with other names are not meant as photos; what the service makes of one of these is reported.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif")
@@ -110,13 +114,18 @@ def made_of(photos: Sequence[Photo], engine: Engine, settings: Settings) -> Iter
         except FaceError as refusal:
             return Made(photo, digest, None, refusal)
 
-    workers = ThreadPoolExecutor(settings.model_slots)
-    running: deque[Future[Made]] = deque()
+    return in_order(made, photos, settings.model_slots)
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Iterator[Result]:
+    """Do the work in so many threads; the results come in the order of the items."""
+    workers = ThreadPoolExecutor(at_once)
+    running: deque[Future[Result]] = deque()
     try:
-        for photo in photos:
-            running.append(workers.submit(made, photo))
-            # A few more than are in the models, so that none waits for the one whose turn it is to be handed on.
-            if len(running) >= 4 * settings.model_slots:
+        for item in items:
+            running.append(workers.submit(work, item))
+            # A few more than are worked on, so that none waits for the one whose turn it is to be handed on.
+            if len(running) >= 4 * at_once:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()

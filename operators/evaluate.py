@@ -34,6 +34,7 @@ from operators.biometrics import (
     search,
     support,
 )
+from operators.bulk import one_thread_each
 from operators.evaluation_data import (
     Cache,
     Outcome,
@@ -106,14 +107,15 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     groups = read_subgroups(arguments.subgroups, people) if arguments.subgroups else {}
     arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is known now, not in an hour
 
+    settings = one_thread_each(settings)
     engine = wiring.loaded_engine(settings)
     slots = ModelSlots(settings.model_slots, settings.queue_limit)
     pipeline = Pipeline(settings, engine, CoveringModel(PROJECT / "models"), slots)
     embed = pipeline.unchecked_template if arguments.without_checks else pipeline.template
     paths = [one for photos in people.values() for one in photos]
     key, keyring = cache_key(engine, settings, arguments.without_checks), parse_keys(settings.template_keys)
-    with Cache(arguments.cache, key, engine.dimension, keyring) as cache:
-        outcomes = embed_all(paths, embed, cache, at_once=settings.model_slots)
+    cache = Cache(arguments.cache, key, engine.dimension, keyring)
+    outcomes = embed_all(paths, embed, cache, at_once=settings.model_slots)
     logger.info("Comparing")
     result = evaluation(people, outcomes, engine, settings, arguments, folds=folds, groups=groups)
     result["photos"]["ignored_files"] = ignored

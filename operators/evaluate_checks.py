@@ -22,6 +22,7 @@ from engine import Engine, Pixels, Vector, similarity_of
 from errors import FaceError
 from face_checks import Measurements, judge, measure, require_single_face
 from operators.biometrics import wilson
+from operators.bulk import SUFFIXES
 from settings import PROJECT, Settings, add_flags, load_settings
 from wiring import load_engine
 
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 # What a photo shows -> the code that a refusal should carry.
 RIGHT_CODE = {"none": "", "mask": "mask", "sunglasses": "sunglasses", "other": "face_covered"}
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 Eyes = npt.NDArray[np.float64]
 Degrade = Callable[[Pixels, Eyes, float], Pixels]
@@ -181,7 +181,7 @@ def _origin(row: Mapping[str, str]) -> str:
 
 
 def _photo_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
 
 
 # --- Degrading good photos -------------------------------------------------------------------------------------------

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from engine import Engine, Vector
 from errors import FaceError
-from operators.bulk import SUFFIXES
+from operators.bulk import SUFFIXES, in_order
 from operators.progress import watched
 from sealing import Keyring
 from settings import PROJECT, Settings
@@ -31,7 +27,7 @@ _CODE = (
     *("face_checks.py", "covering.py", "pipeline.py", "models/covering.onnx"),
 )
 
-Item = TypeVar("Item")
+_REFUSED = b"refused: "  # and no float of a template of norm 1, the four bytes of each being far too large
 
 
 @dataclass(frozen=True)
@@ -122,70 +118,45 @@ class Outcome:
 
 
 class Cache:
-    """Outcomes by the digest of the photo's bytes, in a file of its own for each key; in memory alone without a folder.
+    """Outcomes by the digest of the photo's bytes, a file each, sealed where there are keys; nothing without a folder.
 
-    A line of JSON each, appended at once, so that a run that is killed loses what it had in hand and no more. The
-    templates are sealed where there are keys.
+    Args:
+        folder: holds a folder for each `key`.
+        key: `cache_key`.
+        dimension: d of the templates.
+        keyring: seals what is written.
     """
 
     def __init__(self, folder: Path | None, key: str, dimension: int, keyring: Keyring) -> None:
-        self._keyring = keyring
-        self._known: dict[str, Outcome] = {}
-        self._file = None
-        if folder is None:
-            return
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = folder / f"templates-{key}.jsonl"
-        torn = False
-        if path.exists():
-            data = path.read_bytes()
-            torn = not data.endswith(b"\n")
-            for line in data.splitlines():
-                outcome = _outcome_of(line, dimension, keyring)
-                if outcome is not None:
-                    self._known[outcome.digest] = outcome
-        self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w", encoding="ascii")
-        if torn:
-            self._file.write("\n")
-
-    def __enter__(self) -> Cache:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._dimension, self._keyring = dimension, keyring
+        self._folder = None if folder is None else folder / key
+        for one in (folder, self._folder):
+            if one is not None:
+                one.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def get(self, digest: str) -> Outcome | None:
-        return self._known.get(digest)
+        if self._folder is None:
+            return None
+        try:
+            data = (self._folder / digest).read_bytes()
+            data = self._keyring.open(data, digest) if self._keyring else data
+            if data.startswith(_REFUSED):
+                return Outcome(digest, None, data.removeprefix(_REFUSED).decode())
+            template = np.frombuffer(data, np.float32)
+        except (FileNotFoundError, ValueError):
+            return None
+        usable = template.shape == (self._dimension,) and abs(float(np.linalg.norm(template)) - 1) < 1e-3
+        return Outcome(digest, template, None) if usable else None
 
     def add(self, outcome: Outcome) -> None:
-        """Keep one more; the caller's thread alone writes."""
-        if outcome.digest in self._known:
+        """Keep one more, whole or not at all; the caller's thread alone writes."""
+        if self._folder is None:
             return
-        self._known[outcome.digest] = outcome
-        if self._file is not None:
-            template = None
-            if outcome.template is not None:
-                raw = outcome.template.tobytes()
-                sealed = self._keyring.seal(raw, outcome.digest) if self._keyring else raw
-                template = base64.b64encode(sealed).decode()
-            line = {"digest": outcome.digest, "code": outcome.code, "template": template}
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-
-
-def _outcome_of(line: bytes, dimension: int, keyring: Keyring) -> Outcome | None:
-    """Read a line of the cache; None if a kill cut it off, or if it does not open with these keys."""
-    try:
-        entry = json.loads(line)
-        if entry["template"] is None:
-            return Outcome(entry["digest"], None, str(entry["code"]))
-        raw = base64.b64decode(entry["template"], validate=True)
-        template = np.frombuffer(keyring.open(raw, entry["digest"]) if keyring else raw, np.float32)
-    except (ValueError, KeyError, TypeError):
-        return None
-    usable = template.shape == (dimension,) and abs(float(np.linalg.norm(template)) - 1) < 1e-3
-    return Outcome(entry["digest"], template, None) if usable else None
+        data = _REFUSED + str(outcome.code).encode() if outcome.template is None else outcome.template.tobytes()
+        partial = self._folder / "partial"
+        partial.touch(mode=0o600)
+        partial.write_bytes(self._keyring.seal(data, outcome.digest) if self._keyring else data)
+        partial.replace(self._folder / outcome.digest)
 
 
 def limits(settings: Settings) -> dict[str, float]:
@@ -230,11 +201,9 @@ def embed_all(
             return Outcome(digest, None, refusal.code)
 
     outcomes: dict[Path, Outcome] = {}
-    workers = ThreadPoolExecutor(at_once)
-    try:
-        for path, made in zip(paths, watched(workers.map(outcome, paths), len(paths), "photos"), strict=True):
-            cache.add(made)
-            outcomes[path] = made
-    finally:
-        workers.shutdown(cancel_futures=True)
+    made = watched(in_order(outcome, paths, at_once), len(paths), "photos")
+    for path, one in zip(paths, made, strict=True):
+        if cache.get(one.digest) is None:
+            cache.add(one)
+        outcomes[path] = one
     return outcomes

@@ -24,6 +24,7 @@ from store import Enrolment, Records
 logger = logging.getLogger("face_api")
 
 MAX_LOST_RACES = 1000
+SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,15 +55,16 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         old.close()
         new.close()
     where = f"MONGO_COLLECTION={target.mongo_collection}" if settings.mongo_uri else f"DATA_DIR={target.data_dir}"
-    sys.stdout.write(f"{left} people are enrolled and not in the new store.\n")
+    sys.stdout.writelines(f"{user_id}: enrolled, and not in the new store\n" for user_id in left[:SHOWN])
+    sys.stdout.write(f"{len(left)} people are enrolled and not in the new store.\n")
     sys.stdout.write(f"To switch over, start the service with FACE_MODEL={settings.face_model} and {where}.\n")
-    return 0 if left == 0 else 1
+    return 1 if left else 0
 
 
 def bring_up_to_date(  # noqa: PLR0917 - from where, to where, by what
     old: Records, new: Records, photos: list[Photo], engine: Engine, settings: Settings, report: Report
-) -> int:
-    """Add who is missing in the new store, and erase who is erased in the older one; returns how many are missing."""
+) -> list[str]:
+    """Add who is missing in the new store, and erase who is erased in the older one; returns who is still missing."""
     people = {stored.user_id for stored in old.embeddings(0)}
     there = {stored.user_id for stored in new.embeddings(0)}
     for user_id in there - people:
@@ -86,7 +88,7 @@ def bring_up_to_date(  # noqa: PLR0917 - from where, to where, by what
         else:
             code = "unknown_user"
         report.add([Line(str(made.photo.path), made.digest, code, user_id, message)])
-    return len(people - there)
+    return sorted(people - there)
 
 
 def _added(old: Records, new: Records, made: Made, user_id: str, model: str) -> bool:
