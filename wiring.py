@@ -200,9 +200,9 @@ def liveness_of(settings: Settings, engine: Engine) -> Liveness | None:
     """Load what tells live faces from pictures, if the settings want it; ModelUnavailable if it cannot be had."""
     if settings.liveness == "off":
         return None
-    from insightface_engine import InsightFaceEngine  # noqa: PLC0415 - as above
+    from compact_engine import CompactEngine  # noqa: PLC0415 - as above
 
-    if not isinstance(engine, InsightFaceEngine):
+    if isinstance(engine, CompactEngine):
         raise ModelUnavailable(
             "LIVENESS aligns faces by the landmarks of InsightFace's packs, and the compact model has others: take "
             "LIVENESS=off, or a pack."

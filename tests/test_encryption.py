@@ -358,7 +358,8 @@ def test_a_new_key_is_one_that_template_keys_takes(folder: Path) -> None:
 
 def test_a_rotation_that_is_killed_goes_on_where_it_ended(tmp_path: Path) -> None:
     killed_at_its_second_page = (
-        "import os, signal, sys, commands; from sqlite_store import SqliteStore; replace = SqliteStore.replace_embeddings;"
+        "import os, signal, sys, commands; from sqlite_store import SqliteStore;"
+        "replace = SqliteStore.replace_embeddings;"
         "SqliteStore.replace_embeddings = lambda self, changes: replace(self, changes)"
         " if changes[0][0].seq == 1 else os.kill(os.getpid(), signal.SIGKILL);"
         "sys.exit(commands.run('rotate-keys', []))"
