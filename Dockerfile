@@ -6,7 +6,7 @@ COPY requirements.lock /requirements.lock
 RUN python -m venv /venv && /venv/bin/pip install --require-hashes --no-deps --requirement /requirements.lock
 
 FROM python:3.12-slim-bookworm
-RUN useradd --system --uid 10001 --user-group --home-dir /app --shell /usr/sbin/nologin face \
+RUN useradd --no-create-home --uid 10001 --user-group --home-dir /app --shell /usr/sbin/nologin face \
     && install --directory --owner=face --group=face --mode=0700 /data /data/models
 COPY --from=build /venv /venv
 WORKDIR /app

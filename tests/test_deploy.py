@@ -76,3 +76,10 @@ def test_the_image_holds_every_module_that_the_service_and_its_commands_import(t
 def test_the_build_context_has_what_the_image_copies_and_nothing_else() -> None:
     admitted = [line[1:] for line in (PROJECT / ".dockerignore").read_text("utf-8").splitlines() if line[0] == "!"]
     assert sorted(admitted) == sorted(copied_into_the_image())
+
+
+def test_the_unit_sets_nothing_that_the_operators_commands_would_have_to_know() -> None:
+    lines = (PROJECT / "deploy" / "face-api.service").read_text("utf-8").splitlines()
+    given = [line.partition("=")[2] for line in lines if line.startswith(("Environment=", "EnvironmentFile="))]
+    # A key made by a command that has another DATA_DIR than the service would lock nobody out.
+    assert {one.partition("=")[0] for one in " ".join(given).split()} == {"UPLOADS_DIR", "PYTHONDONTWRITEBYTECODE"}
