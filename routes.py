@@ -140,10 +140,10 @@ def _add_enrolment(app: Flask, parts: Parts) -> None:
 def _add_comparison(app: Flask, parts: Parts) -> None:
     settings, engine, pipeline = parts.settings, parts.engine, parts.pipeline
 
-    def template_of(field: str) -> Vector:
+    def template_of(field: str, *, picture: bool = False) -> Vector:
         """The template of one of several photos; a refusal says which."""
         try:
-            return pipeline.template(read_upload(field, settings.max_file_bytes))
+            return pipeline.template(read_upload(field, settings.max_file_bytes), picture=picture)
         except FaceError as error:
             error.fields["field"] = field
             raise
@@ -156,7 +156,7 @@ def _add_comparison(app: Flask, parts: Parts) -> None:
             with stage("read"):
                 receive_form()
             threshold = read_threshold(settings)
-            one, other = template_of("file1"), template_of("file2")
+            one, other = template_of("file1"), template_of("file2", picture=True)
         similarity = similarity_of(float(np.vecdot(one, other)), engine.cosine_at_half)
         match = _matches(parts, similarity, threshold)
         return jsonify(
