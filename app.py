@@ -77,7 +77,7 @@ def create_app(
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
     metrics = Metrics(engine.name, pipeline.slots.queue, gallery.status, lambda: audit.lost if audit else 0)
     log_requests(app, metrics)
-    render_errors(app)
+    render_errors(app, settings.max_file_bytes)
     protect_responses(app)
     if audit is not None:
         audit.guard(app)
