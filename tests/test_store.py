@@ -22,6 +22,7 @@ from typing import Any, cast
 import mongomock
 import numpy as np
 import pytest
+from bson.code import Code
 from bson.int64 import Int64
 from conftest import Database, MongoServer
 from pymongo.errors import NetworkTimeout, WriteConcernError
@@ -233,11 +234,16 @@ def test_a_hostile_or_damaged_embedding_keeps_its_place_and_never_runs(
         {"model": 5},
         {"embedding": None},
         {"erases": 5, "embedding": b""},
+        {"user_id": Code("x")},
+        {"model": Code("x")},
+        {"erases": Code("x"), "embedding": b""},
     ],
 )
 def test_a_record_with_a_field_of_the_wrong_type_is_unreadable(
     mongo_database: Database, fields: dict[str, Any]
 ) -> None:
+    if mongo_database.kind == "mongodb" and any(isinstance(value, Code) for value in fields.values()):
+        pytest.skip("the stand-in server makes a text of it")
     store = mongo_database.open()
     record = {"user_id": "u", "embedding": pickle.dumps(NORMAL), "timestamp": 1.0, "model": "m", "seq": 1}
     mongo_database.write({**record, **fields})
