@@ -106,6 +106,7 @@ class Replica:
         self._view = View(Templates(ours.dimension), 0)
         # What the log's last applied place is called: if that changes, it is another log.
         self._last_name: str | None = None
+        self._last_erasure: tuple[int, str] | None = None
         # The last place in the log that block i of the view holds.
         self._full_at: list[int] = []
         self._live = 0
@@ -201,6 +202,7 @@ class Replica:
 
     def _apply_other(self, entry: Entry) -> None:
         if entry.erases is not None:
+            self._last_erasure = (entry.seq, entry.name)
             self._drop(entry.erases)
         elif entry.unreadable:
             self._set_apart(entry, UNREADABLE)
@@ -221,10 +223,19 @@ class Replica:
 
     def _wipe(self, row: int) -> None:
         block = self._view.templates.blocks[row // BLOCK_ROWS]
+        if isinstance(block, SavedBlock):
+            self._note_erasure()
         block.wipe(row % BLOCK_ROWS)
         self._live -= 1
         if self._snapshot is not None and not isinstance(block, SavedBlock):
             self._lose_tail(self._snapshot)
+
+    def _note_erasure(self) -> None:
+        if self._snapshot is not None and self._last_erasure is not None:
+            try:
+                self._snapshot.note_erasure(*self._last_erasure)
+            except OSError as error:
+                log.warning("The snapshot's newest erasure cannot be noted (%s)", error)
 
     def knows(self, user_id: str) -> bool:
         """Return whether this user_id has a record that is not erased, of whatever model."""
@@ -281,7 +292,7 @@ class Replica:
         header = blocks[-1].header
         count = sum(block.header.count for block in blocks)
         erased = sum(len(block.erased(block.header.count)) for block in blocks)
-        if self._store.checkpoint(header.last) != header.checkpoint:
+        if self._store.checkpoint(header.last) != header.checkpoint or not self._knows_erasure(self._snapshot):
             log.warning("The snapshot is of another log than the store's: the gallery is read anew")
         elif erased > MAX_ERASED_SHARE * count:
             log.info("%d of the snapshot's %d rows are erased: the gallery is read anew", erased, count)
@@ -301,6 +312,11 @@ class Replica:
         self._restored = 0
         with suppress(OSError):
             self._snapshot.discard()
+
+    def _knows_erasure(self, snapshot: SnapshotFolder) -> bool:
+        """Whether the log, which may be an older state of itself, has the newest erasure that reached the snapshot."""
+        place, name = snapshot.last_erasure()
+        return not place or self._store.checkpoint(place).partition(" ")[2] == name
 
     def _drop_all(self, erased: list[str]) -> None:
         for user_id in self._set_aside.keys() & set(erased):
@@ -340,6 +356,7 @@ class Replica:
             return
         try:
             if len(self._set_aside) <= MAX_SET_ASIDE_SAVED:
+                self._note_erasure()
                 while self._save_full_block(self._snapshot):
                     pass
                 self._save_tail(self._snapshot)
