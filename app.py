@@ -64,6 +64,7 @@ def create_app(
     """
     access = access or Access(settings)
     app = Flask("face_api", static_folder=None)
+    app.json.ensure_ascii = False  # type: ignore[attr-defined]  # UTF-8: Arabic reads as Arabic with curl, too
     app.url_map.merge_slashes = False  # a redirect would be a page, and this API speaks JSON alone
     app.config["MAX_CONTENT_LENGTH"] = settings.max_file_bytes + FORM_ALLOWANCE
     # The parser reads 64 KiB at a time, of files too, and counts them against this with what it held back before.

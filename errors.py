@@ -11,7 +11,7 @@ from typing import Any
 # a message may be reworded.
 CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
     {
-        "no_file": (400, "No photo was sent. Post it as the form-data field 'file'."),
+        "no_file": (400, "No photo was sent."),
         "empty_file": (400, "The photo that was sent is empty."),
         "unreadable_image": (400, "The photo is damaged and could not be read. Please send it again."),
         "invalid_threshold": (400, "The threshold must be a number between the service's floor and 1."),
@@ -59,6 +59,7 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
 # Sentences that say more than a code's own, with named values; they are translated as those are.
 SENTENCES: Mapping[str, str] = MappingProxyType(
     {
+        "no_photo": "No photo was sent. Post it as the form-data field '{field}'.",
         "one_photo": "Send exactly one photo in the field '{field}'.",
         "field_once": "Send the field '{field}' once.",
         "threshold_range": "The threshold must be a number between {floor} and 1.",
@@ -72,6 +73,8 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
         "side_limit": "A side of the photo is longer than {pixels} pixels.",
         "pixel_limit": "The photo has {width}x{height} pixels; at most {megapixels} megapixels are read.",
         "accepted": "The photo passes every check.",
+        "faces_match": "The faces match.",
+        "faces_differ": "The faces do not match.",
     }
 )
 

@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 import logs
 from errors import FaceError
 from metrics import Metrics
-from translations import SOURCE, Translations
+from translations import Translations
 
 logger = logging.getLogger("face_api")
 
@@ -134,7 +134,7 @@ def localised(body: Mapping[str, Any], sentence: str, values: Mapping[str, objec
         sentence, values: what its message is made of, as in `errors.english`.
     """
     translations: Translations = current_app.extensions["translations"]
-    language = request.accept_languages.best_match(translations.languages) or SOURCE
+    language = translations.preferred(request.accept_languages)
     response = jsonify(translations.translated(body, language, sentence, values))
     response.content_language.add(language)
     response.vary.add("Accept-Language")
