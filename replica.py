@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ UNREADABLE = "unreadable"
 MAX_LOG_WAIT_SECONDS = 1.0
 APPLIED_AT_ONCE = 2000
 PROGRESS_SECONDS = 5.0
-LOAD_AGAIN_SECONDS = 1.0
+LOAD_AGAIN_SECONDS = (1, 2, 4, 8, 15)
 SAVE_AGAIN_SECONDS = 60.0
 # The rows that fill no block are saved when this many are new: at most so many records are read at the next start.
 SAVED_AT_ONCE = 8192
@@ -243,14 +244,14 @@ class Replica:
 
     # --- loading ---
 
-    def load(self) -> None:
+    def load(self, *, keep_trying: bool) -> None:
         """Load from the snapshot and the log, for as long as it takes; then keep the snapshot up to date.
 
-        To be called before any other method.
+        To be called before any other method. As `Gallery.load`.
         """
         self._loading = True
         begun = time.monotonic()
-        while True:
+        for pause in chain(LOAD_AGAIN_SECONDS, repeat(LOAD_AGAIN_SECONDS[-1])):
             try:
                 self._goal = self._store.last_place()
                 if self._view.last == 0:
@@ -258,8 +259,10 @@ class Replica:
                 self._read_log(self._progress_teller())
                 break
             except FaceError as error:
-                log.warning("The gallery cannot be loaded (%s). Trying again.", error.code)
-                time.sleep(LOAD_AGAIN_SECONDS)
+                if not keep_trying:
+                    raise
+                log.warning("The gallery cannot be loaded (%s). Trying again in %d s.", error.code, pause)
+                time.sleep(pause)
         log.info("The gallery holds %d people, loaded in %.1f s", self._live, time.monotonic() - begun)
         if self._snapshot is not None:
             self._saver = threading.Thread(target=self._save_when_wanted, name="gallery-snapshot", daemon=True)

@@ -113,6 +113,12 @@ def test_a_replica_that_lacks_the_key_enrols_nobody_a_second_time(database: Data
     assert len(list(database.open(keyring=NEW).entries(0))) == 2
 
 
+def test_a_command_that_lacks_the_key_ends_instead_of_waiting_for_it(database: Database) -> None:
+    database.open(keyring=NEW).append(1, [an_enrolment(1)])
+    with pytest.raises(FaceError, match="not_ready"):
+        Gallery(database.open(), "m", 512).load(keep_trying=False)
+
+
 def test_a_damaged_sealed_record_is_set_aside_and_stops_nobody(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
