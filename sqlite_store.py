@@ -196,10 +196,13 @@ class SqliteStore:
             if self._connection is None:
                 raise sqlite3.OperationalError("the file is not open")
             # `secure_delete` clears the pages, but the write-ahead log has them as they were until it is cut.
-            busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            try:
+                busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.OperationalError:  # a full disk, on which people can still be verified and backed up
+                busy = True
         if busy:
             log.warning(
-                "%s-wal is in use and still holds what was erased: the next start or erasure cuts it.", self._path
+                "%s-wal cannot be cut and still holds what was erased until the next start or erasure.", self._path
             )
 
     def note_seen(self, user_ids: Iterable[str], day: int) -> None:
