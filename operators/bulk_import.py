@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     store = wiring.connected_store(settings)
     engine = wiring.loaded_engine(settings)
     gallery = wiring.gallery_of(settings, store, engine)
-    gallery.load()
+    gallery.load(keep_trying=False)
     try:
         with Report(arguments.report) as report, bulk.interruptible():
             todo = [photo for photo in photos if str(photo.path) not in report.lines]
