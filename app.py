@@ -169,6 +169,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in commands.COMMANDS:
         return commands.run(arguments[0], arguments[1:])
+    if arguments and not arguments[0].startswith("-"):
+        sys.stderr.write(f"There is no command {arguments[0]!r}.\n{commands.overview()}\n")
+        return 2
     parser = argparse.ArgumentParser(
         description="Face recognition API. Each flag is also an environment variable, and a line of .env, in capitals.",
         epilog=commands.overview(),

@@ -54,8 +54,10 @@ class InsightFaceEngine:
     # 0.4; what lies mostly inside a surer face is the same face too (a face within a face is no second person).
     MOSTLY_INSIDE = 0.7
 
-    # A head tilted by more is looked at again in an upright crop of this side.
-    UPRIGHT_WITHIN_DEG = 6.0
+    # A head tilted by more is looked at again in an upright crop of this side. On 165 photos of 30 people, turned by 0
+    # to 45 degrees, genuine pairs are nearest at 10; at 6 the photos as they are lose 0.4 points of FNMR at FMR 10⁻³,
+    # at 15 those turned by 15 and 20 degrees lose 0.5 points of similarity.
+    UPRIGHT_WITHIN_DEG = 10.0
     UPRIGHT_SIDE = 256
     # A face that the detector is less sure of is looked at turned to either side as well.
     SURE = 0.8
