@@ -3,6 +3,7 @@ photos, requests that two servers read differently, and crowds of slow ones. Eac
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -28,6 +29,7 @@ from running import ASTRONAUT, Service, read_answer
 from schemathesis.checks import CHECKS
 
 from openapi import describe
+from server import allow_descriptors
 from settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -401,6 +403,22 @@ def test_a_crowd_of_slow_uploads_keeps_nobody_else_from_being_served(service: Se
         for _ in range(3):
             for connection in crowd:
                 connection.sendall(b"\0")
+            assert requests.get(service.url + "/", timeout=30).status_code == 200
+            assert analyze(service, ASTRONAUT) == "accepted"
+    finally:
+        for connection in crowd:
+            connection.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /analyze HTTP/1.1\r\nHost: h", form(FILE)[:150] + b"\0" * 100_000])
+def test_more_connections_than_there_are_places_keep_nobody_from_being_served(service: Service, sent: bytes) -> None:
+    allow_descriptors()
+    crowd = [service.connect(sent) for _ in range(1100)]
+    try:
+        for _ in range(3):
+            for connection in crowd:
+                with contextlib.suppress(OSError):  # closed, to make room
+                    connection.sendall(b"\0")
             assert requests.get(service.url + "/", timeout=30).status_code == 200
             assert analyze(service, ASTRONAUT) == "accepted"
     finally:
