@@ -21,6 +21,8 @@ import pytest
 import requests
 import schemathesis
 from conforming import assert_described
+from heic import ASTRONAUT as HEIC
+from heic import heic_of_many
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as example_settings
 from hypothesis import strategies as st
@@ -135,6 +137,7 @@ FORMS: dict[str, Callable[[], bytes]] = {
     "WebP": lambda: encoded("WEBP", exif=b"Exif\0\0II*\0" + bytes(100)),
     "lossless WebP": lambda: encoded("WEBP", lossless=True),
     "animated WebP": lambda: encoded("WEBP", **other_frame()),
+    "HEIC": lambda: HEIC,
 }
 REFUSED_AS_A_FILE = {"unreadable_image", "unsupported_format", "image_too_large", "empty_file"}
 
@@ -221,8 +224,8 @@ def test_a_header_that_claims_fifty_thousand_pixels_a_side_is_judged_by_it(servi
     assert analyze(service, claiming(form, 50_000)) in {"image_too_large", "unreadable_image"}
 
 
-def progressive_of_many_scans(scans: int) -> bytes:
-    plain = encoded("JPEG", Image.new("RGB", (SIDE, SIDE), (128, 60, 200)), progressive=True)
+def progressive_of_many_scans(scans: int, side: int) -> bytes:
+    plain = encoded("JPEG", Image.new("RGB", (side, side), (128, 60, 200)), progressive=True)
     return plain[:-2] + plain[plain.rindex(b"\xff\xda") : -2] * scans + plain[-2:]
 
 
@@ -236,8 +239,11 @@ ODD: dict[str, tuple[Callable[[], bytes], set[str]]] = {
     "a GIF that is also a JPEG": (lambda: b"GIF89a" + encoded("JPEG"), {"unsupported_format"}),
     "a JPEG that begins as a PNG": (lambda: b"\x89PNG\r\n\x1a\n" + encoded("JPEG"), {"unreadable_image"}),
     "a script": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(id) run", {"unsupported_format"}),
-    "scans without end": (lambda: progressive_of_many_scans(200), {"unreadable_image"}),
-    "ninety scans": (lambda: progressive_of_many_scans(80), {"no_face"}),
+    "scans without end": (lambda: progressive_of_many_scans(200, 100), {"unreadable_image"}),
+    "ninety scans": (lambda: progressive_of_many_scans(80, 3400), {"no_face"}),
+    "ninety scans of 40 megapixels": (lambda: progressive_of_many_scans(80, SIDE), {"unreadable_image"}),
+    "a HEIC that unfolds to 6 GB": (lambda: heic_of_many(900, 7_000_000), {"unreadable_image"}),
+    "a HEIC that unfolds to 20 GB": (lambda: heic_of_many(100, 7_000_000, 30), {"unreadable_image"}),
     "nothing but zeros": (lambda: bytes(8 * 2**20), {"unsupported_format"}),
     "nothing but noise": (lambda: np.random.default_rng(0).bytes(2**20), {"unsupported_format"}),
 }
