@@ -78,6 +78,8 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress carries no t
             consumed = int(super().received(data))
         if self.completed and self._no_room:
             self.error = _NoRoomError("")
+        if self.error:
+            self.expect_continue = False  # nobody is asked to go on who is refused already
         body = self.body_rcv
         if isinstance(body, ChunkedReceiver) and not self._no_room:
             headers = self.body_bytes_received - len(body)
@@ -94,6 +96,8 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress carries no t
             raise ParsingError("Invalid address") from error
         if self.chunked and "CONTENT_LENGTH" in self.headers:
             raise ParsingError("Two lengths")
+        if self.version not in ("1.0", "1.1") or "TRANSFER_ENCODING" in self.headers:  # of 1.1 the library took it away
+            raise ParsingError("A version or a coding that is not spoken here")
         if self.version == "1.1" and "," in self.headers.get("HOST", ","):
             raise ParsingError("No Host, or several")
 

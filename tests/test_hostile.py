@@ -290,6 +290,9 @@ SMUGGLING = {
     "a chunk of -1": chunked(b"-1\r\nhello\r\n0\r\n\r\n" + SECOND),
     "a chunk of 1_0": chunked(b"1_0\r\nhello\r\n0\r\n\r\n" + SECOND),
     "a chunk longer than it says": chunked(b"5\r\nhelloXX0\r\n\r\n" + SECOND),
+    "a coding before there were any": b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SECOND,
+    "a version to come": b"POST / HTTP/9.9\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SECOND,
+    "the next version's first words": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SECOND,
     "chunks by line feeds": chunked(b"5\nhello\n0\n\n" + SECOND),
     "a chunk header without end": chunked(b"1" * 300_000),
     "an extension without end": chunked(b"5;a=" + b"b" * 300_000),
@@ -319,6 +322,15 @@ def test_a_request_that_two_servers_could_read_differently_is_refused_and_nothin
     assert re.match(rb"HTTP/1\.[01] 400 ", head)
     answer, end = json.JSONDecoder().raw_decode(body.decode())
     assert (answer["code"], body[end:]) == ("bad_request", b"")
+
+
+def test_a_client_that_asks_before_it_sends_is_told_to_go_on_or_why_not(service: Service) -> None:
+    asking = b"POST /analyze" + HELLO + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    assert service.raw(asking % 80_000_000)[0] == 413
+    with service.connect(asking % 5) as connection:
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"Hello")
+        assert read_answer(connection)[0] == 400
 
 
 ADDRESSES: dict[str, tuple[bytes, int]] = {
