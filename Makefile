@@ -18,26 +18,34 @@ lint: $(VENV)/.test-ready
 
 # DATA holds photos/ (with labels.csv, or none/ mask/ sunglasses/ other/), and perhaps covering/, people/ and pack/.
 evaluate-checks: $(VENV)/.run-ready
+	@test -d "$(DATA)" || { echo "It takes a folder of photos: make $@ DATA=<folder>"; exit 1; }
 	$(BIN)/python -m operators.evaluate_checks $(wildcard $(DATA)/photos $(DATA)/covering) \
 		$(if $(wildcard $(DATA)/people),--people $(DATA)/people) \
 		$(if $(wildcard $(DATA)/pack),--model $(DATA)/pack --model compact --thresholds 0.38 0.5) $(ARGS)
 
 # DATA holds people/ (a folder a person), photos/ and pack/; MODELS may name more packs.
 benchmark: $(VENV)/.run-ready
+	@test -d "$(DATA)" || { echo "It takes a folder of photos: make $@ DATA=<folder>"; exit 1; }
 	$(BIN)/python benchmarks/performance.py $(wildcard $(DATA)/pack) $(MODELS) compact \
 		--photos $$(ls $(DATA)/people/*/*.jpg | awk 'NR % 6 == 0') $$(ls $(DATA)/photos/*.jpg | awk 'NR % 30 == 0')
+
+# bin/pip, not bin/python: a venv made without python3-venv's pip is only half a one.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "$(PYTHON) is no Python 3.10 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV)/, once and for some minutes:" $(1)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+endef
 
 # --no-deps: the lock names everything, and takes OpenCV's headless wheel where insightface asks for the one that
 # needs system libraries.
 $(VENV)/.run-ready: requirements.lock
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	@touch $@
+	$(call install,"what the service runs on: about 800 MB")
 
 $(VENV)/.test-ready: requirements-dev.lock
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-dev.lock
-	@touch $@
+	$(call install,"the tests' tools and what the service runs on")
 
 # Needs uv (pip install uv). One lock serves every supported Python: its lines carry markers.
 COMPILE := uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --no-emit-index-url \

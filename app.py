@@ -64,6 +64,7 @@ def create_app(
     """
     access = access or Access(settings)
     app = Flask("face_api", static_folder=None)
+    app.json.ensure_ascii = False  # type: ignore[attr-defined]  # UTF-8: Arabic reads as Arabic with curl, too
     app.url_map.merge_slashes = False  # a redirect would be a page, and this API speaks JSON alone
     app.config["MAX_CONTENT_LENGTH"] = settings.max_file_bytes + FORM_ALLOWANCE
     # The parser reads 64 KiB at a time, of files too, and counts them against this with what it held back before.
@@ -75,7 +76,7 @@ def create_app(
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
     metrics = Metrics(engine.name, pipeline.slots.queue, gallery.status, lambda: audit.lost if audit else 0)
     log_requests(app, metrics)
-    render_errors(app)
+    render_errors(app, settings.max_file_bytes)
     protect_responses(app)
     if audit is not None:
         audit.guard(app)

@@ -11,7 +11,7 @@ from typing import Any
 # a message may be reworded.
 CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
     {
-        "no_file": (400, "No photo was sent. Post it as the form-data field 'file'."),
+        "no_file": (400, "No photo was sent."),
         "empty_file": (400, "The photo that was sent is empty."),
         "unreadable_image": (400, "The photo is damaged and could not be read. Please send it again."),
         "invalid_threshold": (400, "The threshold must be a number between the service's floor and 1."),
@@ -46,8 +46,8 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "mask": (422, "A mask covers the face."),
         "sunglasses": (422, "Sunglasses cover the eyes."),
         "face_covered": (422, "Something covers part of the face."),
-        "not_live": (422, "The photo does not show a person before the camera."),
-        "liveness_not_assessed": (422, "It could not be told whether the photo shows a person before the camera."),
+        "not_live": (422, "The photo does not seem to show a live person in front of the camera."),
+        "liveness_not_assessed": (422, "It could not be determined whether the photo shows a live person."),
         "rate_limited": (429, "Too many requests. Please wait and try again."),
         "internal_error": (500, "Something went wrong on our side. Please try again."),
         "overloaded": (503, "The service is busy. Please try again shortly."),
@@ -59,6 +59,7 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
 # Sentences that say more than a code's own, with named values; they are translated as those are.
 SENTENCES: Mapping[str, str] = MappingProxyType(
     {
+        "no_photo": "No photo was sent. Post it as the form-data field '{field}'.",
         "one_photo": "Send exactly one photo in the field '{field}'.",
         "field_once": "Send the field '{field}' once.",
         "threshold_range": "The threshold must be a number between {floor} and 1.",
@@ -66,12 +67,14 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
         "unknown_key": "This API key is not known.",
         "missing_scope": "This API key does not allow that: it lacks the scope {scope}.",
         "foreign_origin": "Pages of this web origin may not call this service.",
-        "locked_out": "Too many failed attempts for this user_id.",
+        "locked_out": "Too many failed attempts for this user_id. Please try again later.",
         "unreadable_file": "The file cannot be read.",
         "file_limit": "The photo's file is larger than {mebibytes} MiB.",
         "side_limit": "A side of the photo is longer than {pixels} pixels.",
         "pixel_limit": "The photo has {width}x{height} pixels; at most {megapixels} megapixels are read.",
         "accepted": "The photo passes every check.",
+        "faces_match": "The faces match.",
+        "faces_differ": "The faces do not match.",
     }
 )
 
@@ -114,3 +117,8 @@ class FaceError(Exception):
         self.fields = dict(fields or {})
         self.headers = dict(headers or {})
         super().__init__(f"{code}: {self.message}")
+
+
+def too_large(max_file_bytes: int) -> FaceError:
+    """`file_too_large`, with the limit that a photo's file is over."""
+    return FaceError("file_too_large", "file_limit", values={"mebibytes": f"{max_file_bytes / 2**20:.3g}"})

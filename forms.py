@@ -39,12 +39,13 @@ def read_upload(field: str, max_bytes: int) -> bytes:
     files = request.files.getlist(field)
     if len(files) > 1:
         raise FaceError("bad_request", "one_photo", values={"field": field})
+    none = FaceError("no_file", "no_photo", values={"field": field})
     if not files:
-        raise FaceError("no_file")
+        raise none
     data = files[0].stream.read(max_bytes + 1)
     files[0].close()
     if not data and not files[0].filename:
-        raise FaceError("no_file")
+        raise none
     if not data:
         raise FaceError("empty_file")
     return data

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from covering import Covering
-from errors import CODES
+from errors import CODES, english
 from face_checks import HINTS, Check, Measurements, Pose, judge
 from forms import SANE_IDEMPOTENCY_KEY, USER_ID
 from settings import Settings
@@ -16,7 +16,11 @@ from web import SANE_REQUEST_ID
 Json = dict[str, Any]
 
 CHECK_CODES = tuple(code for code, (status, _) in CODES.items() if status == 422)
-PHOTO_CODES = ("no_file", "empty_file", "unreadable_image", "file_too_large", "image_too_large", "unsupported_format")
+# What every route that takes a photo can answer before the photo is checked.
+PHOTO_CODES = (
+    *("no_file", "empty_file", "unreadable_image", "bad_request"),
+    *("file_too_large", "image_too_large", "unsupported_format", "overloaded"),
+)
 GALLERY_CODES = ("database_unavailable", "not_ready")
 
 AN_ID = "0e6d5b0c-9d0e-4c64-9d3a-2f1f5f0f6a3e"
@@ -74,7 +78,7 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
         "retry after a lost answer is safe: for 24 hours the same key answers what the first, successful attempt did.",
         {"status": "success", "message": f"Face stored successfully with user_id: {AN_ID}", "user_id": AN_ID},
         "-F file=@me.jpg",
-        (*PHOTO_CODES, "bad_request", "duplicate_face", *CHECK_CODES, "overloaded", *GALLERY_CODES),
+        (*PHOTO_CODES, *CHECK_CODES, *GALLERY_CODES, "duplicate_face"),
         "app",
         {"file": photo},
         ("file",),
@@ -88,12 +92,8 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
             {"status": "success", "message": "Face Recognition API is running"},
         ),
         ("POST", "/signUp"): sign_up,
-        ("POST", "/signup"): Route(
-            **{
-                **vars(sign_up),
-                "summary": "Sign somebody up (alias)",
-                "text": "The same as `/signUp`, for clients that write it so.",
-            }
+        ("POST", "/signup"): replace(
+            sign_up, summary="Sign somebody up (alias)", text="The same as `/signUp`, for clients that write it so."
         ),
         ("POST", "/verify"): Route(
             "People",
@@ -110,9 +110,8 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
             },
             "-F file=@me-again.jpg",
             (
-                *PHOTO_CODES,
-                *("bad_request", "invalid_threshold", "invalid_user_id", "no_match", "unknown_user"),
-                *(*CHECK_CODES, "overloaded", *GALLERY_CODES),
+                *(*PHOTO_CODES, *CHECK_CODES, *GALLERY_CODES),
+                *("invalid_threshold", "invalid_user_id", "no_match", "unknown_user"),
             ),
             "app",
             {"file": photo, "threshold": threshold, "user_id": user_id},
@@ -125,13 +124,13 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
             "refusal names the photo in `field`.",
             {
                 "status": "success",
-                "message": "The faces match with similarity: 0.94",
+                "message": english("faces_match"),
                 "match": True,
                 "similarity": 0.9412,
                 "threshold": settings.verify_threshold,
             },
             "-F file1=@me.jpg -F file2=@me-again.jpg",
-            (*PHOTO_CODES, "bad_request", "invalid_threshold", *CHECK_CODES, "overloaded"),
+            (*PHOTO_CODES, *CHECK_CODES, "invalid_threshold"),
             "app",
             {"file1": photo, "file2": photo, "threshold": threshold},
             ("file1", "file2"),
@@ -144,7 +143,7 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
             "and landmarks are in pixels of the upright photo.",
             {
                 "status": "success",
-                "message": "The photo passed every check.",
+                "message": english("accepted"),
                 "accepted": True,
                 "code": None,
                 "checks": [example_check],
@@ -158,7 +157,7 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
                 ],
             },
             "-F file=@me.jpg",
-            (*PHOTO_CODES, "bad_request", "overloaded"),
+            PHOTO_CODES,
             "app",
             {"file": photo},
             ("file",),
@@ -306,7 +305,7 @@ def _introduction(settings: Settings) -> str:
         "Photos are form-data fields (`multipart/form-data`): JPEG, PNG, WebP or HEIC by content, at most "
         f"{_mib(settings)} MiB and {_megapixels(settings)} megapixels; EXIF orientation is applied, and animated files "
         "give their first frame. A similarity is at most 1 and higher is closer; from "
-        f"{settings.verify_threshold:g} on it is a match unless the request raises the threshold.\n\n"
+        f"{settings.verify_threshold:g} on it is a match unless the request sends a `threshold` of its own.\n\n"
         "Send an API key as `Authorization: Bearer …` or `X-API-Key: …`; a service that has no keys serves its own "
         "machine alone and asks for none. On `429` and `503` wait as many seconds as `Retry-After` says, then send the "
         "same request again."
@@ -384,7 +383,7 @@ def _operation(method: str, path: str, route: Route) -> Json:
     if route.form:
         files = {name for name, schema in route.form.items() if "contentMediaType" in schema}
         form: Json = {"type": "object", "properties": dict(route.form), "required": list(route.required)}
-        encoding = {name: {"contentType": "image/jpeg, image/png, image/webp"} for name in sorted(files)}
+        encoding = {name: {"contentType": "image/jpeg, image/png, image/webp, image/heic"} for name in sorted(files)}
         operation["requestBody"] = {
             "required": True,
             "content": {"multipart/form-data": {"schema": form, "encoding": encoding}},
@@ -414,10 +413,11 @@ def _responses(route: Route) -> Json:
         success["headers"] = {**always, "ETag": {"$ref": "#/components/headers/ETag"}}
         responses["304"] = {"description": "What `If-None-Match` names is still so.", "headers": always}
     of_keys = ("unauthorized", "forbidden", "rate_limited", "not_ready") if route.scope else ()
-    for status in sorted({CODES[code][0] for code in (*route.codes, *of_keys, "internal_error")}):
-        codes = [
-            code for code in CODES if code in {*route.codes, *of_keys, "internal_error"} and CODES[code][0] == status
-        ]
+    codes_of: dict[int, list[str]] = {}
+    for code, (status, _) in CODES.items():
+        if code in {*route.codes, *of_keys, "internal_error"}:
+            codes_of.setdefault(status, []).append(code)
+    for status, codes in codes_of.items():
         headers = dict(worded)
         if status in {429, 503}:
             headers["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
@@ -447,43 +447,89 @@ def _answer_schema(answer: Json) -> Json:
     }
 
 
-_CHECKS: Json = {"type": "array", "items": {"$ref": "#/components/schemas/Check"}}
+_CHECKS: Json = {
+    "type": "array",
+    "description": "Every check that was made, in the order in which they decide.",
+    "items": {"$ref": "#/components/schemas/Check"},
+}
 _NUMBER: Json = {"type": "number"}
 # What the keys of successful answers hold; the same key means the same everywhere.
 _PROPERTIES: Mapping[str, Json] = {
     "message": {"type": "string", "description": "One sentence for people."},
-    "user_id": _USER_ID,
-    "verified": {"const": True},
+    "user_id": {**_USER_ID, "description": "Who it is: a random UUID, given at sign-up."},
+    "verified": {"const": True, "description": "The similarity reaches the threshold."},
     "match": {"type": "boolean", "description": "Whether the similarity reaches the threshold."},
     "similarity": {"type": "number", "maximum": 1, "description": "To four decimals; higher is closer."},
     "threshold": {"type": "number", "maximum": 1, "description": "The similarity that was needed."},
     "accepted": {"type": "boolean", "description": "Whether every check passed."},
-    "code": {"enum": [None, *CHECK_CODES], "description": "The first failed check's."},
+    "code": {"enum": [None, *CHECK_CODES], "description": "The first failed check's; null where all passed."},
     "checks": _CHECKS,
     "image": {
         "type": "object",
+        "description": "Width and height of the upright photo, which boxes and landmarks are measured on.",
         "required": ["width", "height"],
         "properties": {"width": {"type": "integer"}, "height": {"type": "integer"}},
     },
-    "faces": {"type": "array", "description": "Widest first.", "items": {"$ref": "#/components/schemas/Face"}},
-    "enrolled_at": {"type": "string", "format": "date-time"},
-    "erased_at": {"type": "string", "format": "date-time"},
-    "receipt": {"type": ["string", "null"], "pattern": "^[0-9a-f]+$", "description": "Null where no audit is kept."},
-    "model": {"type": "string", "description": "Templates of different models are never compared."},
+    "faces": {
+        "type": "array",
+        "description": "Where the faces are, the widest first.",
+        "items": {"$ref": "#/components/schemas/Face"},
+    },
+    "enrolled_at": {"type": "string", "format": "date-time", "description": "When the person signed up, UTC."},
+    "erased_at": {"type": "string", "format": "date-time", "description": "UTC."},
+    "receipt": {
+        "type": ["string", "null"],
+        "pattern": "^[0-9a-f]+$",
+        "description": "The audit log's proof of it; null without one.",
+    },
+    "model": {
+        "type": "string",
+        "description": "What made the templates; those of different models are never compared.",
+    },
     "store": {"type": "string", "description": "Which database."},
-    "gallery": {"type": "object", "description": "Counts.", "required": ["model", "enrolled", "last_seq"]},
+    "gallery": {
+        "type": "object",
+        "description": "How many people are enrolled with this model, and where the log ends.",
+        "required": ["model", "enrolled", "last_seq"],
+    },
 }
 
 
+def _what_is_measured(settings: Settings) -> dict[str, str]:
+    """Check code -> what its `measured` is, on the face; two checks have a second limit, the worse of both is told."""
+    probability = "probability, 0 to 1"
+    return {
+        "no_face": "faces found",
+        "multiple_faces": "faces found",
+        "face_too_small": "pixels of the photo between the eyes, divided by cos(yaw)",
+        "face_too_large": "eyes to chin / height of the photo",
+        "face_cut_off": "share inside the photo, 0 to 1",
+        "blurred": "sharpness; 100 is a usual sharp photo",
+        "too_dark": f"mean luminance, 0 to 1; or share of pixels up to 25 of 255, ≤ {settings.max_under_exposure:g}",
+        "too_bright": f"mean luminance, 0 to 1; or share of pixels from 247 of 255, ≤ {settings.max_over_exposure:g}",
+        "low_contrast": "entropy of the luminance, 0 to 8 bits",
+        "uneven_light": "darker cheek / lighter cheek, 0 to 1",
+        "head_tilted": "roll, degrees",
+        "head_turned": "yaw, degrees",
+        "head_raised_or_lowered": "pitch, degrees",
+        "unnatural_colour": "distance of CIELAB a*, b* from natural skin",
+        "landmarks_hidden": f"{probability}; a mask or sunglasses that hide them are told by their own check alone",
+        "mask": probability,
+        "sunglasses": probability,
+        "face_covered": probability,
+        "not_live": probability,
+    }
+
+
 def _schemas(settings: Settings) -> Json:
-    limits = limits_of_checks(settings)
+    limits, measured = limits_of_checks(settings), _what_is_measured(settings)
     return {
         "Error": {
             "type": "object",
             "required": ["status", "code", "message", "request_id"],
             "properties": {
                 "status": {"const": "error"},
-                "code": {"$ref": "#/components/schemas/Code"},
+                "code": {"$ref": "#/components/schemas/Code", "description": "What went wrong; it never changes."},
                 "message": {"type": "string", "description": "One sentence that a person can act on."},
                 "request_id": {"type": "string", "description": "As in `X-Request-ID`."},
                 "checks": {**_CHECKS, "description": "With `422`: every check that was made, in order."},
@@ -498,9 +544,13 @@ def _schemas(settings: Settings) -> Json:
             "properties": {
                 "code": {"enum": list(CHECK_CODES), "description": "What a failure is called."},
                 "passed": {"type": "boolean", "description": "A check that could not be made has not."},
-                "measured": {"type": ["number", "null"], "description": "Null if it could not be made."},
+                "measured": {
+                    "type": ["number", "null"],
+                    "description": "In the unit that the table of codes names; null if it could not be made.",
+                },
                 "required": {
                     "type": "object",
+                    "description": "The limit: `min` or `max`.",
                     "properties": {"min": _NUMBER, "max": _NUMBER},
                     "minProperties": 1,
                     "maxProperties": 1,
@@ -534,7 +584,7 @@ def _schemas(settings: Settings) -> Json:
                     "description": message,
                     "x-status": status,
                     **({"x-hint": HINTS[code]} if code in HINTS else {}),
-                    **({"x-limit": limits[code]} if code in limits else {}),
+                    **({"x-limit": limits[code], "x-measured": measured[code]} if code in limits else {}),
                 }
                 for code, (status, message) in CODES.items()
             ],

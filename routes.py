@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -119,8 +120,8 @@ def _add_enrolment(app: Flask, parts: Parts) -> None:
                 candidate = compare_claimed(gallery, claimed, template)
         if candidate is None:
             raise no_match()
-        similarity = similarity_of(candidate.cosine, engine.cosine_at_half)
-        if not _matches(parts, similarity, threshold):
+        similarity, matched = _compared(parts, candidate.cosine, threshold)
+        if not matched:
             raise no_match()
         g.user_id = candidate.user_id
         if parts.retention is not None:
@@ -132,13 +133,13 @@ def _add_enrolment(app: Flask, parts: Parts) -> None:
             message=f"Face verified successfully with confidence: {similarity:.2f}",
             verified=True,
             user_id=candidate.user_id,
-            similarity=round(similarity, 4),
+            similarity=similarity,
             threshold=threshold,
         )
 
 
 def _add_comparison(app: Flask, parts: Parts) -> None:
-    settings, engine, pipeline = parts.settings, parts.engine, parts.pipeline
+    settings, pipeline = parts.settings, parts.pipeline
 
     def template_of(field: str) -> Vector:
         """The template of one of several photos; a refusal says which."""
@@ -157,15 +158,17 @@ def _add_comparison(app: Flask, parts: Parts) -> None:
                 receive_form()
             threshold = read_threshold(settings)
             one, other = template_of("file1"), template_of("file2")
-        similarity = similarity_of(float(np.vecdot(one, other)), engine.cosine_at_half)
-        match = _matches(parts, similarity, threshold)
-        return jsonify(
-            status="success",
-            message=f"The photos show {'the same person' if match else 'different people'}"
-            f" with similarity: {similarity:.2f}",
-            match=match,
-            similarity=round(similarity, 4),
-            threshold=threshold,
+        similarity, match = _compared(parts, float(np.vecdot(one, other)), threshold)
+        sentence = "faces_match" if match else "faces_differ"
+        return localised(
+            {
+                "status": "success",
+                "message": english(sentence),
+                "match": match,
+                "similarity": similarity,
+                "threshold": threshold,
+            },
+            sentence,
         )
 
     @app.post("/analyze", provide_automatic_options=False)
@@ -231,11 +234,19 @@ def _add_people(app: Flask, parts: Parts) -> None:
         )
 
 
-def _matches(parts: Parts, similarity: float, threshold: float) -> bool:
-    g.figures["similarity"] = round(similarity, 4)
-    matched = similarity >= threshold
-    parts.metrics.compared(request.url_rule.rule if request.url_rule else "", similarity, accepted=matched)
-    return matched
+def _compared(parts: Parts, cosine: float, threshold: float) -> tuple[float, bool]:
+    """The similarity as the API tells it, and whether it is a match.
+
+    It is told to four decimals, rounded to the side of the threshold that it is on: 0.49996 is no match at 0.5, and so
+    is not told as 0.5.
+    """
+    exact = similarity_of(cosine, parts.engine.cosine_at_half)
+    matched, told = exact >= threshold, round(exact, 4)
+    if matched != (told >= threshold):
+        told = (math.ceil if matched else math.floor)(exact * 1e4) / 1e4
+    g.figures["similarity"] = told
+    parts.metrics.compared(request.url_rule.rule if request.url_rule else "", exact, accepted=matched)
+    return told, matched
 
 
 def utc(moment: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,19 @@ class Translations:
             path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))
         }
 
-    @property
-    def languages(self) -> list[str]:
-        """Every language, the source first."""
-        return [SOURCE, *self._texts]
+    def preferred(self, accepted: Iterable[tuple[str, float]]) -> str:
+        """The language that a client likes best, of those that there are; English if there is none of them.
+
+        Args:
+            accepted: tags such as `ar-EG` and their qualities, the best first; of equals, the one that was sent first.
+        """
+        known = {language.lower(): language for language in (SOURCE, *self._texts)}
+        for tag, quality in accepted:
+            whole = tag.replace("_", "-").lower()
+            for language in (whole, whole.partition("-")[0]):
+                if quality > 0 and language in known:
+                    return known[language]
+        return SOURCE
 
     def translated(
         self, body: Mapping[str, Any], language: str, sentence: str, values: Mapping[str, object]
@@ -38,7 +47,7 @@ class Translations:
 
         Args:
             body: the answer.
-            language: one of `languages`; what its file does not have stays English.
+            language: what `preferred` answered; what its file does not have stays English.
             sentence, values: what the message is made of, as in `errors.english`.
         """
         texts = self._texts.get(language)

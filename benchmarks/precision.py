@@ -1,8 +1,8 @@
 """Compares a pack's recogniser in bf16 and int8 with onnxruntime's fp32: time, similarity, what becomes of matches.
 
-    python benchmarks/precision.py PACK [PEOPLE [PHOTO ...]]
+    python benchmarks/precision.py PACK [DIR [PHOTO ...]]
 
-PEOPLE holds a sub-folder of photos per person; each PHOTO shows a stranger to them, for impostor pairs alone. Times are
+DIR holds a sub-folder of photos per person; each PHOTO shows a stranger to them, for impostor pairs alone. Times are
 medians of single embeddings in turn: CPU, which is nearly the same on a busy machine, and wall clock. Each person's
 photos count seven more times: landmarks shifted, lighter and darker, mirrored, saved again as JPEG. FNMR's moves are
 paired, with 95 % intervals over people drawn again; "mixed" enrols in fp32 and verifies in the other.

@@ -438,7 +438,7 @@ def test_an_analysis_of_a_photo_that_would_be_refused_is_an_answer_with_hints(
     covering.seen = Covering(mask=0.9, sunglasses=0.0, other=0.0, hidden=0.0)
     answer = post("/analyze")
     assert (answer.status_code, answer.json["accepted"], answer.json["code"]) == (200, False, "mask")
-    assert next(check["hint"] for check in answer.json["checks"] if check["code"] == "mask") == "Take off the mask."
+    assert next(check["hint"] for check in answer.json["checks"] if check["code"] == "mask") == "Take off your mask."
     engine.faces = []
     assert (post("/analyze").json["code"], post("/analyze").json["faces"]) == ("no_face", [])
 
@@ -472,11 +472,35 @@ def test_two_different_people_do_not_match_and_that_is_no_error(engine: Scripted
     assert (answer.status_code, answer.json["match"], answer.json["similarity"]) == (200, False, -1.0)
 
 
+@pytest.mark.parametrize(
+    ("cosine", "threshold", "told"),
+    [
+        (0.49996, "0.5", (0.4999, False)),
+        (0.50004, "0.5", (0.5, True)),
+        (0.60004, "0.60003", (0.6001, True)),
+        (0.60002, "0.60003", (0.6, False)),
+        (0.8, "0.8001", (0.8, False)),
+    ],
+)
+def test_no_similarity_is_told_from_the_other_side_of_the_threshold(
+    post: Post, engine: ScriptedEngine, client: Any, cosine: float, threshold: str, told: tuple[float, bool]
+) -> None:
+    one, other = a_template(1), _at_cosine(a_template(1), a_template(2), cosine)
+    post("/signUp")
+    engine.templates = [one, other, other]
+    compared = client.post("/compare", data=both(jpeg(a_photo()), jpeg(a_photo())) | {"threshold": threshold}).json
+    assert (compared["similarity"], compared["match"]) == told
+    assert compared["message"] == ("The faces match." if told[1] else "The faces do not match.")
+    verified = post("/verify", threshold=threshold).json
+    assert (verified.get("similarity", told[0]), verified["verified"]) == told
+
+
 def test_a_comparison_says_which_of_the_photos_was_refused(client: Any) -> None:
     answer = client.post("/compare", data=both(jpeg(a_photo()), b"text"))
     assert (answer.status_code, answer.json["code"], answer.json["field"]) == (415, "unsupported_format", "file2")
     answer = client.post("/compare", data={"file1": (io.BytesIO(jpeg(a_photo())), "1.jpg")})
     assert (answer.status_code, answer.json["code"], answer.json["field"]) == (400, "no_file", "file2")
+    assert answer.json["message"] == "No photo was sent. Post it as the form-data field 'file2'."
 
 
 def test_two_photos_of_the_largest_size_each_fit_into_one_comparison(
@@ -487,6 +511,16 @@ def test_two_photos_of_the_largest_size_each_fit_into_one_comparison(
     padded = jpeg(a_photo()) + b"\0" * 10
     assert client.post("/compare", data=both(padded, padded)).status_code == 200
     assert client.post("/compare", data=both(padded, padded + b"\0")).json["code"] == "file_too_large"
+
+
+@pytest.mark.parametrize("over", [1, 2**20])  # found by the decoder, and by the form's parser before it
+def test_a_file_that_is_too_large_is_told_the_limit(
+    engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore, over: int
+) -> None:
+    client = client_of(engine, covering, store, Settings(max_file_bytes=2**21))
+    answer = client.post("/signUp", data={"file": (io.BytesIO(bytes(2**21 + over)), "me.jpg")})
+    assert (answer.status_code, answer.json["code"]) == (413, "file_too_large")
+    assert answer.json["message"] == "The photo's file is larger than 2 MiB."
 
 
 def test_an_enrolled_person_can_be_asked_for_and_erased(post: Post, client: Any) -> None:

@@ -175,12 +175,6 @@ def test_every_flag_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
         assert " ".join(setting.metadata["help"].split())[:30] in shown
 
 
-@pytest.mark.parametrize("document", ["README.md", ".env.example"])
-def test_every_setting_is_documented(document: str) -> None:
-    text = (PROJECT / document).read_text(encoding="utf-8")
-    assert [name for name in NAMES if name.upper() not in text] == []
-
-
 def test_the_example_file_is_made_of_the_defaults() -> None:
     example = PROJECT / ".env.example"
     assert load(file=example) == load()

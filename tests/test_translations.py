@@ -81,11 +81,13 @@ def test_a_translated_sentence_names_what_the_english_one_names(file: Path) -> N
 @pytest.mark.parametrize(
     ("sent", "expected"),
     [("ar", "ar"), ("ar-EG,ar;q=0.9,en;q=0.5", "ar"), ("en-GB", "en"), ("de,ar;q=0.2,en;q=0.1", "ar"), ("de", "en"),
-     ("", "en"), ("*", "en"), ("ar;q=0", "en"), ("\u0661", "en")],
+     ("", "en"), ("*", "en"), ("ar;q=0", "en"), ("\u0661", "en"),
+     ("ar, en", "ar"), ("en, ar", "en"), ("AR_eg", "ar"), ("fr, ar, en", "ar")],
 )  # fmt: skip
 def test_the_language_is_the_one_that_the_client_likes_best(client: Any, sent: str, expected: str) -> None:
     answer = post(client, "/verify", sent)
     assert answer.headers["Content-Language"] == expected
+    assert ("\\u" in answer.text) is False
     assert "Accept-Language" in answer.headers["Vary"]
     assert bool(re.search("[\u0600-\u06ff]", answer.json["message"])) is (expected == "ar")
 

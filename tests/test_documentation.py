@@ -1,0 +1,140 @@
+"""The documents, held against the code: nothing that can be used is left out, and nothing named that is not there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import fields
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import commands
+from errors import CODES
+from openapi import CHECK_CODES, describe
+from settings import PROJECT, Settings
+
+DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md"), *(PROJECT / "models").glob("*.md")])
+MODULES = {
+    path.relative_to(PROJECT).as_posix(): path
+    for path in sorted([*PROJECT.glob("*.py"), *(PROJECT / "operators").glob("*.py")])
+    if path.name != "__init__.py"
+}
+
+
+@cache
+def text_of(document: str) -> str:
+    return (PROJECT / document).read_text("utf-8")
+
+
+def missing(names: list[str], document: str) -> list[str]:
+    """Those that stand nowhere in the document as a word of their own: AUDIT does not stand in AUDIT_DAYS."""
+    return [name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text_of(document))]
+
+
+@pytest.mark.parametrize("document", ["README.md", ".env.example"])
+def test_every_setting_is_documented(document: str) -> None:
+    assert missing([setting.name.upper() for setting in fields(Settings)], document) == []
+
+
+def test_every_limit_in_the_readme_is_the_default() -> None:
+    rows = re.findall(r"^\|.*\| ([≤≥].*) \|$", text_of("README.md"), re.MULTILINE)
+    told = [
+        (name, float(limit))
+        for row in rows
+        for name, limit in zip(re.findall(r"`([A-Z_]+)`", row), re.findall(r"[\d.]+", row), strict=True)
+    ]
+    assert len(told) > 15
+    assert told == [(name, getattr(Settings(), name.lower())) for name, _ in told]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/operating.md"])
+def test_every_command_is_explained_to_operators(document: str) -> None:
+    named = set(re.findall(r"`(?:python app\.py )?([a-z-]+)", text_of(document)))
+    assert set(commands.COMMANDS) - named == set()
+
+
+def test_every_route_is_documented() -> None:
+    paths = list(describe(Settings())["paths"])
+    assert missing(paths, "docs/api.md") == []
+    assert missing([path.replace("{", "<").replace("}", ">") for path in paths], "README.md") == []
+
+
+def test_every_code_is_documented() -> None:
+    assert missing([f"`{code}`" for code in CODES], "docs/api.md") == []
+    assert missing([f"`{code}`" for code in CHECK_CODES], "README.md") == []
+
+
+def imported(path: str) -> set[str]:
+    """The modules of ours that a module imports, wherever it does; what only types name does not count."""
+    tree = ast.parse(MODULES[path].read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name.replace(".", "/") + ".py" for name in names} & set(MODULES)
+
+
+def test_imports_run_one_way_and_nothing_imports_the_service() -> None:
+    graph = {path: imported(path) for path in MODULES}
+    assert list(TopologicalSorter(graph).static_order())
+    assert [path for path, names in graph.items() if "app.py" in names] == []
+    assert [path for path, names in graph.items() if "/" not in path and any("/" in name for name in names)] == []
+
+
+def test_the_architecture_names_every_module_and_what_it_imports() -> None:
+    paths = {path.rpartition("/")[2]: path for path in MODULES}
+    told = []
+    for files, imports in re.findall(r"^\| (`.*?) \|.*\| (.*) \|$", text_of("docs/architecture.md"), re.MULTILINE):
+        names = re.findall(r"`(\w+\.py)`", files)
+        told += names
+        really = {name.rpartition("/")[2] for file in names for name in imported(paths[file])}
+        assert {f"{name}.py" for name in re.findall(r"`(\w+)`", imports)} - {*names} <= really, files
+    assert sorted(told) == sorted(paths)
+
+
+def anchors(document: str) -> set[str]:
+    """What GitHub makes of a document's headings."""
+    headings = re.findall(r"^#+ (.*)$", text_of(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+LINKS = [
+    (path.relative_to(PROJECT).as_posix(), target)
+    for path in DOCUMENTS
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", path.read_text("utf-8"))
+]
+
+
+@pytest.mark.parametrize(("document", "target"), LINKS)
+def test_every_link_leads_somewhere(document: str, target: str) -> None:
+    file, _, anchor = target.partition("#")
+    found = (PROJECT / document).parent / file if file else PROJECT / document
+    assert found.exists()
+    if anchor:
+        assert anchor in anchors(found.resolve().relative_to(PROJECT).as_posix())
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, PROJECT / ".env.example"], ids=lambda path: path.name)
+def test_every_command_that_a_document_names_is_there(path: Path) -> None:
+    text = path.read_text("utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^    )make ([a-z-]+)", text, re.MULTILINE)) <= targets
+    assert set(re.findall(r"python app\.py ([a-z][a-z-]*)", text)) <= set(commands.COMMANDS)
+    scripts = [*re.findall(r"python ([\w/]+\.py)", text), *re.findall(r"benchmarks/\w+\.py", text)]
+    modules = [f"operators/{name}.py" for name in re.findall(r"python -m operators\.(\w+)", text)]
+    assert [file for file in [*scripts, *modules] if not (PROJECT / file).is_file()] == []
+
+
+def test_the_figures_of_the_readme_are_those_that_were_measured() -> None:
+    shown = text_of("README.md").partition("## Figures\n")[2].partition("\n## ")[0]
+    rows = "".join(re.findall(r"^\|.*", shown, re.MULTILINE))
+    numbers = r"\d[\d.,]*"
+    assert set(re.findall(numbers, rows)) - set(re.findall(numbers, text_of("docs/figures.md"))) == set()
