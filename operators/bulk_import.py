@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     store = wiring.connected_store(settings)
     engine = wiring.loaded_engine(settings)
     gallery = wiring.gallery_of(settings, store, engine)
-    gallery.load()
+    gallery.load(keep_trying=False)
     try:
         with Report(arguments.report) as report:
             todo = still_to_do(photos, report, store, settings)

@@ -7,6 +7,7 @@ import base64
 import logging
 import secrets
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -68,6 +69,7 @@ class _Tally:
     current: int = 0
     unreadable: int = 0
     lost: list[str] = field(default_factory=list)
+    missing: Counter[str] = field(default_factory=Counter)
 
 
 def _rotate(store: Records, keyring: Keyring, audit: AuditLog | None, *, change: bool, lost_key: str | None) -> int:
@@ -86,7 +88,9 @@ def _rotate(store: Records, keyring: Keyring, audit: AuditLog | None, *, change:
         f"{tally.changed} {verb} put under the newest key, {tally.current} are under it{erased}, "
         f"{tally.unreadable} unreadable\n"
     )
-    return 1 if tally.unreadable or (not change and (tally.changed or tally.lost)) else 0
+    for name, count in tally.missing.items():
+        sys.stdout.write(f"{count} are under the key {name}, which TEMPLATE_KEYS does not hold\n")
+    return 1 if tally.unreadable or tally.missing or (not change and (tally.changed or tally.lost)) else 0
 
 
 def _resealed(stored: StoredEmbedding, keyring: Keyring, lost_key: str | None, tally: _Tally) -> bytes | None:
@@ -96,6 +100,8 @@ def _resealed(stored: StoredEmbedding, keyring: Keyring, lost_key: str | None, t
     except ValueError as error:
         if isinstance(error, MissingKeyError) and error.key_name == lost_key:
             tally.lost.append(stored.user_id)
+        elif isinstance(error, MissingKeyError):
+            tally.missing[error.key_name] += 1
         else:
             logger.warning("The record of user_id %.100r is unreadable and stays as it is: %s", stored.user_id, error)
             tally.unreadable += 1

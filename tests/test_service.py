@@ -26,6 +26,7 @@ from PIL import Image
 from running import ASTRONAUT, Service, read_answer
 
 from settings import PROJECT
+from web import SECURITY_HEADERS
 
 LINUX = Path("/proc/self/fd").is_dir()
 GROUP = packaged("insightface", "data", "images", "t1.jpg")
@@ -348,6 +349,7 @@ def test_what_is_no_sound_request_is_refused_in_json_too(service: Service, sent:
     answered, headers, body = service.raw(sent)
     assert answered == status
     assert_is_an_error(answered, headers, body, code)
+    assert {name: headers.get(name.lower()) for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
 def test_a_client_that_sends_70_mib_before_it_listens_still_reads_why_it_was_refused(service: Service) -> None:
@@ -420,6 +422,20 @@ def test_a_stop_answers_the_requests_in_hand_and_takes_no_more(mortal: Service, 
     assert mortal.process.wait(30) == 0
     assert "Stopped" in mortal.wait_for_line("Stopped")
     assert list(mortal.uploads.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_service_that_waits_for_its_database_can_be_stopped(tmp_path: Path, signal_number: int) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        service = Service(tmp_path, MONGO_URI=f"mongodb://127.0.0.1:{nobody.getsockname()[1]}", STORE_WAIT_S="300")
+        service.begin()
+        service.wait_for_line("trying again")
+        service.process.send_signal(signal_number)
+        # Its own doing, where by default the signal ends a process, but for the first of a container.
+        assert service.process.wait(60) == 130
+    service.wait_for_line("Stopped before it was ready")
 
 
 @pytest.mark.parametrize(
