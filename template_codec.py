@@ -62,7 +62,8 @@ def _loads(blob: bytes) -> Template:
         vector = _TemplateUnpickler(blob).vector()
     except Exception as error:  # hostile bytes may raise anything; all of it means unreadable
         raise ValueError(f"its embedding cannot be read ({type(error).__name__})") from error
-    norm = float(np.linalg.norm(vector))
+    with np.errstate(over="ignore"):  # a norm beyond all numbers is refused below
+        norm = float(np.linalg.norm(vector))
     if not abs(norm - 1) <= NORM_TOLERANCE:
         raise ValueError(f"its embedding has the norm {norm}")
     template: Template = (vector / norm).astype(np.float32)
