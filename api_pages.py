@@ -71,14 +71,25 @@ def render(template: str, api: Json) -> str:
     codes = [
         {
             "x-hint": "",
+            "x-measured": "",
             **code,
             "limit": " ".join(_SIGNS[key] + f"{value:g}" for key, value in code.get("x-limit", {}).items()),
         }
         for code in api["components"]["schemas"]["Code"]["oneOf"]
     ]
+    fields = {"answer": {key: one for operation in operations for key, one in operation["fields"].items()}}
+    fields |= {name.lower(): api["components"]["schemas"][name]["properties"] for name in ("Error", "Check", "Face")}
+    keys = [
+        {"name": name, "place": place, "description": one["description"]}
+        for place, properties in fields.items()
+        for name, one in properties.items()
+        if "description" in one
+    ]
     sent = [{**one, "place": "request"} for one in api["components"]["parameters"].values()]
     answered = [{"name": name, "place": "response", **one} for name, one in api["components"]["headers"].items()]
-    return pages.get_template(template).render(api=api, groups=groups, codes=codes, headers=sent + answered)
+    return pages.get_template(template).render(
+        api=api, groups=groups, codes=codes, fields=keys, headers=sent + answered
+    )
 
 
 _SIGNS = {"min": "≥\u00a0", "max": "≤\u00a0"}
@@ -97,7 +108,8 @@ def _operation(api: Json, path: str, method: str, item: Json) -> Json:
         {"name": one["name"], "place": one["in"], "required": one.get("required"), **_described(one["schema"], one)}
         for one in parameters
     ]
-    answer = operation["responses"]["200"]["content"].get("application/json", {}).get("example")
+    content = operation["responses"]["200"]["content"]
+    answer = content.get("application/json", {})
     errors: list[tuple[str, list[str]]] = [
         (status, response["content"]["application/json"]["schema"]["allOf"][1]["properties"]["code"]["enum"])
         for status, response in operation["responses"].items()
@@ -110,7 +122,9 @@ def _operation(api: Json, path: str, method: str, item: Json) -> Json:
         "scope": operation.get("x-scope"),
         "alias": operation.get("x-alias-of"),
         "inputs": inputs,
-        "example": "" if answer is None else _indented(answer),
+        "example": _indented(answer["example"]) if "example" in answer else "",
+        "fields": answer.get("schema", {}).get("properties", {}),
+        "is_page": "text/html" in content,
         "errors": errors,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import tempfile
 import threading
@@ -76,7 +77,7 @@ def create_app(
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
     metrics = Metrics(engine.name, pipeline.slots.queue, gallery.status, lambda: audit.lost if audit else 0)
     log_requests(app, metrics)
-    render_errors(app)
+    render_errors(app, settings.max_file_bytes)
     protect_responses(app)
     if audit is not None:
         audit.guard(app)
@@ -151,6 +152,8 @@ def build(settings: Settings, in_the_end: ExitStack) -> Flask:
 
 def serve(settings: Settings) -> int:
     """Run the service until it is told to stop; returns the exit status."""
+    # While it starts, too: the first process of a container is left alone by a SIGTERM that it does not handle.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as in_the_end:
         app = build(settings, in_the_end)
         if settings.debug:
@@ -166,6 +169,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in commands.COMMANDS:
         return commands.run(arguments[0], arguments[1:])
+    if arguments and not arguments[0].startswith("-"):
+        sys.stderr.write(f"There is no command {arguments[0]!r}.\n{commands.overview()}\n")
+        return 2
     parser = argparse.ArgumentParser(
         description="Face recognition API. Each flag is also an environment variable, and a line of .env, in capitals.",
         epilog=commands.overview(),

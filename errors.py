@@ -46,8 +46,8 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "mask": (422, "A mask covers the face."),
         "sunglasses": (422, "Sunglasses cover the eyes."),
         "face_covered": (422, "Something covers part of the face."),
-        "not_live": (422, "The photo does not show a person before the camera."),
-        "liveness_not_assessed": (422, "It could not be told whether the photo shows a person before the camera."),
+        "not_live": (422, "The photo does not seem to show a live person in front of the camera."),
+        "liveness_not_assessed": (422, "It could not be determined whether the photo shows a live person."),
         "rate_limited": (429, "Too many requests. Please wait and try again."),
         "internal_error": (500, "Something went wrong on our side. Please try again."),
         "overloaded": (503, "The service is busy. Please try again shortly."),
@@ -67,7 +67,7 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
         "unknown_key": "This API key is not known.",
         "missing_scope": "This API key does not allow that: it lacks the scope {scope}.",
         "foreign_origin": "Pages of this web origin may not call this service.",
-        "locked_out": "Too many failed attempts for this user_id.",
+        "locked_out": "Too many failed attempts for this user_id. Please try again later.",
         "unreadable_file": "The file cannot be read.",
         "file_limit": "The photo's file is larger than {mebibytes} MiB.",
         "side_limit": "A side of the photo is longer than {pixels} pixels.",
@@ -117,3 +117,8 @@ class FaceError(Exception):
         self.fields = dict(fields or {})
         self.headers = dict(headers or {})
         super().__init__(f"{code}: {self.message}")
+
+
+def too_large(max_file_bytes: int) -> FaceError:
+    """`file_too_large`, with the limit that a photo's file is over."""
+    return FaceError("file_too_large", "file_limit", values={"mebibytes": f"{max_file_bytes / 2**20:.3g}"})

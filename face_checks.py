@@ -65,9 +65,9 @@ HINTS = {
     "head_raised_or_lowered": "Look straight at the camera, with your chin neither up nor down.",
     "unnatural_colour": "Take a colour photo in white light, without a filter.",
     "landmarks_hidden": "Make sure that your eyes, nose and mouth can be seen clearly.",
-    "mask": "Take off the mask.",
-    "sunglasses": "Take off the sunglasses.",
-    "face_covered": "Take away whatever covers part of your face.",
+    "mask": "Take off your mask.",
+    "sunglasses": "Take off your sunglasses.",
+    "face_covered": "Uncover your face: something hides part of it.",
     "not_live": "Take the photo of yourself, not of a picture or a screen, in even light.",
     "liveness_not_assessed": "Leave more space around your face, and hold the camera a little further away.",
 }

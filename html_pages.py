@@ -17,7 +17,7 @@ def page_answer(page: str, *, also: str = "") -> Response:
 
     Args:
         page: the HTML.
-        also: further directives of its Content-Security-Policy, such as `img-src blob:`.
+        also: further directives of its Content-Security-Policy, such as `connect-src 'self'`.
     """
     digests = {
         tag: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -46,6 +46,6 @@ def add_try_page(app: Flask) -> None:
     @app.get("/try", provide_automatic_options=False)
     @scope(PUBLIC)
     def try_page() -> Response:
-        response = page_answer(page, also="connect-src 'self'; img-src blob:; media-src blob:; ")
+        response = page_answer(page, also="connect-src 'self'; ")
         response.headers["Permissions-Policy"] = "camera=(self)"
         return response

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pi_heif
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from errors import FaceError
+from errors import FaceError, too_large
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -89,7 +89,7 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
     if not data:
         raise FaceError("empty_file")
     if len(data) > max_bytes:
-        raise FaceError("file_too_large", "file_limit", values={"mebibytes": f"{max_bytes / 2**20:.3g}"})
+        raise too_large(max_bytes)
     if any(data.count(piece) > MAX_REPEATS for piece in _REPEATABLE):
         raise FaceError("unreadable_image" if _has_known_signature(data) else "unsupported_format")
     with warnings.catch_warnings():

@@ -121,7 +121,8 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
             "Photos",
             "Compare two photos",
             "Says whether two photos, a selfie and a portrait on a card perhaps, show one person; stores nothing. A "
-            "refusal names the photo in `field`.",
+            "refusal names the photo in `field`. Where liveness is enforced, `file1` must show a live face, and "
+            "`file2` may show a picture.",
             {
                 "status": "success",
                 "message": english("faces_match"),
@@ -447,43 +448,89 @@ def _answer_schema(answer: Json) -> Json:
     }
 
 
-_CHECKS: Json = {"type": "array", "items": {"$ref": "#/components/schemas/Check"}}
+_CHECKS: Json = {
+    "type": "array",
+    "description": "Every check that was made, in the order in which they decide.",
+    "items": {"$ref": "#/components/schemas/Check"},
+}
 _NUMBER: Json = {"type": "number"}
 # What the keys of successful answers hold; the same key means the same everywhere.
 _PROPERTIES: Mapping[str, Json] = {
     "message": {"type": "string", "description": "One sentence for people."},
-    "user_id": _USER_ID,
-    "verified": {"const": True},
+    "user_id": {**_USER_ID, "description": "Who it is: a random UUID, given at sign-up."},
+    "verified": {"const": True, "description": "The similarity reaches the threshold."},
     "match": {"type": "boolean", "description": "Whether the similarity reaches the threshold."},
     "similarity": {"type": "number", "maximum": 1, "description": "To four decimals; higher is closer."},
     "threshold": {"type": "number", "maximum": 1, "description": "The similarity that was needed."},
     "accepted": {"type": "boolean", "description": "Whether every check passed."},
-    "code": {"enum": [None, *CHECK_CODES], "description": "The first failed check's."},
+    "code": {"enum": [None, *CHECK_CODES], "description": "The first failed check's; null where all passed."},
     "checks": _CHECKS,
     "image": {
         "type": "object",
+        "description": "Width and height of the upright photo, which boxes and landmarks are measured on.",
         "required": ["width", "height"],
         "properties": {"width": {"type": "integer"}, "height": {"type": "integer"}},
     },
-    "faces": {"type": "array", "description": "Widest first.", "items": {"$ref": "#/components/schemas/Face"}},
-    "enrolled_at": {"type": "string", "format": "date-time"},
-    "erased_at": {"type": "string", "format": "date-time"},
-    "receipt": {"type": ["string", "null"], "pattern": "^[0-9a-f]+$", "description": "Null where no audit is kept."},
-    "model": {"type": "string", "description": "Templates of different models are never compared."},
+    "faces": {
+        "type": "array",
+        "description": "Where the faces are, the widest first.",
+        "items": {"$ref": "#/components/schemas/Face"},
+    },
+    "enrolled_at": {"type": "string", "format": "date-time", "description": "When the person signed up, UTC."},
+    "erased_at": {"type": "string", "format": "date-time", "description": "UTC."},
+    "receipt": {
+        "type": ["string", "null"],
+        "pattern": "^[0-9a-f]+$",
+        "description": "The audit log's proof of it; null without one.",
+    },
+    "model": {
+        "type": "string",
+        "description": "What made the templates; those of different models are never compared.",
+    },
     "store": {"type": "string", "description": "Which database."},
-    "gallery": {"type": "object", "description": "Counts.", "required": ["model", "enrolled", "last_seq"]},
+    "gallery": {
+        "type": "object",
+        "description": "How many people are enrolled with this model, and where the log ends.",
+        "required": ["model", "enrolled", "last_seq"],
+    },
 }
 
 
+def _what_is_measured(settings: Settings) -> dict[str, str]:
+    """Check code -> what its `measured` is, on the face; two checks have a second limit, the worse of both is told."""
+    probability = "probability, 0 to 1"
+    return {
+        "no_face": "faces found",
+        "multiple_faces": "faces found",
+        "face_too_small": "pixels of the photo between the eyes, divided by cos(yaw)",
+        "face_too_large": "eyes to chin / height of the photo",
+        "face_cut_off": "share inside the photo, 0 to 1",
+        "blurred": "sharpness; 100 is a usual sharp photo",
+        "too_dark": f"mean luminance, 0 to 1; or share of pixels up to 25 of 255, ≤ {settings.max_under_exposure:g}",
+        "too_bright": f"mean luminance, 0 to 1; or share of pixels from 247 of 255, ≤ {settings.max_over_exposure:g}",
+        "low_contrast": "entropy of the luminance, 0 to 8 bits",
+        "uneven_light": "darker cheek / lighter cheek, 0 to 1",
+        "head_tilted": "roll, degrees",
+        "head_turned": "yaw, degrees",
+        "head_raised_or_lowered": "pitch, degrees",
+        "unnatural_colour": "distance of CIELAB a*, b* from natural skin",
+        "landmarks_hidden": f"{probability}; a mask or sunglasses that hide them are told by their own check alone",
+        "mask": probability,
+        "sunglasses": probability,
+        "face_covered": probability,
+        "not_live": probability,
+    }
+
+
 def _schemas(settings: Settings) -> Json:
-    limits = limits_of_checks(settings)
+    limits, measured = limits_of_checks(settings), _what_is_measured(settings)
     return {
         "Error": {
             "type": "object",
             "required": ["status", "code", "message", "request_id"],
             "properties": {
                 "status": {"const": "error"},
-                "code": {"$ref": "#/components/schemas/Code"},
+                "code": {"$ref": "#/components/schemas/Code", "description": "What went wrong; it never changes."},
                 "message": {"type": "string", "description": "One sentence that a person can act on."},
                 "request_id": {"type": "string", "description": "As in `X-Request-ID`."},
                 "checks": {**_CHECKS, "description": "With `422`: every check that was made, in order."},
@@ -498,9 +545,13 @@ def _schemas(settings: Settings) -> Json:
             "properties": {
                 "code": {"enum": list(CHECK_CODES), "description": "What a failure is called."},
                 "passed": {"type": "boolean", "description": "A check that could not be made has not."},
-                "measured": {"type": ["number", "null"], "description": "Null if it could not be made."},
+                "measured": {
+                    "type": ["number", "null"],
+                    "description": "In the unit that the table of codes names; null if it could not be made.",
+                },
                 "required": {
                     "type": "object",
+                    "description": "The limit: `min` or `max`.",
                     "properties": {"min": _NUMBER, "max": _NUMBER},
                     "minProperties": 1,
                     "maxProperties": 1,
@@ -534,7 +585,7 @@ def _schemas(settings: Settings) -> Json:
                     "description": message,
                     "x-status": status,
                     **({"x-hint": HINTS[code]} if code in HINTS else {}),
-                    **({"x-limit": limits[code]} if code in limits else {}),
+                    **({"x-limit": limits[code], "x-measured": measured[code]} if code in limits else {}),
                 }
                 for code, (status, message) in CODES.items()
             ],

@@ -253,19 +253,19 @@ def add_flags(parser: argparse.ArgumentParser, *, shown: bool = True) -> None:
 
 
 def read_env_file(env_file: Path | None = PROJECT / ".env") -> dict[str, str | None]:
-    """The `.env` file's lines, none if there is no file; SettingsError if it is no UTF-8 text."""
-    if env_file is None or not env_file.is_file():
-        return {}
+    """The `.env` file's lines, none if there is no file; SettingsError if it cannot be read, or is no UTF-8 text."""
     try:
-        return dotenv_values(env_file)
+        return dotenv_values(env_file) if env_file is not None and env_file.is_file() else {}
     except UnicodeDecodeError as error:
         raise SettingsError(f"{env_file} is not UTF-8 text: save it as UTF-8") from error
+    except OSError as error:
+        raise SettingsError(f"{env_file} cannot be read ({error.strerror})") from error
 
 
 def _value_in(source: Mapping[str, str | None], name: str) -> str | None:
     """What a source says of a setting, itself or by a file that it names."""
     value, file = source.get(name), source.get(f"{name}_FILE")
-    if value is not None or not file or f"{name}_FILE".lower() in Settings.__dataclass_fields__:
+    if value or not file or f"{name}_FILE".lower() in Settings.__dataclass_fields__:
         return value
     try:
         return Path(file).read_text("utf-8").strip()

@@ -14,13 +14,13 @@ from flask import Flask, Response, current_app, g, jsonify, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import logs
-from errors import FaceError
+from errors import FaceError, too_large
 from metrics import Metrics
 from translations import Translations
 
 logger = logging.getLogger("face_api")
 
-CODE_OF_HTTP = {404: "not_found", 405: "method_not_allowed", 413: "file_too_large"}
+CODE_OF_HTTP = {404: "not_found", 405: "method_not_allowed"}
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 
 
@@ -90,7 +90,7 @@ def log_requests(app: Flask, metrics: Metrics) -> None:
         return response
 
 
-def render_errors(app: Flask) -> None:
+def render_errors(app: Flask, max_file_bytes: int) -> None:
     """Word every error as the API does: its code, one sentence, and nothing of the library that raised it."""
     app.extensions["translations"] = Translations()
 
@@ -103,6 +103,8 @@ def render_errors(app: Flask) -> None:
         status = error.code or 500
         if status == 413 and (request.content_length or 0) <= (request.max_content_length or 0):
             status = 400  # too many or too large fields, not too large a photo
+        if status == 413:
+            return render(too_large(max_file_bytes))
         code = CODE_OF_HTTP.get(status, "internal_error" if status >= 500 else "bad_request")
         allowed = error.valid_methods if isinstance(error, MethodNotAllowed) else None
         return render(FaceError(code, headers={"Allow": ", ".join(sorted(allowed))} if allowed else None))

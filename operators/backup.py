@@ -33,6 +33,7 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
 import wiring
+from operators.progress import watched
 from sealing import Keyring, SealError, parse_keys
 from settings import Settings
 from store import Document, Records, StoreNotEmptyError, erasure_of, is_text
@@ -85,7 +86,7 @@ def write(store: Records, path: Path, keyring: Keyring) -> int:
             fcntl.flock(file, fcntl.LOCK_EX)
             writer = _Writer(file, header, keyring)
             records = 0
-            for page in _pages(store.documents(until)):
+            for page in _pages(watched(store.documents(until), until, "records")):
                 writer.frame({"records": page})
                 records += len(page)
             for notes in _pages({"user_id": user_id, "day": day} for user_id, day in store.notes()):
@@ -194,7 +195,7 @@ def restore(store: Records, path: Path, keyring: Keyring, *, replace: bool) -> i
     documents = (_without_template(one) if is_erased(one) else one for one in items("records"))
     notes = ((one["user_id"], one["day"]) for one in items("notes") if not is_erased(one))
     try:
-        written = store.fill(chain(documents, erasures), notes, replace=replace)
+        written = store.fill(watched(chain(documents, erasures), last, "records"), notes, replace=replace)
     except StoreNotEmptyError as error:
         raise BackupError(f"{error}: --replace empties it first, and everybody in it is lost") from error
     if written != counted + len(erasures):

@@ -15,13 +15,12 @@ import retention
 import template_codec
 import wiring
 from audit import AuditLog, folder_of
+from operators.progress import watched
 from sealing import KEY_BYTES, Keyring, MissingKeyError, parse_keys
 from settings import Settings, SettingsError
 from store import PAGE, Records, StoredEmbedding
 
 logger = logging.getLogger("face_api")
-
-TOLD_EVERY = 5 * PAGE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,14 +74,10 @@ class _Tally:
 
 def _rotate(store: Records, keyring: Keyring, audit: AuditLog | None, *, change: bool, lost_key: str | None) -> int:
     tally = _Tally()
-    records = store.embeddings(0)
-    seen = 0
+    records = watched(store.embeddings(0), store.last_place(), "records")
     while page := list(islice(records, PAGE)):
         changes = [(stored, sealed) for stored in page if (sealed := _resealed(stored, keyring, lost_key, tally))]
         tally.changed += store.replace_embeddings(changes) if change else len(changes)
-        seen += len(page)
-        if seen % TOLD_EVERY == 0:
-            sys.stderr.write(f"{seen} records\n")
     if change:
         for user_id in tally.lost:
             retention.erase(store, user_id, audit, by="(rotate-keys)")

@@ -438,7 +438,7 @@ def test_an_analysis_of_a_photo_that_would_be_refused_is_an_answer_with_hints(
     covering.seen = Covering(mask=0.9, sunglasses=0.0, other=0.0, hidden=0.0)
     answer = post("/analyze")
     assert (answer.status_code, answer.json["accepted"], answer.json["code"]) == (200, False, "mask")
-    assert next(check["hint"] for check in answer.json["checks"] if check["code"] == "mask") == "Take off the mask."
+    assert next(check["hint"] for check in answer.json["checks"] if check["code"] == "mask") == "Take off your mask."
     engine.faces = []
     assert (post("/analyze").json["code"], post("/analyze").json["faces"]) == ("no_face", [])
 
@@ -511,6 +511,16 @@ def test_two_photos_of_the_largest_size_each_fit_into_one_comparison(
     padded = jpeg(a_photo()) + b"\0" * 10
     assert client.post("/compare", data=both(padded, padded)).status_code == 200
     assert client.post("/compare", data=both(padded, padded + b"\0")).json["code"] == "file_too_large"
+
+
+@pytest.mark.parametrize("over", [1, 2**20])  # found by the decoder, and by the form's parser before it
+def test_a_file_that_is_too_large_is_told_the_limit(
+    engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore, over: int
+) -> None:
+    client = client_of(engine, covering, store, Settings(max_file_bytes=2**21))
+    answer = client.post("/signUp", data={"file": (io.BytesIO(bytes(2**21 + over)), "me.jpg")})
+    assert (answer.status_code, answer.json["code"]) == (413, "file_too_large")
+    assert answer.json["message"] == "The photo's file is larger than 2 MiB."
 
 
 def test_an_enrolled_person_can_be_asked_for_and_erased(post: Post, client: Any) -> None:

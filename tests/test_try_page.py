@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import requests
 from fakes import ScriptedCovering, ScriptedEngine, packaged_photo
+from PIL import Image
 from running import Service
 
 from app import create_app
@@ -205,12 +206,72 @@ class TestInABrowser:
         until(page, lambda: "Signed up" in text(page, "outcome"))
         assert erase(service, photo) in text(page, "outcome")
 
+    def test_a_photo_is_drawn_upright_with_its_marks_on_the_face(self, page: Any, tmp_path: Path, photo: Path) -> None:
+        orientation = Image.Exif()
+        orientation[0x0112] = 6
+        lying = Image.open(photo).crop((0, 0, 400, 340)).transpose(Image.Transpose.ROTATE_90)
+        lying.save(tmp_path / "lying.jpg", exif=orientation)
+        page.find_element("id", "file").send_keys(str(tmp_path / "lying.jpg"))
+        until(page, lambda: text(page, "status") == "This photo passes every check.")
+        assert page.execute_script("return [picture.width, picture.height]") == [400, 340]
+        points = page.execute_script("return photo.analysis.faces[0].landmarks")
+        white = "const {data} = picture.getContext('2d').getImageData(...arguments, 1, 1); return Math.min(...data)"
+        assert [page.execute_script(white, *map(round, point)) for point in points] == [255] * 5
+
+    def test_the_keyboard_is_never_left_nowhere(self, page: Any) -> None:
+        click(page, "camera")
+        until(page, lambda: text(page, "status") == "Good. Hold still.")
+        page.find_element("id", "capture").send_keys("\ue007")
+        until(page, lambda: text(page, "status") == "This photo passes every check.")
+        assert page.switch_to.active_element.get_attribute("id") == "camera"
+
+    def test_a_hidden_page_asks_nothing(self, page: Any) -> None:
+        click(page, "camera")
+        until(page, lambda: text(page, "status") == "Good. Hold still.")
+        page.execute_script(
+            "window.sent = 0; const whole = fetch; window.fetch = (...all) => { sent += 1; return whole(...all) }"
+        )
+        shown = page.current_window_handle
+        page.switch_to.new_window("tab")
+        time.sleep(3)
+        page.close()
+        page.switch_to.window(shown)
+        assert page.execute_script("return sent") <= 1  # one may have been on its way
+
+    def test_an_advice_stands_long_enough_to_be_read(self, page: Any) -> None:
+        page.execute_script(
+            "window.told = []; let good = true; const check = { code: 'blurred', measured: 1, required: { min: 1 } };"
+            "window.fetch = async () => { good = !good; return new Response(JSON.stringify("
+            "{ accepted: good, checks: [{ ...check, passed: good, hint: 'Still!' }] })) };"
+            "new MutationObserver(() => told.push(performance.now())).observe(statusLine, { childList: true })"
+        )
+        click(page, "camera")
+        until(page, lambda: page.execute_script("return told.length") > 5)
+        times = page.execute_script("return told")[2:]  # after the asking and the looking
+        assert min(np.diff(times)) > 1400
+
+    @pytest.mark.parametrize("language", ["en", "ar"])
+    @pytest.mark.parametrize("width", [320, 180])  # a small phone, and one whose letters are twice as large
+    def test_nothing_is_cut_off_on_a_narrow_screen(self, page: Any, tmp_path: Path, language: str, width: int) -> None:
+        size = {"width": width, "height": 640, "deviceScaleFactor": 1, "mobile": False}
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        if language == "ar":
+            click(page, "language")
+        page.execute_script("list(arguments[0])", [
+            {"code": code, "passed": False, "measured": 0.8765, "required": {"min": 0.9}, "hint": hint}
+            for code, hint in HINTS.items()
+        ])  # fmt: skip
+        sizes = "const { clientWidth, scrollWidth } = document.documentElement; return [clientWidth, scrollWidth]"
+        seen, needed = page.execute_script(sizes)
+        assert needed == seen <= width
+
     def test_a_result_takes_the_focus_so_that_it_is_read_out(self, page: Any, photo: Path) -> None:
         page.find_element("id", "file").send_keys(str(photo))
         until(page, lambda: page.find_element("id", "verify").is_enabled())
         click(page, "verify")
         until(page, lambda: "No matching face found" in text(page, "outcome"))
         assert page.switch_to.active_element.get_attribute("id") == "outcome"
+        assert text(page, page.switch_to.active_element.get_attribute("aria-describedby")) == "No matching face found"
         assert text(page, "status") == "Not verified"
 
     def test_arabic_digits_are_a_threshold_too(self, page: Any, photo: Path) -> None:
@@ -278,6 +339,14 @@ class TestInABrowser:
         finally:
             service.kill()
 
+    def test_a_browser_without_javascript_is_told_so(self, service: Service) -> None:
+        with chromium(preferences={"profile.managed_default_content_settings.javascript": 2}) as browser:
+            browser.get(f"{service.url}/try")
+            (shown,) = [one.text for one in browser.find_elements("css selector", "body > *") if one.text]
+            buttons = browser.find_elements("css selector", "button, input, summary")
+            assert not any(one.is_displayed() for one in buttons)
+        assert "This page needs JavaScript" in shown
+
     def test_a_camera_that_may_not_be_used_is_put_in_words(self, service: Service, camera: Path) -> None:
         forbidden = {"profile.default_content_setting_values.media_stream_camera": 2}
         with chromium(*camera_flags(camera), preferences=forbidden) as browser:
@@ -313,7 +382,9 @@ class TestInABrowser:
                 " try { return await whole(...sent) } finally { under -= 1 } }"
             )
             click(browser, "camera")
-            until(browser, lambda: text(browser, "status") == "Too many requests. Please wait and try again.")
+            until(browser, lambda: text(browser, "status").startswith("Too many requests. Please wait and try again."))
+            assert re.search(r" Next try in \d+ (seconds?|minutes?)\.$", text(browser, "status"))
+            assert browser.find_elements("css selector", ".accepted, #checks tbody tr") == []
             time.sleep(2)  # a page that does not rest has asked again by now
             assert browser.execute_script("return [most, sent]") == [1, 4]
         finally:
