@@ -20,7 +20,7 @@ import template_codec
 import wiring
 from audit import AuditLog, folder_of
 from operators.progress import watched
-from sealing import Keyring, MissingKeyError, parse_keys
+from sealing import Keyring, MissingKeyError
 from settings import Settings, SettingsError
 from store import Records
 from template_codec import Template
@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Do what the command says, beside running services."""
     store = wiring.connected_store(settings)
-    keyring = parse_keys(settings.template_keys)
+    keyring = settings.keyring
     try:
         if arguments.command == "export":
             return _export(store, keyring, arguments)
