@@ -1,9 +1,12 @@
 # Two stages: the second holds no compiler, no pip cache and nothing that can be written to but /data and /tmp.
 FROM python:3.12-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-COPY requirements.lock /requirements.lock
-# --no-deps: the lock names everything, with its hashes, and takes OpenCV's wheel that needs no system libraries.
-RUN python -m venv /venv && /venv/bin/pip install --require-hashes --no-deps --requirement /requirements.lock
+# --build-arg OPENVINO=yes: for EMBEDDING_PRECISION=bf16 and int8.
+ARG OPENVINO=
+COPY requirements.lock requirements-openvino.lock /
+# --no-deps: the locks name everything, with its hashes, and take OpenCV's wheel that needs no system libraries.
+RUN python -m venv /venv && /venv/bin/pip install --require-hashes --no-deps --requirement /requirements.lock \
+    ${OPENVINO:+--requirement /requirements-openvino.lock}
 
 FROM python:3.12-slim-bookworm
 RUN useradd --no-create-home --uid 10001 --user-group --home-dir /app --shell /usr/sbin/nologin face \

@@ -25,6 +25,12 @@ PUBLIC = "public"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 # A network gives a household or a phone an IPv6 prefix of this length, and every address in it.
 IPV6_PREFIX = 64
+# What a reverse proxy adds to a request that it passes on.
+PROXY_HEADERS = ("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP")
+# A storage that accepts connections and says nothing would hold each request, and soon every thread, for ever. Once it
+# has failed, one request in so many seconds finds out whether it is back.
+STORAGE_TIMEOUT_S = 2.0
+STORAGE_PAUSE_S = 5.0
 
 View = TypeVar("View", bound=Callable[..., object])
 Result = TypeVar("Result")
@@ -51,19 +57,23 @@ class Access:
         self._keys = KeyChain(settings)
         self._origins = frozenset(one.strip().rstrip("/") for one in settings.cors_origins.split(",") if one.strip())
         self._any_host = settings.allow_no_keys
+        self._ask_again = 0.0  # when the storage of the limits, which is away, is asked again; 0: it is there
         self._per_key = _limit("RATE_LIMIT_KEY", settings.rate_limit_key)
         self._per_address = _limit("RATE_LIMIT_ADDRESS", settings.rate_limit_address)
         self._lockout = _limit("LOCKOUT", settings.lockout)
-        wrapping = {} if settings.limits_storage.startswith("memory:") else {"wrap_exceptions": True}
         try:
-            self._limiter = SlidingWindowCounterRateLimiter(storage_from_string(settings.limits_storage, **wrapping))
+            self._limiter = SlidingWindowCounterRateLimiter(
+                storage_from_string(settings.limits_storage, **_storage_options(settings.limits_storage))
+            )
         except (ConfigurationError, StorageError, ValueError) as error:
             raise SettingsError(
                 "LIMITS_STORAGE cannot be used: memory://, redis://host:6379 (with the package redis) or mongodb://..."
             ) from error
-        if not (self._keys.needed or settings.allow_no_keys or settings.host in LOOPBACK_NAMES):
+        known = f"HOST={settings.host}" if settings.host not in LOOPBACK_NAMES else ""
+        known = known or (f"TRUSTED_PROXIES={settings.trusted_proxies}" if settings.trusted_proxies else "")
+        if known and not (self._keys.needed or settings.allow_no_keys):
             raise SettingsError(
-                f"there is no API key yet, and HOST={settings.host} is more than this machine: make one with "
+                f"there is no API key yet, and {known} is more than this machine: make one with "
                 "`python app.py keys add NAME`, or set ALLOW_NO_KEYS=true if everybody who can connect may enrol"
             )
         if self._keys.needed:
@@ -99,7 +109,12 @@ class Access:
         view = current_app.view_functions.get(request.endpoint or "")
         needed = getattr(view, "scope", "ops")
         g.key_name = None
-        if view is None or needed == PUBLIC or not self._needs_keys():
+        if view is None or needed == PUBLIC:
+            return None
+        if not self._needs_keys():
+            # Whoever comes through a proxy comes from elsewhere, though the proxy is on this machine.
+            if not self._any_host and any(name in request.headers for name in PROXY_HEADERS):
+                raise FaceError("forbidden", "not_from_here")
             return None
         if self._per_address:
             self._count(self._per_address, "address", _network(request.remote_addr))
@@ -109,12 +124,16 @@ class Access:
         return None
 
     def _needs_keys(self) -> bool:
+        self._readable(self._keys.current)
+        return self._keys.needed
+
+    @staticmethod
+    def _readable(ask: Callable[[], Result]) -> Result:
         try:
-            self._keys.current()
+            return ask()
         except KeysError as error:
             logger.exception("The API keys cannot be read, so nobody is let in")
             raise FaceError("not_ready", headers={"Retry-After": "30"}) from error
-        return self._keys.needed
 
     def _name_of_key(self, needed: str) -> str:
         sent = request.headers.get("X-API-Key") or ""
@@ -122,7 +141,7 @@ class Access:
         secret = token.strip() if kind.lower() == "bearer" else sent
         if not secret:
             raise FaceError("unauthorized", headers={"WWW-Authenticate": "Bearer"})
-        key = self._keys.find(secret)
+        key = self._readable(lambda: self._keys.find(secret))
         if key is None:
             raise FaceError(
                 "unauthorized",
@@ -168,13 +187,32 @@ class Access:
         wait = max(1, math.ceil(reset - time.time()))
         raise FaceError("rate_limited", sentence, headers={"Retry-After": str(wait)})
 
-    @staticmethod
-    def _stored(ask: Callable[[], Result]) -> Result:
+    def _stored(self, ask: Callable[[], Result]) -> Result:
+        now, away = time.monotonic(), FaceError("not_ready", headers={"Retry-After": f"{STORAGE_PAUSE_S:g}"})
+        if now < self._ask_again:
+            raise away
+        if self._ask_again:
+            self._ask_again = now + STORAGE_PAUSE_S  # the others need not wait for what becomes of this one
         try:
-            return ask()
+            answer = ask()
         except StorageError as error:
-            logger.warning("LIMITS_STORAGE cannot be reached (%s): requests are turned away", type(error).__name__)
-            raise FaceError("not_ready", headers={"Retry-After": "5"}) from error
+            self._ask_again = time.monotonic() + STORAGE_PAUSE_S
+            reason = type(error.__cause__).__name__
+            logger.warning("LIMITS_STORAGE cannot be reached (%s): requests are turned away", reason)
+            raise away from error
+        self._ask_again = 0.0
+        return answer
+
+
+def _storage_options(uri: str) -> dict[str, float | bool]:
+    """How the storage of the limits is asked: never for long, and with one kind of error when it cannot be reached."""
+    seconds = STORAGE_TIMEOUT_S
+    if uri.startswith("mongodb"):
+        names = ("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS")
+        return {"wrap_exceptions": True, **dict.fromkeys(names, 1000 * seconds)}
+    if uri.startswith("redis"):
+        return {"wrap_exceptions": True, "socket_timeout": seconds, "socket_connect_timeout": seconds}
+    return {}
 
 
 def _limit(name: str, text: str) -> RateLimitItem | None:

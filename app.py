@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,15 +17,18 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 import api_pages
 import commands
+import images
 import server
 import wiring
 from access import Access
 from audit import AuditLog, folder_of
 from covering import CoveringClassifier, CoveringModel
+from decoders import Decoders
 from engine import Engine
 from forms import FORM_ALLOWANCE
 from gallery import Gallery
 from html_pages import add_try_page
+from images import Photo
 from liveness import Liveness
 from metrics import Metrics
 from pipeline import ModelSlots, Pipeline
@@ -51,6 +55,7 @@ def create_app(
     liveness: Liveness | None = None,
     audit: AuditLog | None = None,
     retention: Retention | None = None,
+    decode: Callable[..., Photo] = images.decode,
 ) -> Flask:
     """Make the WSGI application of parts that are ready: a warmed engine, a prepared store, a caught-up gallery.
 
@@ -59,6 +64,7 @@ def create_app(
         liveness: tells a live face from a picture; nothing does, when omitted.
         audit: is told who did what; nobody is, when omitted.
         retention: notes who is verified; nobody does, when omitted.
+        decode: reads photos, as `images.decode` does.
 
     Raises:
         SettingsError: as `Access` does.
@@ -71,7 +77,8 @@ def create_app(
     # The parser reads 64 KiB at a time, of files too, and counts them against this with what it held back before.
     app.config["MAX_FORM_MEMORY_SIZE"] = 2 * FORM_ALLOWANCE
     app.config["MAX_FORM_PARTS"] = 32
-    pipeline = Pipeline(settings, engine, covering, ModelSlots(settings.model_slots, settings.queue_limit), liveness)
+    slots = ModelSlots(settings.model_slots, settings.queue_limit)
+    pipeline = Pipeline(settings, engine, covering, slots, liveness, decode)
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
@@ -125,6 +132,8 @@ def build(settings: Settings, in_the_end: ExitStack) -> Flask:
     server.require_free(settings.host, settings.port)
     server.return_memory()
     prepare_uploads(settings.uploads_dir)
+    decoders = Decoders(settings.model_slots, settings.max_image_pixels)
+    in_the_end.callback(decoders.close)
     covering = CoveringModel(PROJECT / "models")
     store = wiring.connected_store(settings)
     engine = wiring.loaded_engine(settings)
@@ -146,7 +155,16 @@ def build(settings: Settings, in_the_end: ExitStack) -> Flask:
         retention.start()
         in_the_end.callback(retention.close)
     return create_app(
-        settings, engine, covering, store, gallery, access=access, liveness=liveness, audit=audit, retention=retention
+        settings,
+        engine,
+        covering,
+        store,
+        gallery,
+        access=access,
+        liveness=liveness,
+        audit=audit,
+        retention=retention,
+        decode=decoders.decode,
     )
 
 

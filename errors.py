@@ -66,6 +66,7 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
         "idempotency_key": "The Idempotency-Key must be 1 to 255 visible ASCII characters.",
         "unknown_key": "This API key is not known.",
         "missing_scope": "This API key does not allow that: it lacks the scope {scope}.",
+        "not_from_here": "Without API keys this service answers its own machine alone, and nobody through a proxy.",
         "foreign_origin": "Pages of this web origin may not call this service.",
         "locked_out": "Too many failed attempts for this user_id. Please try again later.",
         "unreadable_file": "The file cannot be read.",

@@ -20,18 +20,18 @@ Pixels = npt.NDArray[np.uint8]
 # Judged by content. Every decoder that is reachable is attack surface, hence the short list: what phones and
 # browsers send. The JPEG decoder also takes MPO, which some phones send: a JPEG that carries a second picture.
 FORMATS = ("JPEG", "PNG", "WEBP", "HEIF")
-pi_heif.register_heif_opener()
+pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 # What a HEIF file says it is, of those that phones write.
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
-
-# The header is judged by our own limit before anything is decoded; the library's own guess at bombs comes second.
-Image.MAX_IMAGE_PIXELS = None
 
 # A JPEG cannot be longer. A PNG can: 40 megapixels in one column, which models then enlarge to a square.
 MAX_SIDE = 65_535
 
-# Every scan of a progressive JPEG repaints the whole picture, and a few bytes make one: encoders write about ten.
-MAX_JPEG_SCANS = 100
+# Every scan of a progressive JPEG repaints the whole picture, and a few bytes make one: encoders write about ten. So
+# many pixels, over all scans, take 1.2 s at worst (100 scans of 12 megapixels, 30 of 40); 100 scans of 40 took 4 s.
+MAX_SCANNED_PIXELS = 1_200_000_000
+# Of smaller pictures no more scans than of one of this size: there is a price for each.
+SCAN_PIXELS = 12_000_000
 # The library reads a file's header piece by piece in Python, joins the pieces of Exif anew with each one, and inflates
 # every colour profile of a PNG: 8 MiB of pieces of 300 bytes kept it busy for minutes, and every other thread waiting.
 # Photos have a handful of pieces; a PNG's pixels take three reads for every few KiB.
@@ -52,6 +52,7 @@ _DECODER_ERRORS = (
     OverflowError,
     ZeroDivisionError,
     MemoryError,
+    RuntimeError,  # HEIC's word for what its own limits forbid
     Image.DecompressionBombError,
 )
 
@@ -94,11 +95,15 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
         raise FaceError("unreadable_image" if _has_known_signature(data) else "unsupported_format")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the decoder's remarks on odd metadata are no business of the log
+        # The library refuses twice this many pixels before it makes a decoder, and WebP's takes its memory when made.
+        Image.MAX_IMAGE_PIXELS = max_pixels
         try:
             image = Image.open(_Metered(data), formats=FORMATS)
         except UnidentifiedImageError as error:
             # A known signature with a broken header is damage, not a foreign format.
             raise FaceError("unreadable_image" if _has_known_signature(data) else "unsupported_format") from error
+        except Image.DecompressionBombError as error:
+            raise FaceError("image_too_large") from error
         except _DECODER_ERRORS as error:
             raise FaceError("unreadable_image") from error
         with image:
@@ -111,13 +116,16 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
                     "pixel_limit",
                     values={"width": width, "height": height, "megapixels": f"{max_pixels / 1e6:.3g}"},
                 )
-            if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+            jpeg = image.format in ("JPEG", "MPO")
+            if jpeg and data.count(b"\xff\xda") * max(width * height, SCAN_PIXELS) > MAX_SCANNED_PIXELS:
                 raise FaceError("unreadable_image")
             wanted = next(by for by in (8, 4, 2, 1) if by == 1 or max(width, height) >= by * longest_side)
             try:
                 # A JPEG is decoded at the reduced scale, a third of the time and less; nothing happens to the others.
                 image.draft(None, (max(1, width // wanted), max(1, height // wanted)))
                 image.load()
+                if not jpeg and image.size != (width, height):
+                    raise ValueError("a HEIC of other pixels than its header says, by which they were judged")
                 # At once where pixels can be averaged as they lie: what follows then works on the small copy.
                 early = wanted > 1 and image.size == (width, height) and _has_means(image)
                 rgb = _rgb(image.reduce(wanted) if early else image)

@@ -20,6 +20,10 @@ class TextFormatter(logging.Formatter):
         fields = getattr(record, FIELDS, {})
         return line + "".join(f" {key}={_plain(value)}" for key, value in fields.items())
 
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the library's name
+        # A message of several lines is the service's own; whatever begins one, it cannot look like a line of the log.
+        return "\n  ".join(_one_line(line) for line in super().formatMessage(record).split("\n"))
+
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
@@ -41,7 +45,12 @@ class JsonFormatter(logging.Formatter):
 def _plain(value: object) -> str:
     if isinstance(value, dict):
         return ",".join(f"{key}:{_plain(one)}" for key, one in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else _one_line(str(value))
+
+
+def _one_line(text: str) -> str:
+    """The text without what begins a new line or commands a terminal."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def configure(log_format: str, level: str, stream: TextIO | None = None) -> None:
@@ -60,6 +69,7 @@ def configure(log_format: str, level: str, stream: TextIO | None = None) -> None
     root.handlers[:] = [handler]
     root.setLevel(level)
     for chatty in (
+        "waitress",  # it tells the address that a client asked for
         "waitress.queue",
         "PIL",
         "werkzeug",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -108,6 +108,7 @@ class Pipeline:
     covering: CoveringClassifier
     slots: ModelSlots
     liveness: Liveness | None = None
+    decode: Callable[..., Photo] = images.decode
 
     def template(self, data: bytes, *, picture: bool = False) -> Vector:
         """Decode, detect, check and embed.
@@ -193,7 +194,7 @@ class Pipeline:
 
     def _decode(self, data: bytes, longest_side: float) -> Photo:
         limits = self.settings
-        return images.decode(
+        return self.decode(
             data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels, longest_side=longest_side
         )
 

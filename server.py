@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
+import resource
 import signal
 import socket
 import threading
@@ -23,6 +24,7 @@ from waitress.wasyncore import loop
 
 from errors import CODES
 from settings import Settings
+from web import SECURITY_HEADERS
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -36,6 +38,13 @@ MAX_CHUNK_HEADERS = 64 * 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 # Larger bodies are not even read; up to here the client gets its answer on the same connection.
 READ_ANYWAY_BYTES = 64 * 1024 * 1024
+# Whoever sends a byte now and then keeps a connection open for ever, and nobody has shown a key yet: a thousand of
+# them, or fewer with much in hand, made a service that answered nobody. Before it comes to that, those are closed that
+# have been at it for the longest; an honest upload is through long before.
+MAX_CONNECTIONS = 1000
+# One for each connection, one more for what it sends if that is much, and all others.
+DESCRIPTORS = 3 * MAX_CONNECTIONS
+MAX_BYTES_ARRIVING = 1024 * 1024 * 1024
 
 
 class _NoRoomError(Error):  # type: ignore[misc]  # waitress carries no types
@@ -54,6 +63,10 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress carries no t
     _no_room = False
     completed = False
 
+    def __init__(self, adj: Any) -> None:
+        super().__init__(adj)
+        self.begun = time.time()
+
     def received(self, data: bytes) -> int:
         try:
             consumed = int(super().received(data))
@@ -65,6 +78,8 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress carries no t
             consumed = int(super().received(data))
         if self.completed and self._no_room:
             self.error = _NoRoomError("")
+        if self.error:
+            self.expect_continue = False  # nobody is asked to go on who is refused already
         body = self.body_rcv
         if isinstance(body, ChunkedReceiver) and not self._no_room:
             headers = self.body_bytes_received - len(body)
@@ -81,6 +96,8 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress carries no t
             raise ParsingError("Invalid address") from error
         if self.chunked and "CONTENT_LENGTH" in self.headers:
             raise ParsingError("Two lengths")
+        if self.version not in ("1.0", "1.1") or "TRANSFER_ENCODING" in self.headers:  # of 1.1 the library took it away
+            raise ParsingError("A version or a coding that is not spoken here")
         if self.version == "1.1" and "," in self.headers.get("HOST", ","):
             raise ParsingError("No Host, or several")
 
@@ -103,6 +120,7 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress carries no ty
         self.response_headers.extend(
             [("Content-Type", "application/json"), ("X-Request-ID", request_id), ("Connection", "close")]
         )
+        self.response_headers.extend(SECURITY_HEADERS.items())
         if status == 503:
             self.response_headers.append(("Retry-After", "5"))
         self.content_length = len(body)
@@ -146,12 +164,21 @@ def return_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
 
 
+def allow_descriptors() -> None:
+    """Have as many open files as connections may need, where the system's first limit (often 1,024) is lower."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def serve(app: WSGIApplication, settings: Settings) -> None:
     """Serve `app` until SIGTERM or Ctrl-C, then finish the requests in hand (at most STOP_TIMEOUT_S) and return.
 
     Raises:
         OSError: the address cannot be listened on.
     """
+    allow_descriptors()
     sockets: dict[int, Any] = {}
     create_server(
         app,
@@ -160,11 +187,10 @@ def serve(app: WSGIApplication, settings: Settings) -> None:
         port=settings.port,
         threads=settings.request_threads,
         max_request_body_size=max(READ_ANYWAY_BYTES, 2 * settings.max_file_bytes),
-        connection_limit=1000,
+        connection_limit=MAX_CONNECTIONS,
         channel_timeout=60,
         ident=None,
-        # Without trusted proxies what they would say is the caller's own invention, and is dropped.
-        clear_untrusted_proxy_headers=settings.trusted_proxies == 0,
+        clear_untrusted_proxy_headers=False,  # `Access` looks for them; they are believed by ProxyFix alone
     )
     listeners = [one for one in sockets.values() if isinstance(one, BaseWSGIServer)]
     stopping = threading.Event()
@@ -175,8 +201,12 @@ def serve(app: WSGIApplication, settings: Settings) -> None:
         host = listener.effective_host
         logger.info("Ready: listening on http://%s:%s", f"[{host}]" if ":" in host else host, listener.effective_port)
     # poll, not select: the latter ends at 1,024 descriptors, which a crowd of slow uploads passes.
+    next_look = 0.0
     while not stopping.is_set():
         loop(timeout=0.5, use_poll=True, map=sockets, count=1)
+        if time.monotonic() >= next_look:
+            _make_room([one for one in sockets.values() if isinstance(one, HTTPChannel)])
+            next_look = time.monotonic() + 0.5
     logger.info("Stopping: finishing the requests in hand")
     for listener in listeners:
         listener.accepting = False
@@ -186,6 +216,23 @@ def serve(app: WSGIApplication, settings: Settings) -> None:
     while time.monotonic() < deadline and any(_busy(one) for one in list(sockets.values())):
         loop(timeout=0.1, use_poll=True, map=sockets, count=1)
     logger.info("Stopped")
+
+
+def _make_room(connections: list[Any]) -> None:
+    """Before all places or too much of the disk are taken, close those that have been sending or silent for longest."""
+    waiting = [one for one in connections if not one.requests]  # not those whose request is whole and being served
+    places, held = len(connections), sum(one.request.body_bytes_received for one in waiting if one.request)
+    if places < 0.9 * MAX_CONNECTIONS and held < MAX_BYTES_ARRIVING:
+        return
+    waiting.sort(key=lambda one: one.request.begun if one.request else one.last_activity)
+    closed = 0
+    for one in waiting:
+        if places < 0.75 * MAX_CONNECTIONS and held < 0.75 * MAX_BYTES_ARRIVING:
+            break
+        one.will_close = True
+        closed += 1
+        places, held = places - 1, held - (one.request.body_bytes_received if one.request else 0)
+    logger.warning("Connections were about to run out: closed the %d that had been waiting for the longest", closed)
 
 
 def _busy(one: Any) -> bool:

@@ -101,7 +101,9 @@ class Settings:
         "", "model that made the records without a model name; empty: the running one, if the dimension is equal"
     )
     embedding_precision: str = _setting(
-        "fp32", "of the recogniser; int8: in less than half the time, nearly as exact", choices=("fp32", "int8")
+        "fp32",
+        "of the recogniser: fp32; bf16 in half the time, as exact; int8 in a third, nearly as exact",
+        choices=("fp32", "bf16", "int8"),
     )
     ort_providers: str = _setting(
         "auto", "what runs the models: cpu, cuda, or auto: CUDA if onnxruntime has it", choices=("auto", "cpu", "cuda")

@@ -3,6 +3,7 @@ photos, requests that two servers read differently, and crowds of slow ones. Eac
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -20,6 +21,8 @@ import pytest
 import requests
 import schemathesis
 from conforming import assert_described
+from heic import ASTRONAUT as HEIC
+from heic import heic_of_many
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as example_settings
 from hypothesis import strategies as st
@@ -28,6 +31,7 @@ from running import ASTRONAUT, Service, read_answer
 from schemathesis.checks import CHECKS
 
 from openapi import describe
+from server import allow_descriptors
 from settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -133,6 +137,7 @@ FORMS: dict[str, Callable[[], bytes]] = {
     "WebP": lambda: encoded("WEBP", exif=b"Exif\0\0II*\0" + bytes(100)),
     "lossless WebP": lambda: encoded("WEBP", lossless=True),
     "animated WebP": lambda: encoded("WEBP", **other_frame()),
+    "HEIC": lambda: HEIC,
 }
 REFUSED_AS_A_FILE = {"unreadable_image", "unsupported_format", "image_too_large", "empty_file"}
 
@@ -219,8 +224,8 @@ def test_a_header_that_claims_fifty_thousand_pixels_a_side_is_judged_by_it(servi
     assert analyze(service, claiming(form, 50_000)) in {"image_too_large", "unreadable_image"}
 
 
-def progressive_of_many_scans(scans: int) -> bytes:
-    plain = encoded("JPEG", Image.new("RGB", (SIDE, SIDE), (128, 60, 200)), progressive=True)
+def progressive_of_many_scans(scans: int, side: int) -> bytes:
+    plain = encoded("JPEG", Image.new("RGB", (side, side), (128, 60, 200)), progressive=True)
     return plain[:-2] + plain[plain.rindex(b"\xff\xda") : -2] * scans + plain[-2:]
 
 
@@ -234,8 +239,11 @@ ODD: dict[str, tuple[Callable[[], bytes], set[str]]] = {
     "a GIF that is also a JPEG": (lambda: b"GIF89a" + encoded("JPEG"), {"unsupported_format"}),
     "a JPEG that begins as a PNG": (lambda: b"\x89PNG\r\n\x1a\n" + encoded("JPEG"), {"unreadable_image"}),
     "a script": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(id) run", {"unsupported_format"}),
-    "scans without end": (lambda: progressive_of_many_scans(200), {"unreadable_image"}),
-    "ninety scans": (lambda: progressive_of_many_scans(80), {"no_face"}),
+    "scans without end": (lambda: progressive_of_many_scans(200, 100), {"unreadable_image"}),
+    "ninety scans": (lambda: progressive_of_many_scans(80, 3400), {"no_face"}),
+    "ninety scans of 40 megapixels": (lambda: progressive_of_many_scans(80, SIDE), {"unreadable_image"}),
+    "a HEIC that unfolds to 6 GB": (lambda: heic_of_many(900, 7_000_000), {"unreadable_image"}),
+    "a HEIC that unfolds to 20 GB": (lambda: heic_of_many(100, 7_000_000, 30), {"unreadable_image"}),
     "nothing but zeros": (lambda: bytes(8 * 2**20), {"unsupported_format"}),
     "nothing but noise": (lambda: np.random.default_rng(0).bytes(2**20), {"unsupported_format"}),
 }
@@ -282,6 +290,9 @@ SMUGGLING = {
     "a chunk of -1": chunked(b"-1\r\nhello\r\n0\r\n\r\n" + SECOND),
     "a chunk of 1_0": chunked(b"1_0\r\nhello\r\n0\r\n\r\n" + SECOND),
     "a chunk longer than it says": chunked(b"5\r\nhelloXX0\r\n\r\n" + SECOND),
+    "a coding before there were any": b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SECOND,
+    "a version to come": b"POST / HTTP/9.9\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SECOND,
+    "the next version's first words": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SECOND,
     "chunks by line feeds": chunked(b"5\nhello\n0\n\n" + SECOND),
     "a chunk header without end": chunked(b"1" * 300_000),
     "an extension without end": chunked(b"5;a=" + b"b" * 300_000),
@@ -311,6 +322,15 @@ def test_a_request_that_two_servers_could_read_differently_is_refused_and_nothin
     assert re.match(rb"HTTP/1\.[01] 400 ", head)
     answer, end = json.JSONDecoder().raw_decode(body.decode())
     assert (answer["code"], body[end:]) == ("bad_request", b"")
+
+
+def test_a_client_that_asks_before_it_sends_is_told_to_go_on_or_why_not(service: Service) -> None:
+    asking = b"POST /analyze" + HELLO + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    assert service.raw(asking % 80_000_000)[0] == 413
+    with service.connect(asking % 5) as connection:
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"Hello")
+        assert read_answer(connection)[0] == 400
 
 
 ADDRESSES: dict[str, tuple[bytes, int]] = {
@@ -401,6 +421,22 @@ def test_a_crowd_of_slow_uploads_keeps_nobody_else_from_being_served(service: Se
         for _ in range(3):
             for connection in crowd:
                 connection.sendall(b"\0")
+            assert requests.get(service.url + "/", timeout=30).status_code == 200
+            assert analyze(service, ASTRONAUT) == "accepted"
+    finally:
+        for connection in crowd:
+            connection.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /analyze HTTP/1.1\r\nHost: h", form(FILE)[:150] + b"\0" * 100_000])
+def test_more_connections_than_there_are_places_keep_nobody_from_being_served(service: Service, sent: bytes) -> None:
+    allow_descriptors()
+    crowd = [service.connect(sent) for _ in range(1100)]
+    try:
+        for _ in range(3):
+            for connection in crowd:
+                with contextlib.suppress(OSError):  # closed, to make room
+                    connection.sendall(b"\0")
             assert requests.get(service.url + "/", timeout=30).status_code == 200
             assert analyze(service, ASTRONAUT) == "accepted"
     finally:

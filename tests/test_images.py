@@ -8,10 +8,10 @@ import resource
 import struct
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import cv2
+import heic
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -323,12 +323,26 @@ def test_a_photo_of_just_the_permitted_pixels_is_read() -> None:
     assert refusal(photo, max_pixels=4999) == "image_too_large"
 
 
+def test_a_webp_that_claims_too_many_pixels_is_refused_before_there_is_a_decoder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr("PIL._webp.WebPAnimDecoder")
+    assert refusal(claiming("WebP", 60_000)) == "image_too_large"
+
+
 def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded() -> None:
     plain = encoded(quadrants(480, 320), "JPEG", progressive=True)
     last = plain.rindex(b"\xff\xda")
     scan = plain[last:-2]
     assert read(plain).shape == (480, 320, 3)
     assert refusal(plain[:-2] + 200 * scan + plain[-2:]) == "unreadable_image"
+
+
+def test_the_larger_a_jpeg_is_the_fewer_scans_it_may_have() -> None:
+    plain = encoded(Image.new("RGB", (5000, 5000)), "JPEG", progressive=True)
+    scan = plain[plain.rindex(b"\xff\xda") : -2]
+    assert read(plain[:-2] + 5 * scan + plain[-2:], max_pixels=25_000_000).shape == (5000, 5000, 3)
+    assert refusal(plain[:-2] + 50 * scan + plain[-2:], max_pixels=25_000_000) == "unreadable_image"
 
 
 def segments(marker: int, *bodies: bytes) -> bytes:
@@ -453,7 +467,7 @@ def test_reducing_before_or_after_the_rest_gives_the_same_picture(mode: str) -> 
     assert np.abs(np.asarray(whole).astype(int) - reduced).max() <= 1
 
 
-IPHONE = (Path(__file__).parent / "astronaut.heic").read_bytes()
+IPHONE = heic.ASTRONAUT
 
 
 def test_a_photo_in_the_iphones_own_format_is_read_like_any_other() -> None:
@@ -471,6 +485,23 @@ def test_an_iphones_photo_of_too_many_pixels_is_refused_by_its_header() -> None:
 @pytest.mark.parametrize("length", [16, 40, 400, len(IPHONE) // 2, len(IPHONE) - 1])
 def test_an_iphones_photo_that_was_cut_off_is_damaged_and_no_foreign_format(length: int) -> None:
     assert refusal(IPHONE[:length]) == "unreadable_image"
+
+
+CROP = heic.box(b"clap", struct.pack(">8I", 900, 1, 900, 1, 0, 1, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        heic.heic([(b"hvc1", [(0, len(heic.PIXELS))], [1, 2])], side=64),
+        heic.heic([(b"hvc1", [(0, len(heic.PIXELS))], [1, 2])], side=900),
+        heic.heic([(b"hvc1", [(0, len(heic.PIXELS))], [1, 2, 3])], further=CROP),
+    ],
+    ids=["fewer", "more", "more by its crop"],
+)
+def test_a_heic_of_other_pixels_than_its_header_says_is_unreadable(lie: bytes) -> None:
+    assert read(heic.heic([(b"hvc1", [(0, len(heic.PIXELS))], [1, 2])])).shape == (400, 400, 3)
+    assert refusal(lie) == "unreadable_image"
 
 
 def test_flipped_bits_in_an_iphones_photo_are_read_or_refused_with_a_code() -> None:

@@ -57,6 +57,21 @@ def test_text_for_people_ends_in_key_value_pairs() -> None:
     assert line.endswith("INFO    POST /verify request_id=abc ms=12.35 stages_ms=decode:3,embed:80.25")
 
 
+@pytest.mark.parametrize("odd", ["a\nb", "a\r\nb", "a\x1b[31mb", "a\u2028b", "a\x85b", "a\0b"])
+def test_whatever_a_text_message_holds_cannot_look_like_a_line_of_its_own(odd: str) -> None:
+    first, *others = lines_of("text", "%s", odd, extra={logs.FIELDS: {"sent": odd}})
+    assert first[:4].isdigit()
+    assert all(line.startswith("  ") for line in others)
+    assert all(line.isprintable() for line in (first, *others))
+
+
+def test_the_web_servers_remark_on_a_client_that_left_names_no_address() -> None:
+    stream = io.StringIO()
+    logs.configure("text", "INFO", stream)
+    logging.getLogger("waitress").info("Client disconnected while serving /secret\nforged")
+    assert stream.getvalue() == ""
+
+
 def test_a_line_without_fields_is_just_its_message() -> None:
     (line,) = lines_of("text", "Ready")
     assert line.endswith("INFO    Ready")

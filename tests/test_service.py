@@ -26,6 +26,7 @@ from PIL import Image
 from running import ASTRONAUT, Service, read_answer
 
 from settings import PROJECT
+from web import SECURITY_HEADERS
 
 LINUX = Path("/proc/self/fd").is_dir()
 GROUP = packaged("insightface", "data", "images", "t1.jpg")
@@ -348,6 +349,7 @@ def test_what_is_no_sound_request_is_refused_in_json_too(service: Service, sent:
     answered, headers, body = service.raw(sent)
     assert answered == status
     assert_is_an_error(answered, headers, body, code)
+    assert {name: headers.get(name.lower()) for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
 def test_a_client_that_sends_70_mib_before_it_listens_still_reads_why_it_was_refused(service: Service) -> None:

@@ -1,0 +1,166 @@
+"""Owns the processes that decode photos: one that crashes, hangs or grows takes its photo with it, not the service."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import queue
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import IO, Any
+
+import numpy as np
+
+import images
+from errors import FaceError
+from images import Photo
+
+logger = logging.getLogger("face_api")
+
+# The slowest photo that is within the limits takes 2 s of a core, and waits longer where others want the core, too.
+CPU_S, PATIENCE_S = 6, 30.0
+# Of address space: the interpreter and its libraries take 0.2 GB, and the greediest decoder (of WebP with transparency)
+# 22 bytes for each pixel: 1.4 GB for 40 megapixels.
+BASE_BYTES, BYTES_PER_PIXEL = 384 * 2**20, 24
+# No secret of the service is handed on. The allocator's limits are those of `server.return_memory`.
+_ENVIRONMENT = {
+    **{name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH") if name in os.environ},
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(14 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
+}
+# What comes of a process that is gone, and of an answer that no decoder in order gives.
+_NO_ANSWER = (OSError, EOFError, KeyError, TypeError, ValueError, OverflowError, RecursionError)
+
+
+class Decoders:
+    """As many decoding processes as photos are decoded at once, each replaced when it ends.
+
+    Args:
+        count: how many.
+        max_pixels: of the largest photo, by which their memory is limited.
+    """
+
+    def __init__(self, count: int, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+        self._idle: queue.LifoQueue[subprocess.Popen[bytes]] = queue.LifoQueue()
+        for _ in range(count):
+            self._idle.put(self._started())
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, __file__, str(self._max_pixels)]
+        # A session of its own: Ctrl-C is for the service, which still needs its decoders for a while.
+        return subprocess.Popen(  # noqa: S603 - it runs this very file
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_ENVIRONMENT, start_new_session=True
+        )
+
+    def decode(self, data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float = math.inf) -> Photo:
+        """`images.decode` in another process; a photo that this does not survive is `unreadable_image`.
+
+        Raises:
+            FaceError: as `images.decode`; `overloaded`: the system gives no process.
+        """
+        asked: dict[str, float] = {"length": len(data), "max_bytes": max_bytes, "max_pixels": max_pixels}
+        if longest_side < math.inf:
+            asked["longest_side"] = longest_side
+        process = self._idle.get()
+        watch = threading.Timer(PATIENCE_S, process.kill)
+        watch.start()
+        try:
+            answer = _asked(process, asked, data, max_pixels)
+        except _NO_ANSWER as error:
+            logger.warning("A decoder ended (status %d) over a photo of %d bytes", _end(process), len(data))
+            try:
+                process = self._started()
+            except OSError as failure:
+                raise FaceError("overloaded", headers={"Retry-After": "5"}) from failure
+            raise FaceError("unreadable_image") from error
+        finally:
+            watch.cancel()
+            self._idle.put(process)
+        if isinstance(answer, FaceError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the processes that are idle; one that is at work ends by itself, since nobody listens any more."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                _end(self._idle.get_nowait())
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    process.kill()
+    for stream in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):  # what it was still to be told
+            stream.close()  # type: ignore[union-attr]  # both are pipes
+    return process.wait()
+
+
+def _asked(
+    process: subprocess.Popen[bytes], asked: dict[str, float], data: bytes, max_pixels: int
+) -> Photo | FaceError:
+    """What the process makes of a photo; nothing in its answer is trusted but that its pixels are some pixels."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(asked).encode() + b"\n")
+    process.stdin.write(data)
+    process.stdin.flush()
+    answer = json.loads(process.stdout.readline(4096))
+    if "code" in answer:
+        return FaceError(str(answer["code"]), str(answer["sentence"]), values=answer["values"])
+    height, width, reduced_by = (int(answer[name]) for name in ("height", "width", "by"))
+    size = (int(answer["of_width"]), int(answer["of_height"]))
+    if min(height, width, reduced_by, *size) < 1 or height * width > max_pixels:
+        raise ValueError("pixels of no photo")
+    pixels = process.stdout.read(3 * height * width)
+    return Photo(np.frombuffer(pixels, np.uint8).reshape(height, width, 3), reduced_by, size)
+
+
+def _limit(max_pixels: int) -> None:
+    """What this process may take; a crash leaves no image of its memory, in which a photo would be."""
+    for what, most in (
+        (resource.RLIMIT_AS, BASE_BYTES + BYTES_PER_PIXEL * max_pixels),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, 16),
+    ):
+        with contextlib.suppress(ValueError, OSError):  # where the system knows no such limit
+            resource.setrlimit(what, (most, most))
+
+
+def _serve(asking: IO[bytes], answering: IO[bytes]) -> None:
+    """Decode what is asked for until nobody asks any more."""
+    while line := asking.readline():
+        limits = json.loads(line)
+        data = asking.read(limits.pop("length"))
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + CPU_S, hard))
+        pixels: Any = b""
+        try:
+            photo = images.decode(data, **limits)
+            answer: dict[str, Any] = dict(zip(("height", "width"), photo.pixels.shape[:2], strict=True))
+            answer |= {"by": photo.reduced_by, "of_width": photo.size[0], "of_height": photo.size[1]}
+            pixels = photo.pixels.data
+        except FaceError as error:
+            answer = {"code": error.code, "sentence": error.sentence, "values": error.values}
+        answering.write(json.dumps(answer).encode() + b"\n")
+        answering.write(pixels)
+        answering.flush()
+
+
+if __name__ == "__main__":
+    # A supervisor that stops a whole group means the service, which finishes its requests first and then lets go.
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, signal.SIG_IGN)
+    _limit(int(sys.argv[1]))
+    with contextlib.suppress(BrokenPipeError):
+        _serve(sys.stdin.buffer, sys.stdout.buffer)
