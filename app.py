@@ -138,6 +138,7 @@ def build(settings: Settings, in_the_end: ExitStack) -> Flask:
     store = wiring.connected_store(settings)
     engine = wiring.loaded_engine(settings)
     liveness = wiring.liveness_of(settings, engine)
+    server.release_memory()
     gallery = wiring.gallery_of(settings, store, engine)
 
     def load() -> None:
