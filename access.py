@@ -225,9 +225,14 @@ def _limit(name: str, text: str) -> RateLimitItem | None:
 
 
 def _network(address: str | None) -> str:
-    """Whom an address stands for: itself, or its IPv6 network."""
+    """Whom an address stands for: itself, or its IPv6 network; without the port that some proxies add."""
+    text = (address or "").strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
     try:
-        parsed = ipaddress.ip_address((address or "").partition("%")[0])
+        parsed = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return "unknown"
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:

@@ -199,6 +199,20 @@ def test_every_address_of_one_ipv6_network_counts_as_one(tmp_path: Path, app_key
     assert answers == [401, 429, 401]
 
 
+@pytest.mark.parametrize(
+    ("first", "same", "other"),
+    [("192.0.2.1", "192.0.2.1:4711", "192.0.2.2:4711"), ("2001:db8::1", "[2001:db8::2]:4711", "[2001:db8:1::1]:4711")],
+)
+def test_the_port_that_a_proxy_tells_is_no_part_of_an_address(
+    tmp_path: Path, app_key: str, first: str, same: str, other: str
+) -> None:
+    caller = Caller(tmp_path, rate_limit_address="1/minute", trusted_proxies=1)
+    answers = [
+        caller.client.post("/analyze", headers={"X-Forwarded-For": one}).status_code for one in (first, same, other)
+    ]
+    assert answers == [401, 429, 401]
+
+
 def test_a_key_is_limited_wherever_it_comes_from(tmp_path: Path, app_key: str) -> None:
     caller = Caller(tmp_path, rate_limit_key="2/minute", rate_limit_address="")
     headers = {"X-API-Key": app_key}
