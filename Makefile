@@ -52,20 +52,23 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.10 --no-header 
 	--no-emit-find-links --generate-hashes --override overrides.txt
 lock:
 	sed 's/^opencv-python>/opencv-python-headless>/' requirements.txt | $(COMPILE) - -o requirements.lock
-	sed 's/^opencv-python>/opencv-python-headless>/' requirements.txt | cat - requirements-dev.txt | grep -v '^-r ' \
-		| $(COMPILE) - -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) --no-deps requirements-openvino.txt -o requirements-openvino.lock
+	sed 's/^opencv-python>/opencv-python-headless>/' requirements.txt | cat - requirements-openvino.txt requirements-dev.txt \
+		| grep -v '^-r ' | $(COMPILE) - -c requirements.lock -c requirements-openvino.lock -o requirements-dev.lock
 
 # Known vulnerabilities of everything that the lock pins, also for other Pythons and platforms: pip-audit would pass over
 # those, and takes one version of a package a file. Needs pip-audit, and asks PyPI: whatever it has no answer for fails.
 audit:
 	rm -rf .audit && mkdir .audit
-	awk -F '[ ;]' '/^[a-z0-9]/ { split($$1, pin, "=="); print $$1 > (".audit/" seen[pin[1]]++) }' requirements.lock
+	awk -F '[ ;]' '/^[a-z0-9]/ { split($$1, pin, "=="); print $$1 > (".audit/" seen[pin[1]]++) }' \
+		requirements.lock requirements-openvino.lock
 	for pins in .audit/*; do pip-audit --strict --no-deps --disable-pip --requirement $$pins || failed=1; done; \
 		test -z "$$failed"
 
 # What the service's packages are licensed under; fails on a licence that nobody has looked at.
-licences: $(VENV)/.run-ready
+licences: $(VENV)/.test-ready
 	$(BIN)/python deploy/licences.py requirements.lock
+	$(BIN)/python deploy/licences.py requirements-openvino.lock
 
 clean:
 	rm -rf $(VENV) .audit .pytest_cache .mypy_cache .ruff_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import tempfile
 import threading
@@ -169,6 +170,8 @@ def build(settings: Settings, in_the_end: ExitStack) -> Flask:
 
 def serve(settings: Settings) -> int:
     """Run the service until it is told to stop; returns the exit status."""
+    # While it starts, too: the first process of a container is left alone by a SIGTERM that it does not handle.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as in_the_end:
         app = build(settings, in_the_end)
         if settings.debug:
@@ -184,6 +187,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in commands.COMMANDS:
         return commands.run(arguments[0], arguments[1:])
+    if arguments and not arguments[0].startswith("-"):
+        sys.stderr.write(f"There is no command {arguments[0]!r}.\n{commands.overview()}\n")
+        return 2
     parser = argparse.ArgumentParser(
         description="Face recognition API. Each flag is also an environment variable, and a line of .env, in capitals.",
         epilog=commands.overview(),

@@ -43,9 +43,9 @@ class AuditError(ValueError):
 class AuditLog:
     """One JSON object a line, a file a day (UTC), mode 0600; any number of threads and processes of one machine.
 
-    Each line names the SHA-256 of the line before it, also across files, so that a line which was changed, taken out
-    or put in is noticed (by `verify`); only the end can be cut off, and whole days at the beginning, as retention
-    does. There is no photo, no template and no similarity in it.
+    Each line names the SHA-256 of the line before it, also across files, and a file's first line says so (`begins`):
+    a line which was changed, taken out or put in is noticed (by `lines_of`); only the end can be cut off, and whole
+    days at the beginning, as retention does. There is no photo, no template and no similarity in it.
 
     A file is called by its day. When the clock has gone back by more than a day, the name begins with the newest day
     that there is (`2030-01-01.2026-11-23.jsonl`), so that files in the order of their names are in the chain's order.
@@ -102,7 +102,9 @@ class AuditLog:
                 files = _files(self._folder)
                 path = self._folder / f"{_stem(files, now)}.jsonl"
                 known = {name: value for name, value in fields.items() if value is not None}
-                line = {"time": stamp, "event": event, **known, "previous": self._last_digest(files)}
+                previous = self._last_digest(files)
+                begins = {} if path.exists() and path.stat().st_size else {"begins": path.stem}
+                line = {"time": stamp, "event": event, **known, **begins, "previous": previous}
                 text = json.dumps(line, ensure_ascii=True).encode()
                 digest = hashlib.sha256(text).hexdigest()
                 descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -195,8 +197,11 @@ def lines_of(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 try:
                     line = json.loads(text)
                     named = line["previous"]
-                except (ValueError, KeyError, TypeError) as error:
+                    begins = line.get("begins")
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise AuditError(f"{path.name}, line {number} is no line of this log") from error
+                if begins != (path.stem if number == 1 else None):
+                    raise AuditError(f"{path.name} does not begin with its line {number}")
                 if previous is not None and named != previous:
                     raise AuditError(f"{path.name}, line {number} does not follow the line before it")
                 previous = hashlib.sha256(text).hexdigest()

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Protocol, cast
@@ -66,10 +67,12 @@ def run(name: str, arguments: list[str]) -> int:
     module.add_arguments(parser)
     add_flags(parser, shown=False)
     parsed = parser.parse_args(arguments)
-    return started(vars(parsed), lambda settings: module.run(parsed, settings))
+    # SIGTERM ends a command as Ctrl-C does: between two steps, with what is done written down.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return started(vars(parsed), lambda settings: module.run(parsed, settings), name)
 
 
-def started(flags: Mapping[str, str], action: Callable[[Settings], int]) -> int:
+def started(flags: Mapping[str, str], action: Callable[[Settings], int], command: str = "") -> int:
     """Read the settings, set the log up and do `action`; a failure is told in plain words. Returns the exit status."""
     try:
         # The hub's own library reads HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN from the environment.
@@ -81,22 +84,31 @@ def started(flags: Mapping[str, str], action: Callable[[Settings], int]) -> int:
         sys.stderr.write(f"Settings: {error}\n")
         return 2
     logs.configure(settings.log_format, "DEBUG" if settings.debug else settings.log_level)
+    what = command or "The service"
     try:
-        return action(settings)
+        status = action(settings)
+        sys.stdout.flush()  # a full disk is told of here, not by the interpreter's exit
     except ModelUnavailable as error:
         logger.critical("The face model is not available. %s", error)
     except FaceError as error:
         if error.code != "database_unavailable":
-            raise
+            logger.critical("%s ends with %s: see the lines above", what, error.code)
+            return 1
         logger.critical(
-            "The database stayed out of reach, so the service does not start. %s",
+            "%s ends: the database stayed out of reach. %s",
+            what,
             f"Check the server and MONGO_URI; STORE_WAIT_S ({settings.store_wait_s:g}) is how long it is waited for."
             if settings.mongo_uri
             else f"Check that DATA_DIR ({settings.data_dir}) can be written to and its disk is not full.",
         )
+    except BrokenPipeError:
+        # `| head` has what it wanted. What is left unwritten must not be tried again at the interpreter's exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError) as error:
-        logger.critical("The service ends: %s", error)
+        logger.critical("%s ends: %s", what, error)
     except KeyboardInterrupt:
-        logger.info("Stopped before it was ready")
+        logger.info("%s", f"{command} was stopped: run it again to go on" if command else "Stopped before it was ready")
         return 130
+    else:
+        return status
     return 1

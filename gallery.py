@@ -46,7 +46,7 @@ class AnyReplica(Protocol):
 
     def caught_up(self, lost_races: int = 0) -> View: ...
     def knows(self, user_id: str) -> bool: ...
-    def load(self) -> None: ...
+    def load(self, *, keep_trying: bool) -> None: ...
     def status(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
 
@@ -85,12 +85,15 @@ class Gallery:
         )
         self._decision_lock = threading.Lock()
 
-    def load(self) -> None:
+    def load(self, *, keep_trying: bool = True) -> None:
         """Read everything there is, from the snapshot and the log, trying again while the store is out of reach.
 
         To be called first, or not at all: everything else answers `not_ready` meanwhile.
+
+        Raises:
+            FaceError: `database_unavailable` or `not_ready`; never with `keep_trying`.
         """
-        self._replica.load()
+        self._replica.load(keep_trying=keep_trying)
 
     def refresh(self) -> None:
         """Apply what the log has gained."""

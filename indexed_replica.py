@@ -200,7 +200,7 @@ class IndexedReplica:
 
     # --- loading ---
 
-    def load(self) -> None:
+    def load(self, *, keep_trying: bool) -> None:
         """Wait until the index can be searched and holds what it should, and read the log's tail.
 
         To be called before any other method but `status` and `progress`.
@@ -213,6 +213,8 @@ class IndexedReplica:
                     return
                 log.info("Waiting for MongoDB's vector index; vectors are given up to place %d", self._filled)
             except FaceError:
+                if not keep_trying:
+                    raise
                 log.warning("The vector index cannot be read. Trying again.")
             self._closed.wait(LOAD_AGAIN_SECONDS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import pymongo
@@ -23,6 +24,7 @@ from sealing import NO_KEYS, Keyring
 from store import (
     MAX_SEQ,
     PAGE,
+    YEAR_10000,
     Document,
     Enrolment,
     Entry,
@@ -31,6 +33,8 @@ from store import (
     StoreNotEmptyError,
     day_of,
     erasure_of,
+    is_text,
+    moment_of,
     person_of,
     place_of,
     read_embeddings,
@@ -50,6 +54,9 @@ PREPARE_SECONDS = 600.0
 PLACE: Mapping[str, Any] = {"$gte": 1, "$lt": MAX_SEQ}
 # Whatever else `seq` may be: absent, null, a text, negative, NaN.
 _UNPLACED: Mapping[str, Any] = {"$nor": [{"seq": PLACE}]}
+_DAY: Mapping[str, Any] = {"$gte": 1, "$lt": day_of(YEAR_10000)}
+# Among the notes of who was seen: that the collection is being filled.
+_FILLING = "(filling)"
 # What an entry of the log is read from.
 FIELDS: Mapping[str, Any] = dict.fromkeys(("user_id", "embedding", "model", "seq", "erases", "deleted_at"), 1)
 
@@ -206,7 +213,7 @@ class MongoStore:
                 {"erases": {"$exists": True} if user_id is None else user_id}, {"_id": 0, "erases": 1}
             )
             # Texts only: a pattern among the values of `$in` would erase whoever it matches.
-            erased = [erasure["erases"] for erasure in erasures if isinstance(erasure["erases"], str)]
+            erased = [erasure["erases"] for erasure in erasures if is_text(erasure["erases"])]
             still_there = [{"embedding": {"$exists": True}}, {"vector": {"$exists": True}}]
             for start in range(0, len(erased), PAGE):
                 self._seen.delete_many({"_id": {"$in": erased[start : start + PAGE]}})
@@ -220,6 +227,12 @@ class MongoStore:
 
     def last_place(self) -> int:
         with unavailable_on(PyMongoError, BSONError):
+            if self._seen.find_one({"_id": _FILLING}) is not None:
+                log.critical(
+                    "A backup is being restored into this collection, or that was cut off: nothing is decided before "
+                    "`python app.py restore FILE --replace` has come to its end."
+                )
+                raise FaceError("not_ready", headers={"Retry-After": "60"})
             last = self.collection.find_one({"seq": PLACE}, {"_id": 0, "seq": 1}, sort=[("seq", -1)])
         return place_of(last["seq"]) or 0 if last else 0
 
@@ -232,7 +245,7 @@ class MongoStore:
     def erasures(self, until: int) -> list[str]:
         with unavailable_on(PyMongoError, BSONError):
             erasures = self.collection.find({"erases": {"$exists": True}, "seq": {"$lte": until}}, {"erases": 1})
-            return [erasure["erases"] for erasure in erasures if isinstance(erasure["erases"], str)]
+            return [erasure["erases"] for erasure in erasures if is_text(erasure["erases"])]
 
     def find_request(self, request_key: str, since: float) -> str | None:
         with unavailable_on(PyMongoError, BSONError):
@@ -253,7 +266,7 @@ class MongoStore:
         places = {"seq": {"$in": [stored.seq for stored, _ in changes]}}
         with unavailable_on(PyMongoError, BSONError):
             found = self.collection.find(places, {"_id": 0, "seq": 1, "user_id": 1, "embedding": 1})
-            now = {record["seq"]: (record.get("user_id"), record.get("embedding")) for record in found}
+            now = {place_of(record["seq"]): (record.get("user_id"), record.get("embedding")) for record in found}
             replacing = [
                 pymongo.UpdateOne(
                     # What may come in between is an erasure, after which there is no embedding to replace.
@@ -270,10 +283,18 @@ class MongoStore:
         """Do nothing: what the server's journal and oplog still hold is its own affair."""
 
     def note_seen(self, user_ids: Iterable[str], day: int) -> None:
-        notes = [pymongo.UpdateOne({"_id": one}, {"$set": {"day": day}}, upsert=True) for one in user_ids]
+        people = list(user_ids)
+        self._note((user_id, day) for user_id in people)
         with unavailable_on(PyMongoError, BSONError):
-            if notes:
-                self._seen.bulk_write(notes, ordered=False)
+            erased = list(self.collection.find({"erases": {"$in": people}}, {"_id": 0, "erases": 1}))
+            if erased:
+                self._seen.delete_many({"_id": {"$in": [one["erases"] for one in erased]}})
+
+    def _note(self, notes: Iterable[tuple[str, int]]) -> None:
+        noting = (pymongo.UpdateOne({"_id": one}, {"$set": {"day": day}}, upsert=True) for one, day in notes)
+        while page := list(islice(noting, PAGE)):
+            with unavailable_on(PyMongoError, BSONError):
+                self._seen.bulk_write(page, ordered=False)
 
     def unseen(self, since: float) -> Iterator[str]:
         after = 0
@@ -281,7 +302,7 @@ class MongoStore:
             asked = {"seq": {"$gt": after}, "embedding": {"$exists": True}, "timestamp": {"$lt": since}}
             with unavailable_on(PyMongoError, BSONError):
                 found = list(self.collection.find(asked, {"user_id": 1, "seq": 1}).sort("seq", 1).limit(PAGE))
-                people = [record["user_id"] for record in found if isinstance(record.get("user_id"), str)]
+                people = [record["user_id"] for record in found if is_text(record.get("user_id"))]
                 noted = self._seen.find({"_id": {"$in": people}, "day": {"$gte": day_of(since)}}, {"_id": 1})
                 seen = {record["_id"] for record in noted}
             yield from (one for one in people if one not in seen)
@@ -291,11 +312,11 @@ class MongoStore:
 
     def newest_activity(self) -> float | None:
         with unavailable_on(PyMongoError, BSONError):
-            placed = {"seq": PLACE, "timestamp": {"$type": "number"}}
-            enrolled = self.collection.find_one(placed, {"timestamp": 1}, sort=[("seq", -1)])
-            noted = self._seen.find_one({}, {"day": 1}, sort=[("day", -1)])
-        moments = [float(enrolled["timestamp"])] if enrolled else []
-        return max([*moments, 86400.0 * noted["day"]] if noted else moments, default=None)
+            placed = {"seq": PLACE, "timestamp": {"$gt": 0, "$lt": YEAR_10000}}
+            enrolled = self.collection.find_one(placed, {"timestamp": 1}, sort=[("seq", -1)]) or {}
+            noted = self._seen.find_one({"day": _DAY}, {"day": 1}, sort=[("day", -1)]) or {}
+        moments = (moment_of(enrolled.get("timestamp")), (place_of(noted.get("day")) or 0) * 86400.0)
+        return max(filter(None, moments), default=None)
 
     def documents(self, until: int) -> Iterator[Document]:
         # What was in the index of this database says nothing about that of another, and the vector is the template.
@@ -312,24 +333,30 @@ class MongoStore:
 
     def notes(self) -> Iterator[tuple[str, int]]:
         with unavailable_on(PyMongoError, BSONError):
-            for note in self._seen.find().batch_size(PAGE):
-                yield note["_id"], note["day"]
+            for note in self._seen.find({"day": _DAY}).batch_size(PAGE):
+                day = place_of(note["day"])
+                if is_text(note["_id"]) and day is not None:
+                    yield note["_id"], day
 
-    def fill(self, documents: Iterable[Document], *, replace: bool) -> int:
+    def fill(self, documents: Iterable[Document], notes: Iterable[tuple[str, int]], *, replace: bool) -> int:
         with unavailable_on(PyMongoError, BSONError), pymongo.timeout(PREPARE_SECONDS):
+            if not replace and self.collection.find_one({}) is not None:
+                raise StoreNotEmptyError("the store is not empty")
+            self._seen.update_one({"_id": _FILLING}, {"$set": {"since": time.time()}}, upsert=True)
             if replace:
                 self.collection.delete_many({})
-                self._seen.delete_many({})
-            elif self.collection.find_one({}) is not None:
-                raise StoreNotEmptyError("the store is not empty")
+                self._seen.delete_many({"_id": {"$ne": _FILLING}})
         count = 0
-        page: list[Document] = []
-        for document in documents:
-            page.append(document)
-            if len(page) == 500:
-                count += self._insert(page)
-                page = []
-        return count + (self._insert(page) if page else 0)
+        documents = iter(documents)
+        while page := list(islice(documents, 500)):
+            inserted = self._insert(page)
+            count += inserted
+            if inserted < len(page):
+                return count
+        self._note(notes)
+        with unavailable_on(PyMongoError, BSONError):
+            self._seen.delete_one({"_id": _FILLING})
+        return count
 
     def ping(self) -> None:
         with unavailable_on(PyMongoError):

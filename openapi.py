@@ -121,7 +121,8 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
             "Photos",
             "Compare two photos",
             "Says whether two photos, a selfie and a portrait on a card perhaps, show one person; stores nothing. A "
-            "refusal names the photo in `field`.",
+            "refusal names the photo in `field`. Where liveness is enforced, `file1` must show a live face, and "
+            "`file2` may show a picture.",
             {
                 "status": "success",
                 "message": english("faces_match"),

@@ -110,8 +110,12 @@ class Pipeline:
     liveness: Liveness | None = None
     decode: Callable[..., Photo] = images.decode
 
-    def template(self, data: bytes) -> Vector:
+    def template(self, data: bytes, *, picture: bool = False) -> Vector:
         """Decode, detect, check and embed.
+
+        Args:
+            data: an upload's bytes.
+            picture: whether it may show a picture of a face, such as a card's portrait: liveness is not asked then.
 
         Raises:
             FaceError: the codes of `images.decode` and `face_checks.check_photo`.
@@ -119,7 +123,7 @@ class Pipeline:
         with self.slots.slot():
             photo, faces = self._found(data)
             photo, faces = self._close_enough(data, photo, faces)
-            face, checks = self._checked(photo, faces)
+            face, checks = self._checked(photo, faces, None if picture else self.liveness)
             with stage("embed"):
                 try:
                     return self.engine.embed(photo.pixels, face)
@@ -151,7 +155,7 @@ class Pipeline:
             photo, faces = self._found(data)
             try:
                 photo, faces = self._close_enough(data, photo, faces)
-                _, passed = self._checked(photo, faces)
+                _, passed = self._checked(photo, faces, self.liveness)
                 code, checks = None, [asdict(check) for check in passed]
             except FaceError as refusal:
                 if "checks" not in refusal.fields:
@@ -165,14 +169,14 @@ class Pipeline:
             faces=[face.enlarged(photo.reduced_by) for face in faces],
         )
 
-    def _checked(self, photo: Photo, faces: list[Face]) -> tuple[Face, list[Check]]:
+    def _checked(self, photo: Photo, faces: list[Face], liveness: Liveness | None) -> tuple[Face, list[Check]]:
         """Pass the photo through every gate, liveness last; raises as `face_checks.check_photo`."""
         with stage("check"):
             face, checks = face_checks.check_photo(photo.pixels, faces, self.settings, self.covering, photo.reduced_by)
         figures = {check.code: check.measured for check in checks}
-        if self.liveness is not None:
+        if liveness is not None:
             with stage("liveness"):
-                live = self.liveness.check(photo.pixels, face)
+                live = liveness.check(photo.pixels, face)
             figures["liveness"] = live.measured
             if self.settings.liveness == "enforce":
                 checks.append(live)

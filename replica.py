@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ UNREADABLE = "unreadable"
 MAX_LOG_WAIT_SECONDS = 1.0
 APPLIED_AT_ONCE = 2000
 PROGRESS_SECONDS = 5.0
-LOAD_AGAIN_SECONDS = 1.0
+LOAD_AGAIN_SECONDS = (1, 2, 4, 8, 15)
 SAVE_AGAIN_SECONDS = 60.0
 # The rows that fill no block are saved when this many are new: at most so many records are read at the next start.
 SAVED_AT_ONCE = 8192
@@ -106,6 +107,7 @@ class Replica:
         self._view = View(Templates(ours.dimension), 0)
         # What the log's last applied place is called: if that changes, it is another log.
         self._last_name: str | None = None
+        self._last_erasure: tuple[int, str] | None = None
         # The last place in the log that block i of the view holds.
         self._full_at: list[int] = []
         self._live = 0
@@ -201,6 +203,7 @@ class Replica:
 
     def _apply_other(self, entry: Entry) -> None:
         if entry.erases is not None:
+            self._last_erasure = (entry.seq, entry.name)
             self._drop(entry.erases)
         elif entry.unreadable:
             self._set_apart(entry, UNREADABLE)
@@ -221,10 +224,19 @@ class Replica:
 
     def _wipe(self, row: int) -> None:
         block = self._view.templates.blocks[row // BLOCK_ROWS]
+        if isinstance(block, SavedBlock):
+            self._note_erasure()
         block.wipe(row % BLOCK_ROWS)
         self._live -= 1
         if self._snapshot is not None and not isinstance(block, SavedBlock):
             self._lose_tail(self._snapshot)
+
+    def _note_erasure(self) -> None:
+        if self._snapshot is not None and self._last_erasure is not None:
+            try:
+                self._snapshot.note_erasure(*self._last_erasure)
+            except OSError as error:
+                log.warning("The snapshot's newest erasure cannot be noted (%s)", error)
 
     def knows(self, user_id: str) -> bool:
         """Return whether this user_id has a record that is not erased, of whatever model."""
@@ -232,14 +244,14 @@ class Replica:
 
     # --- loading ---
 
-    def load(self) -> None:
+    def load(self, *, keep_trying: bool) -> None:
         """Load from the snapshot and the log, for as long as it takes; then keep the snapshot up to date.
 
-        To be called before any other method.
+        To be called before any other method. As `Gallery.load`.
         """
         self._loading = True
         begun = time.monotonic()
-        while True:
+        for pause in chain(LOAD_AGAIN_SECONDS, repeat(LOAD_AGAIN_SECONDS[-1])):
             try:
                 self._goal = self._store.last_place()
                 if self._view.last == 0:
@@ -247,8 +259,10 @@ class Replica:
                 self._read_log(self._progress_teller())
                 break
             except FaceError as error:
-                log.warning("The gallery cannot be loaded (%s). Trying again.", error.code)
-                time.sleep(LOAD_AGAIN_SECONDS)
+                if not keep_trying:
+                    raise
+                log.warning("The gallery cannot be loaded (%s). Trying again in %d s.", error.code, pause)
+                time.sleep(pause)
         log.info("The gallery holds %d people, loaded in %.1f s", self._live, time.monotonic() - begun)
         if self._snapshot is not None:
             self._saver = threading.Thread(target=self._save_when_wanted, name="gallery-snapshot", daemon=True)
@@ -281,7 +295,7 @@ class Replica:
         header = blocks[-1].header
         count = sum(block.header.count for block in blocks)
         erased = sum(len(block.erased(block.header.count)) for block in blocks)
-        if self._store.checkpoint(header.last) != header.checkpoint:
+        if self._store.checkpoint(header.last) != header.checkpoint or not self._knows_erasure(self._snapshot):
             log.warning("The snapshot is of another log than the store's: the gallery is read anew")
         elif erased > MAX_ERASED_SHARE * count:
             log.info("%d of the snapshot's %d rows are erased: the gallery is read anew", erased, count)
@@ -301,6 +315,11 @@ class Replica:
         self._restored = 0
         with suppress(OSError):
             self._snapshot.discard()
+
+    def _knows_erasure(self, snapshot: SnapshotFolder) -> bool:
+        """Whether the log, which may be an older state of itself, has the newest erasure that reached the snapshot."""
+        place, name = snapshot.last_erasure()
+        return not place or self._store.checkpoint(place).partition(" ")[2] == name
 
     def _drop_all(self, erased: list[str]) -> None:
         for user_id in self._set_aside.keys() & set(erased):
@@ -340,6 +359,7 @@ class Replica:
             return
         try:
             if len(self._set_aside) <= MAX_SET_ASIDE_SAVED:
+                self._note_erasure()
                 while self._save_full_block(self._snapshot):
                     pass
                 self._save_tail(self._snapshot)

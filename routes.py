@@ -141,10 +141,10 @@ def _add_enrolment(app: Flask, parts: Parts) -> None:
 def _add_comparison(app: Flask, parts: Parts) -> None:
     settings, pipeline = parts.settings, parts.pipeline
 
-    def template_of(field: str) -> Vector:
+    def template_of(field: str, *, picture: bool = False) -> Vector:
         """The template of one of several photos; a refusal says which."""
         try:
-            return pipeline.template(read_upload(field, settings.max_file_bytes))
+            return pipeline.template(read_upload(field, settings.max_file_bytes), picture=picture)
         except FaceError as error:
             error.fields["field"] = field
             raise
@@ -157,7 +157,7 @@ def _add_comparison(app: Flask, parts: Parts) -> None:
             with stage("read"):
                 receive_form()
             threshold = read_threshold(settings)
-            one, other = template_of("file1"), template_of("file2")
+            one, other = template_of("file1"), template_of("file2", picture=True)
         similarity, match = _compared(parts, float(np.vecdot(one, other)), threshold)
         sentence = "faces_match" if match else "faces_differ"
         return localised(

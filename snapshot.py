@@ -5,8 +5,9 @@ block yet are written to a file of their own now and then. With TEMPLATE_KEYS th
 
 What makes it safe to believe a file: its header and every page of it have digests, or are sealed; each header names the
 digest of the one before, and the newest a checkpoint that the store must confirm, so that files of another database,
-another model or a restored backup are never mixed in; and whom the log erases is erased again after loading. Whatever
-fails is thrown away, and read from the store instead.
+another model or a restored backup are never mixed in; and whom the log erases is erased again after loading. Whoever is
+erased in the files must be erased by the log, too, and not be back with an older state of it: the newest erasure that
+reached the files is kept beside them. Whatever fails is thrown away, and read from the store instead.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ from templates import BLOCK_ROWS, Block
 log = logging.getLogger(__name__)
 
 TAIL = "tail"
+ERASED = "erased"
 NEW = "new-"
 
 
@@ -114,6 +117,24 @@ class SnapshotFolder:
         """Make a header for a block of this gallery."""
         return Header(identity=self._identity, **fields)
 
+    def note_erasure(self, place: int, name: str) -> None:
+        """Keep which erasure of the log reaches the files now, unless a later one has reached them; OSError."""
+        with self._locked():
+            if place > self.last_erasure()[0]:
+                new = self._folder / (NEW + ERASED)
+                new.write_text(f"{place} {name}", "utf-8")
+                new.replace(self._folder / ERASED)
+
+    def last_erasure(self) -> tuple[int, str]:
+        """Return the place and `Entry.name` of the newest erasure that has reached the files; place 0 for none."""
+        try:
+            text = (self._folder / ERASED).read_text("utf-8", "replace")
+        except FileNotFoundError:
+            return 0, ""
+        place, _, name = text.partition(" ")
+        # Damaged: as an erasure that no log has.
+        return (int(place), name) if re.fullmatch("[0-9]{1,15}", place) else (1, "")
+
     def drop_tail(self) -> None:
         """Remove the file of the rows that fill no block: somebody in it was erased."""
         (self._folder / TAIL).unlink(missing_ok=True)
@@ -121,6 +142,7 @@ class SnapshotFolder:
     def discard(self) -> None:
         """Remove every file of templates; OSError if one stays."""
         self._remove(lambda _path: True)
+        (self._folder / ERASED).unlink(missing_ok=True)
 
     def discard_outdated(self) -> None:
         """Remove the plain files where there are keys, and those under older keys; OSError if one stays."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from sealing import NO_KEYS, Keyring
 from store import (
     PAGE,
+    YEAR_10000,
     Document,
     Enrolment,
     Entry,
@@ -21,6 +22,7 @@ from store import (
     StoreNotEmptyError,
     day_of,
     erasure_of,
+    is_text,
     person_of,
     read_embeddings,
     read_log,
@@ -32,6 +34,7 @@ from store import (
 log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 5.0
+_COLUMNS = ("seq", "user_id", "embedding", "timestamp", "model", "request_key", "erases", "deleted_at")
 
 
 class SqliteStore:
@@ -193,15 +196,20 @@ class SqliteStore:
             if self._connection is None:
                 raise sqlite3.OperationalError("the file is not open")
             # `secure_delete` clears the pages, but the write-ahead log has them as they were until it is cut.
-            busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            try:
+                busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.OperationalError:  # a full disk, on which people can still be verified and backed up
+                busy = True
         if busy:
             log.warning(
-                "%s-wal is in use and still holds what was erased: the next start or erasure cuts it.", self._path
+                "%s-wal cannot be cut and still holds what was erased until the next start or erasure.", self._path
             )
 
     def note_seen(self, user_ids: Iterable[str], day: int) -> None:
+        # Whoever was erased since they were seen leaves no note.
+        sql = "REPLACE INTO seen SELECT user_id, ? FROM faces WHERE user_id = ? AND embedding IS NOT NULL"
         with self._transaction("BEGIN IMMEDIATE") as connection:
-            connection.executemany("REPLACE INTO seen VALUES (?, ?)", [(user_id, day) for user_id in user_ids])
+            connection.executemany(sql, [(day, user_id) for user_id in user_ids])
 
     def unseen(self, since: float) -> Iterator[str]:
         sql = (
@@ -214,10 +222,11 @@ class SqliteStore:
             after = records[-1]["seq"]
 
     def newest_activity(self) -> float | None:
-        enrolled = "SELECT timestamp FROM faces WHERE timestamp IS NOT NULL ORDER BY seq DESC LIMIT 1"
-        moments = [record["timestamp"] for record in self._query(enrolled)]
-        moments += [86400.0 * record["day"] for record in self._query("SELECT day FROM seen ORDER BY day DESC LIMIT 1")]
-        return max(moments, default=None)
+        # No text is less than a number.
+        enrolled = "SELECT timestamp FROM faces WHERE timestamp > 0 AND timestamp < ? ORDER BY seq DESC LIMIT 1"
+        noted = "SELECT 86400.0 * day AS timestamp FROM seen WHERE day > 0 AND day < ? ORDER BY day DESC LIMIT 1"
+        moments = self._query(enrolled, YEAR_10000) + self._query(noted, day_of(YEAR_10000))
+        return max((moment["timestamp"] for moment in moments), default=None)
 
     def documents(self, until: int) -> Iterator[Document]:
         after = 0
@@ -229,21 +238,27 @@ class SqliteStore:
 
     def notes(self) -> Iterator[tuple[str, int]]:
         after = ""
-        while notes := self._query("SELECT * FROM seen WHERE user_id > ? ORDER BY user_id LIMIT 5000", after):
+        sql = (
+            "SELECT * FROM seen WHERE user_id > ? AND typeof(user_id) = 'text' AND day > 0 AND typeof(day) = 'integer'"
+            " ORDER BY user_id LIMIT 5000"
+        )
+        while notes := self._query(sql, after):
             yield from ((note["user_id"], note["day"]) for note in notes)
             after = notes[-1]["user_id"]
 
-    def fill(self, documents: Iterable[Document], *, replace: bool) -> int:
-        columns = ("seq", "user_id", "embedding", "timestamp", "model", "request_key", "erases", "deleted_at")
-        sql = f"INSERT INTO faces ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - ours
+    def fill(self, documents: Iterable[Document], notes: Iterable[tuple[str, int]], *, replace: bool) -> int:
+        sql = f"INSERT INTO faces ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - ours
         with self._transaction("BEGIN IMMEDIATE") as connection:
             if replace:
                 connection.execute("DELETE FROM faces")
                 connection.execute("DELETE FROM seen")
             elif connection.execute("SELECT 1 FROM faces").fetchone():
                 raise StoreNotEmptyError("the store is not empty")
-            rows = ([document.get(column) for column in columns] for document in documents)
-            written = connection.executemany(sql, rows).rowcount
+            try:
+                written = connection.executemany(sql, map(_row, documents)).rowcount
+            except sqlite3.IntegrityError as error:
+                raise ValueError("two records have the same place or user_id, which SQLite cannot hold") from error
+            connection.executemany("REPLACE INTO seen VALUES (?, ?)", notes)
         if replace:
             self.forget_overwritten()
         return written
@@ -259,3 +274,16 @@ class SqliteStore:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+
+
+def _row(document: Document) -> list[object]:
+    """The values of _COLUMNS, of a record that may come from a database in which a field can be anything."""
+    if not is_text(document.get("user_id")):
+        # Unreadable, and to stay so.
+        document = {"seq": document["seq"], "user_id": f"unreadable:{document['seq']}"}
+    values = (document.get(column) for column in _COLUMNS)
+    return [value if isinstance(value, (str, bytes, float)) or _is_64_bit(value) else None for value in values]
+
+
+def _is_64_bit(value: object) -> bool:
+    return isinstance(value, int) and -(2**63) <= value < 2**63

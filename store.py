@@ -23,7 +23,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import template_codec
 from errors import FaceError
@@ -37,7 +37,7 @@ Document: TypeAlias = dict[str, Any]
 PAGE = 2000
 MAX_SEQ = 2**53
 # No date can be written of a moment from here on (seconds since the epoch).
-_YEAR_10000 = 253402300800
+YEAR_10000 = 253402300800
 
 
 class StoreNotEmptyError(ValueError):
@@ -137,7 +137,7 @@ class Store(Protocol):
         """Remove embeddings whose erasure is in the log: of one `user_id`, or of everybody."""
 
     def last_place(self) -> int:
-        """Return the last place of the log, 0 when it is empty."""
+        """Return the last place of the log, 0 when it is empty; FaceError `not_ready` while `fill` is not over."""
 
     def checkpoint(self, seq: int) -> str:
         """Return a text that only this log has up to place `seq`: how many records, and the last one's `Entry.name`."""
@@ -178,7 +178,10 @@ class Records(Store, Protocol):
         """Take what was overwritten or erased out of the store's own files, as far as that is in its hands."""
 
     def note_seen(self, user_ids: Iterable[str], day: int) -> None:
-        """Note that people were verified on a day (days since the epoch, UTC); an earlier note is replaced."""
+        """Note that people were verified on a day (days since the epoch, UTC); an earlier note is replaced.
+
+        Whoever is erased by now leaves none.
+        """
 
     def unseen(self, since: float) -> Iterator[str]:
         """Yield who enrolled before `since` (epoch seconds) and was not noted since; nobody of unknown enrolment."""
@@ -192,15 +195,19 @@ class Records(Store, Protocol):
     def notes(self) -> Iterator[tuple[str, int]]:
         """Yield what `note_seen` has noted."""
 
-    def fill(self, documents: Iterable[Document], *, replace: bool) -> int:
-        """Write records as `documents` yields them, into an empty store; return how many.
+    def fill(self, documents: Iterable[Document], notes: Iterable[tuple[str, int]], *, replace: bool) -> int:
+        """Write records and notes as `documents` and `notes` yield them, into an empty store; return how many records.
+
+        Until all are written, `last_place` raises `not_ready` in whoever starts meanwhile, or after it was cut off.
 
         Args:
             documents: with places 1, 2, 3, ... in order.
+            notes: read after the documents.
             replace: empty the store first.
 
         Raises:
             StoreNotEmptyError: there is a record in it.
+            ValueError: two records have the same user_id, and the store cannot hold that.
         """
 
 
@@ -233,8 +240,13 @@ def record_of(seq: int, enrolment: Enrolment, keyring: Keyring) -> Document:
     return record
 
 
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether a value is a text, and not BSON's code, a kind of `str` that no dict takes as a key."""
+    return type(value) is str
+
+
 def text_of(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+    return value if is_text(value) else None
 
 
 def place_of(seq: object) -> int | None:
@@ -247,19 +259,24 @@ def day_of(moment: float) -> int:
     return int(moment // 86400)
 
 
+def moment_of(timestamp: object) -> float | None:
+    """Return a record's timestamp; None for what is no moment that a date can be written of."""
+    if isinstance(timestamp, (int, float)) and not isinstance(timestamp, bool) and 0 < timestamp < YEAR_10000:
+        return float(timestamp)
+    return None
+
+
 def person_of(record: Document | None) -> Person | None:
-    if record is None or not isinstance(record.get("user_id"), str):
+    if record is None or not is_text(record.get("user_id")):
         return None
-    moment: Any = record.get("timestamp")
-    known = isinstance(moment, (int, float)) and not isinstance(moment, bool) and 0 < moment < _YEAR_10000
-    return Person(record["user_id"], float(moment) if known else None, text_of(record.get("model")))
+    return Person(record["user_id"], moment_of(record.get("timestamp")), text_of(record.get("model")))
 
 
 def read_embeddings(page: Callable[[int], Sequence[Document]], after: int) -> Iterator[StoredEmbedding]:
     while records := page(after):
         for record in records:
             place, user_id, embedding = place_of(record["seq"]), record.get("user_id"), record.get("embedding")
-            if place is not None and isinstance(user_id, str) and isinstance(embedding, bytes):
+            if place is not None and is_text(user_id) and isinstance(embedding, bytes):
                 yield StoredEmbedding(place, user_id, text_of(record.get("model")), embedding)
         places = [place for place in (place_of(record["seq"]) for record in records) if place is not None]
         if not places:
@@ -300,12 +317,12 @@ def read_log(
 def entry_of(record: Document, seq: int, keyring: Keyring) -> Entry:
     name = str(record.get("user_id"))
     erases, user_id, model = record.get("erases"), record.get("user_id"), record.get("model")
-    if isinstance(erases, str):
+    if is_text(erases):
         return Entry(seq, erases=erases, name=name)
     if record.get("embedding") is None and record.get("deleted_at") is not None:
         return Entry(seq, name=name)
     reason = "its user_id or model is no text"
-    if isinstance(user_id, str) and (model is None or isinstance(model, str)):
+    if is_text(user_id) and (model is None or is_text(model)):
         try:
             template = template_codec.decode(record.get("embedding"), user_id, model, keyring)
             return Entry(seq, user_id, template, model, name=name)

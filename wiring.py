@@ -133,7 +133,7 @@ def load_engine(
     if face_model == "compact":
         if precision != "fp32" or providers == "cuda":
             raise ModelUnavailable(
-                "The compact model has neither 8 bits nor CUDA: EMBEDDING_PRECISION and ORT_PROVIDERS "
+                "The compact model has neither another precision nor CUDA: EMBEDDING_PRECISION and ORT_PROVIDERS "
                 "are for InsightFace's packs."
             )
         from compact_engine import CompactEngine  # noqa: PLC0415
@@ -145,7 +145,7 @@ def load_engine(
         try:
             weights.ensure(folder, hub_timeout_s=hub_timeout_s)
         except ModelUnavailable as error:
-            if face_model == "auraface":
+            if face_model == "auraface" or precision != "fp32" or providers == "cuda":  # the compact model has neither
                 raise
             return _instead_of_auraface(error, may_fall_back=may_fall_back)
         files = {one.task: folder / one.name for one in weights.AURAFACE}

@@ -62,13 +62,20 @@ class Service:
                 if "Ready: listening" in line:
                     self.port = int(line.rsplit(":", 1)[1])
 
+    def _processes(self) -> list[Path]:
+        """The service's own process, and those of its decoders."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return [Path("/proc", pid) for one in tasks for pid in one.read_text().split()] + [
+            Path(f"/proc/{self.process.pid}")
+        ]
+
     def memory_mib(self) -> float:
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) / 1024
+        lines = [line for one in self._processes() for line in (one / "status").read_text().splitlines()]
+        return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
     def cpu_seconds(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        fields = [(one / "stat").read_text().rpartition(")")[2].split() for one in self._processes()]
+        return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)

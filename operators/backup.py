@@ -23,23 +23,25 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 import bson
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 
 import wiring
+from operators.progress import watched
 from sealing import Keyring, SealError, parse_keys
 from settings import Settings
-from store import Document, Records, StoreNotEmptyError, erasure_of
+from store import Document, Records, StoreNotEmptyError, erasure_of, is_text
 
 logger = logging.getLogger("face_api")
 
 FORMAT = "face-api backup 1"
-RECORDS_A_FRAME = 500
+FRAME_BYTES = 1024 * 1024
 MAX_FRAME = 64 * 1024 * 1024
 NO_MORE = bytes(8)
 PARTIAL = ".face-api-backup-"
@@ -84,11 +86,11 @@ def write(store: Records, path: Path, keyring: Keyring) -> int:
             fcntl.flock(file, fcntl.LOCK_EX)
             writer = _Writer(file, header, keyring)
             records = 0
-            for page in _pages(store.documents(until), RECORDS_A_FRAME):
+            for page in _pages(watched(store.documents(until), until, "records")):
                 writer.frame({"records": page})
                 records += len(page)
-            for notes in _pages(store.notes(), 10 * RECORDS_A_FRAME):
-                writer.frame({"notes": [{"user_id": user_id, "day": day} for user_id, day in notes]})
+            for notes in _pages({"user_id": user_id, "day": day} for user_id, day in store.notes()):
+                writer.frame({"notes": notes})
             # Their records may have been read before they were erased, and their erasures lie behind the last place.
             erased = sorted(set(store.erasures(store.last_place())) - set(store.erasures(until)))
             writer.frame({"end": True, "count": records, "erased": erased})
@@ -171,21 +173,29 @@ def restore(store: Records, path: Path, keyring: Keyring, *, replace: bool) -> i
     """
     deque(read(path, keyring), maxlen=0)
     counted, last, end = 0, 0, {}
+    outdated, missing = 0, set()
     for content in read(path, keyring):
         for record in content.get("records", ()):
             counted, last = counted + 1, record["seq"]
+            if isinstance(embedding := record.get("embedding"), bytes):
+                outdated += not keyring.is_current(embedding)
+                missing.add(keyring.missing(embedding))
         end = content
     if end["count"] != counted:
         raise BackupError(f"{path} holds {counted} records instead of {end['count']}")
-    erased = set(end["erased"])
-    documents = (
-        _without_template(record) if record.get("user_id") in erased else record
-        for content in read(path, keyring)
-        for record in content.get("records", ())
-    )
     erasures = [erasure_of(user_id, place) for place, user_id in enumerate(end["erased"], last + 1)]
+
+    def items(kind: str) -> Iterator[dict[str, Any]]:
+        return (item for content in read(path, keyring) for item in content.get(kind, ()))
+
+    def is_erased(item: dict[str, Any]) -> bool:
+        return is_text(item.get("user_id")) and item["user_id"] in erased
+
+    erased = set(end["erased"])
+    documents = (_without_template(one) if is_erased(one) else one for one in items("records"))
+    notes = ((one["user_id"], one["day"]) for one in items("notes") if not is_erased(one))
     try:
-        written = store.fill(chain(documents, erasures), replace=replace)
+        written = store.fill(watched(chain(documents, erasures), last, "records"), notes, replace=replace)
     except StoreNotEmptyError as error:
         raise BackupError(f"{error}: --replace empties it first, and everybody in it is lost") from error
     if written != counted + len(erasures):
@@ -193,13 +203,10 @@ def restore(store: Records, path: Path, keyring: Keyring, *, replace: bool) -> i
             f"only {written} of {counted} records were written: somebody else writes to this store, or two records of"
             " the backup have the same user_id"
         )
-    days: dict[int, list[str]] = {}
-    for content in read(path, keyring):
-        for note in content.get("notes", ()):
-            if note["user_id"] not in erased:
-                days.setdefault(note["day"], []).append(note["user_id"])
-    for day, user_ids in days.items():
-        store.note_seen(user_ids, day)
+    for name in missing - {None}:
+        logger.warning("There are templates under the key %s: give it in TEMPLATE_KEYS, or nothing is decided", name)
+    if keyring and outdated:
+        logger.warning("%d templates are plain or under an older key: run `python app.py rotate-keys`", outdated)
     return counted
 
 
@@ -228,9 +235,20 @@ def _place(whose: str, number: int) -> str:
     return f"backup {whose} {number}"
 
 
-def _pages(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while page := list(islice(iterator, size)):
+def _pages(items: Iterable[dict[str, Any]]) -> Iterator[list[RawBSONDocument]]:
+    """Encode items, and yield so many together as fit well into a frame."""
+    page: list[RawBSONDocument] = []
+    size = 0
+    for item in items:
+        encoded = bson.encode(item)
+        if len(encoded) > MAX_FRAME // 4:
+            raise BackupError(f"the record of user_id {item.get('user_id')!r:.100} is too large: erase it first")
+        if size + len(encoded) > FRAME_BYTES and page:
+            yield page
+            page, size = [], 0
+        page.append(RawBSONDocument(encoded))
+        size += len(encoded)
+    if page:
         yield page
 
 
@@ -254,9 +272,6 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         if hasattr(arguments, "replace"):
             count = restore(store, arguments.file, keyring, replace=arguments.replace)
             sys.stderr.write(f"{count} records restored from {arguments.file}\n")
-            with arguments.file.open("rb") as file:
-                if keyring and not _read_header(file, arguments.file)[0]:
-                    logger.warning("The backup was not encrypted: run `python app.py rotate-keys`, and delete the file")
         else:
             count = write(store, arguments.file, keyring)
             sys.stderr.write(f"{count} records backed up to {arguments.file}\n")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import logging
 import os
-import sys
-import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
 
 from covering import CoveringModel
 from engine import Engine, Vector
@@ -24,9 +21,10 @@ from settings import PROJECT, Settings
 
 logger = logging.getLogger("face_api")
 
-Item = TypeVar("Item")
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# Files with other names are not meant as photos; what the service makes of one of these is reported.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif")
+# Codes of a report's lines, beside those of refusals.
+DONE = ("enrolled", "reembedded")
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,10 @@ def photos_of(source: Path) -> list[Photo]:
         OSError: the folder or the file cannot be read.
     """
     if source.is_dir():
-        found = [Photo(path, None) for path in sorted(source.rglob("*")) if path.suffix.lower() in SUFFIXES]
+        files = sorted(path for path in source.rglob("*") if path.is_file())
+        found = [Photo(path, None) for path in files if path.suffix.lower() in SUFFIXES]
+        if len(found) < len(files):
+            logger.info("Passed over, having no name of a photo: %d files", len(files) - len(found))
     else:
         with source.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row and row[0].strip()]
@@ -79,7 +80,7 @@ def photos_of(source: Path) -> list[Photo]:
             for row in rows
         ]
     if not found:
-        raise ValueError(f"there is no photo in {source}")
+        raise ValueError(f"there is no photo in {source} ({', '.join(SUFFIXES)})")
     if len({photo.path for photo in found}) < len(found):
         raise ValueError(f"{source} names a photo twice")
     return found
@@ -100,8 +101,7 @@ def made_of(photos: Sequence[Photo], engine: Engine, settings: Settings) -> Iter
 
     def made(photo: Photo) -> Made:
         try:
-            with photo.path.open("rb") as file:
-                data = file.read(settings.max_file_bytes + 1)
+            data = _read(photo, settings)
         except OSError:
             return Made(photo, "", None, FaceError("unreadable_image", "unreadable_file"))
         digest = hashlib.sha256(data).hexdigest()
@@ -124,8 +124,14 @@ def made_of(photos: Sequence[Photo], engine: Engine, settings: Settings) -> Iter
         workers.shutdown(cancel_futures=True)
 
 
+def _read(photo: Photo, settings: Settings) -> bytes:
+    """A photo's bytes, and of a file that is too large no more than shows it."""
+    with photo.path.open("rb") as file:
+        return file.read(settings.max_file_bytes + 1)
+
+
 class Report:
-    """A CSV with one line for each photo that is done; what is in it already is not done again.
+    """A CSV with one line for each photo that is done, so that it is not done again; of several the last counts.
 
     Raises:
         OSError: it cannot be read or written.
@@ -133,17 +139,19 @@ class Report:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._columns = [field.name for field in fields(Line)]
         self.lines: dict[str, Line] = {}
         if path.exists() and path.stat().st_size:
             data = path.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]  # a line that a kill cut off is written anew
-            rows = list(csv.reader(whole.decode("utf-8").splitlines()))
-            if not rows or rows[0] != self._columns:
+            rows = list(csv.reader(io.StringIO(whole.decode("utf-8", "surrogateescape"), newline="")))
+            if not rows or rows[0] != self._columns or any(len(row) != len(self._columns) for row in rows):
                 raise ValueError(f"{path} is no report of this command")
             self.lines = {row[0]: Line(*row) for row in rows[1:]}
             os.truncate(path, len(whole))
-        self._file = path.open("a", newline="", encoding="utf-8")
+        # Not every file's name is text.
+        self._file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")
         path.chmod(0o600)
         self._writer = csv.writer(self._file, lineterminator="\n")
         if not self.lines and path.stat().st_size == 0:
@@ -154,6 +162,16 @@ class Report:
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+
+    def refused(self, photo: Photo, settings: Settings) -> bool:
+        """Whether this very photo was refused, and not another one under its name."""
+        line = self.lines.get(str(photo.path))
+        if line is None or line.code in DONE:
+            return False
+        try:
+            return line.sha256 == hashlib.sha256(_read(photo, settings)).hexdigest()
+        except OSError:
+            return not line.sha256
 
     def add(self, lines: Iterable[Line]) -> None:
         """Add lines, durably."""
@@ -167,36 +185,3 @@ class Report:
         """How many photos came to which end, for people."""
         counted = Counter(line.code for line in self.lines.values())
         return "".join(f"{count:8} {code}\n" for code, count in counted.most_common())
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does: between two steps, with what is done written down."""
-    import signal  # noqa: PLC0415 - the service's own handling is server.py's
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def watched(items: Iterable[Item], total: int, what: str = "photos") -> Iterator[Item]:
-    """Pass the items on, and tell how far it is: in place on a terminal, else by a log line every half minute."""
-    begun = told = time.monotonic()
-    terminal = sys.stderr.isatty()
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - told >= (0.2 if terminal else 30.0) or (terminal and done == total):
-            left = (now - begun) / done * (total - done)
-            text = f"{done} of {total} {what}, {done / (now - begun):.1f} a second, {left / 60:.0f} min left"
-            if terminal:
-                sys.stderr.write(f"\r{text}\x1b[K" + ("\n" if done == total else ""))
-                sys.stderr.flush()
-            else:
-                logger.info("%s", text)
-            told = now

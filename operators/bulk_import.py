@@ -13,7 +13,8 @@ from engine import Engine, cosine_of
 from errors import CODES
 from gallery import Gallery
 from operators import bulk
-from operators.bulk import Line, Made, Report
+from operators.bulk import Line, Made, Photo, Report
+from operators.progress import watched
 from settings import Settings
 from store import Records
 
@@ -25,14 +26,19 @@ AT_ONCE = 64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `python app.py import`."""
     parser.add_argument("source", type=Path, help="a folder of photos, one person each, or a CSV with their paths")
-    parser.add_argument("--report", type=Path, default=Path("import-report.csv"), help="what became of each photo")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        default=Path("import-report.csv"),
+        help="CSV that says what became of each photo (import-report.csv), and where to go on: give each store its own",
+    )
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Enrol everybody who is not enrolled yet, beside running services; go on where an earlier run ended.
 
     Raises:
-        ValueError: there are no photos, or the report is another file.
+        ValueError: there are no photos, or the report is another file or another store's.
         FaceError: `database_unavailable`; run it again.
     """
     photos = bulk.photos_of(arguments.source)
@@ -40,13 +46,13 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     store = wiring.connected_store(settings)
     engine = wiring.loaded_engine(settings)
     gallery = wiring.gallery_of(settings, store, engine)
-    gallery.load()
+    gallery.load(keep_trying=False)
     try:
-        with Report(arguments.report) as report, bulk.interruptible():
-            todo = [photo for photo in photos if str(photo.path) not in report.lines]
+        with Report(arguments.report) as report:
+            todo = still_to_do(photos, report, store, settings)
             logger.info("%d photos, %d of them done by an earlier run", len(photos), len(photos) - len(todo))
             importer = Importer(store, engine, gallery, settings, report)
-            for made in bulk.watched(bulk.made_of(todo, engine, settings), len(todo)):
+            for made in watched(bulk.made_of(todo, engine, settings), len(todo), "photos"):
                 importer.take(made)
             importer.finish()
             sys.stdout.write(report.counts())
@@ -54,6 +60,22 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         gallery.close()
         store.close()
     return 0
+
+
+def still_to_do(photos: list[Photo], report: Report, store: Records, settings: Settings) -> list[Photo]:
+    """Leave out the photos that the report has; a refused one is tried again when another lies under its name.
+
+    Raises:
+        ValueError: the report is another store's, by which everybody would be done already.
+    """
+    enrolled = {line.path: line.user_id for line in report.lines.values() if line.code == "enrolled"}
+    some = list(enrolled.values())[-100:]
+    if some and not any(store.find_person(user_id) for user_id in some):
+        raise ValueError(
+            f"{report.path} is the report of another store: whom it calls enrolled is not in the {store.describe()}. "
+            "Name another file with --report"
+        )
+    return [photo for photo in photos if str(photo.path) not in enrolled and not report.refused(photo, settings)]
 
 
 class Importer:

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import retention
 import template_codec
 import wiring
 from audit import AuditLog, folder_of
+from operators.progress import watched
 from sealing import Keyring, MissingKeyError, parse_keys
 from settings import Settings, SettingsError
 from store import Records
@@ -53,7 +55,8 @@ def enrolled(store: Records, keyring: Keyring, stats: Stats | None = None) -> It
         FaceError: `database_unavailable`.
     """
     stats = stats or Stats()
-    for document in store.documents(store.last_place()):
+    last = store.last_place()
+    for document in watched(store.documents(last), last, "records"):
         if document.get("erases") is not None:
             stats.erasures += 1
             continue
@@ -111,9 +114,14 @@ def _export(store: Records, keyring: Keyring, arguments: argparse.Namespace) -> 
     if arguments.out is None:
         _write(sys.stdout, store, keyring, arguments)
         return 0
-    descriptor = os.open(arguments.out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-        _write(file, store, keyring, arguments)
+    # Under its name when it is whole: half an export looks like everybody.
+    descriptor, partial = tempfile.mkstemp(dir=arguments.out.parent, prefix=f".{arguments.out.name}-")  # mode 0600
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            _write(file, store, keyring, arguments)
+        Path(partial).replace(arguments.out)
+    finally:
+        Path(partial).unlink(missing_ok=True)
     return 0
 
 
@@ -135,7 +143,8 @@ def _write(file: IO[str], store: Records, keyring: Keyring, arguments: argparse.
 def _erase(store: Records, settings: Settings, arguments: argparse.Namespace) -> int:
     user_ids = list(arguments.user_ids)
     if arguments.file is not None:
-        user_ids += [line.strip() for line in arguments.file.read_text("utf-8").splitlines() if line.strip()]
+        user_ids += [line.strip() for line in arguments.file.read_text("utf-8-sig").splitlines() if line.strip()]
+    user_ids = list(dict.fromkeys(user_ids))
     if not user_ids:
         raise SettingsError("give the user_ids to erase, or --from FILE")
     if not arguments.yes:
@@ -146,7 +155,7 @@ def _erase(store: Records, settings: Settings, arguments: argparse.Namespace) ->
             return 1
     audit = AuditLog(folder_of(settings), settings.audit_days) if settings.audit == "on" else None
     unknown = [one for one in user_ids if not retention.erase(store, one, audit, by="(command)")]
-    sys.stdout.writelines(f"{user_id}: nobody is enrolled under this user_id\n" for user_id in unknown)
+    sys.stderr.writelines(f"{user_id}: nobody is enrolled under this user_id\n" for user_id in unknown)
     sys.stderr.write(f"{len(user_ids) - len(unknown)} people erased\n")
     return 1 if unknown else 0
 

@@ -18,14 +18,13 @@ import numpy as np
 
 from engine import Engine, Vector
 from errors import FaceError
-from operators.bulk import watched
+from operators.bulk import SUFFIXES
+from operators.progress import watched
 from sealing import Keyring
 from settings import PROJECT, Settings
 
 logger = logging.getLogger("face_api")
 
-# Files with other names are not meant as photos; what the service makes of one of these is counted.
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif")
 # What decides which template a photo gets, beside the model and the settings.
 _CODE = (
     *("images.py", "resampling.py", "insightface_engine.py", "compact_engine.py"),
@@ -46,15 +45,17 @@ class Pair:
 def read_folder(folder: Path) -> tuple[dict[str, list[Path]], int]:
     """The photos of each person, in the order of their names, and how many other files were passed over.
 
+    Those are what is no photo, and photos that lie beside or below the folders of people.
+
     Raises:
         ValueError: fewer than two people.
         OSError: no such folder.
     """
     people: dict[str, list[Path]] = {}
-    ignored = 0
+    ignored = sum(one.is_file() and one.suffix.lower() in SUFFIXES for one in folder.iterdir())
     for person in sorted(one for one in folder.iterdir() if one.is_dir()):
-        files = sorted(one for one in person.iterdir() if one.is_file())
-        photos = [one for one in files if one.suffix.lower() in PHOTO_SUFFIXES]
+        files = [Path(root, name) for root, _, names in os.walk(person) for name in names]
+        photos = sorted(one for one in files if one.parent == person and one.suffix.lower() in SUFFIXES)
         ignored += len(files) - len(photos)
         if photos:
             people[person.name] = photos
@@ -231,7 +232,7 @@ def embed_all(
     outcomes: dict[Path, Outcome] = {}
     workers = ThreadPoolExecutor(at_once)
     try:
-        for path, made in zip(paths, watched(workers.map(outcome, paths), len(paths)), strict=True):
+        for path, made in zip(paths, watched(workers.map(outcome, paths), len(paths), "photos"), strict=True):
             cache.add(made)
             outcomes[path] = made
     finally:

@@ -86,7 +86,10 @@ def _cautions(result: Result) -> list[str]:
     if photos["repeated_files"]:
         said.append(f"{photos['repeated_files']:,} files were there twice in one folder and counted once.")
     if photos["ignored_files"]:
-        said.append(f"{photos['ignored_files']:,} files do not have the name of a photo and were passed over.")
+        said.append(
+            f"{photos['ignored_files']:,} files were passed over: they have no name of a photo, or lie in no person's "
+            "own folder."
+        )
     if photos["people_with_templates"] < 100:
         said.append(
             f"{photos['people_with_templates']} people are few: all rates rest on them, and the intervals show it."

@@ -17,6 +17,7 @@ import wiring
 from engine import Engine
 from operators import bulk
 from operators.bulk import Line, Made, Photo, Report
+from operators.progress import watched
 from settings import Settings, SettingsError
 from store import Enrolment, Records
 
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     old, new = wiring.connected_store(settings), wiring.connected_store(target)
     try:
         engine = wiring.loaded_engine(bulk.one_thread_each(settings))
-        with Report(arguments.report) as report, bulk.interruptible():
+        with Report(arguments.report) as report:
             left = bring_up_to_date(old, new, photos, engine, bulk.one_thread_each(settings), report)
             sys.stdout.write(report.counts())
     finally:
@@ -71,11 +72,9 @@ def bring_up_to_date(  # noqa: PLR0917 - from where, to where, by what
     todo = [
         photo
         for photo in photos
-        if (whose := _whose(photo)) in people
-        and whose not in there
-        and not (str(photo.path) in report.lines and report.lines[str(photo.path)].code != "reembedded")
+        if (whose := _whose(photo)) in people and whose not in there and not report.refused(photo, settings)
     ]
-    for made in bulk.watched(bulk.made_of(todo, engine, settings), len(todo)):
+    for made in watched(bulk.made_of(todo, engine, settings), len(todo), "photos"):
         user_id = _whose(made.photo)
         code, message = "reembedded", ""
         if made.template is None:

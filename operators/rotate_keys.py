@@ -7,6 +7,7 @@ import base64
 import logging
 import secrets
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -14,13 +15,12 @@ import retention
 import template_codec
 import wiring
 from audit import AuditLog, folder_of
+from operators.progress import watched
 from sealing import KEY_BYTES, Keyring, MissingKeyError, parse_keys
 from settings import Settings, SettingsError
 from store import PAGE, Records, StoredEmbedding
 
 logger = logging.getLogger("face_api")
-
-TOLD_EVERY = 5 * PAGE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,18 +69,15 @@ class _Tally:
     current: int = 0
     unreadable: int = 0
     lost: list[str] = field(default_factory=list)
+    missing: Counter[str] = field(default_factory=Counter)
 
 
 def _rotate(store: Records, keyring: Keyring, audit: AuditLog | None, *, change: bool, lost_key: str | None) -> int:
     tally = _Tally()
-    records = store.embeddings(0)
-    seen = 0
+    records = watched(store.embeddings(0), store.last_place(), "records")
     while page := list(islice(records, PAGE)):
         changes = [(stored, sealed) for stored in page if (sealed := _resealed(stored, keyring, lost_key, tally))]
         tally.changed += store.replace_embeddings(changes) if change else len(changes)
-        seen += len(page)
-        if seen % TOLD_EVERY == 0:
-            sys.stderr.write(f"{seen} records\n")
     if change:
         for user_id in tally.lost:
             retention.erase(store, user_id, audit, by="(rotate-keys)")
@@ -91,7 +88,9 @@ def _rotate(store: Records, keyring: Keyring, audit: AuditLog | None, *, change:
         f"{tally.changed} {verb} put under the newest key, {tally.current} are under it{erased}, "
         f"{tally.unreadable} unreadable\n"
     )
-    return 1 if tally.unreadable or (not change and (tally.changed or tally.lost)) else 0
+    for name, count in tally.missing.items():
+        sys.stdout.write(f"{count} are under the key {name}, which TEMPLATE_KEYS does not hold\n")
+    return 1 if tally.unreadable or tally.missing or (not change and (tally.changed or tally.lost)) else 0
 
 
 def _resealed(stored: StoredEmbedding, keyring: Keyring, lost_key: str | None, tally: _Tally) -> bytes | None:
@@ -101,6 +100,8 @@ def _resealed(stored: StoredEmbedding, keyring: Keyring, lost_key: str | None, t
     except ValueError as error:
         if isinstance(error, MissingKeyError) and error.key_name == lost_key:
             tally.lost.append(stored.user_id)
+        elif isinstance(error, MissingKeyError):
+            tally.missing[error.key_name] += 1
         else:
             logger.warning("The record of user_id %.100r is unreadable and stays as it is: %s", stored.user_id, error)
             tally.unreadable += 1

@@ -40,15 +40,19 @@ class Service:
         self._news = threading.Condition()
 
     def start(self) -> None:
+        self.begin()
+        ready = self.wait_for_line("Ready: listening on ")
+        self.url = ready.split("listening on ")[1].strip()
+        self.port = int(self.url.rsplit(":", 1)[1])
+
+    def begin(self) -> None:
+        """Start it without waiting until it is ready."""
         self.process = subprocess.Popen(
             [sys.executable, "app.py"], cwd=PROJECT, env=self.environment, stderr=subprocess.PIPE, text=True
         )
         self.lines.clear()
         self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
         self._reader.start()
-        ready = self.wait_for_line("Ready: listening on ")
-        self.url = ready.split("listening on ")[1].strip()
-        self.port = int(self.url.rsplit(":", 1)[1])
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None

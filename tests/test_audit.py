@@ -88,7 +88,7 @@ def test_no_photo_no_template_and_no_similarity_is_in_the_log(tmp_path: Path) ->
     client = client_of(tmp_path)
     post(client, "/signUp")
     post(client, "/verify")
-    known = {"time", "event", "code", "user_id", "address", "request_id", "previous"}
+    known = {"time", "event", "code", "user_id", "address", "request_id", "begins", "previous"}
     assert all(set(line) <= known for line in lines(tmp_path))
     (file,) = files(tmp_path)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -118,6 +118,8 @@ def test_a_line_that_was_changed_taken_out_or_put_in_is_noticed(tmp_path: Path) 
         [*whole[:2], whole[0], *whole[2:]],
         [whole[1], whole[0], *whole[2:]],
         [*whole[:2], b"rubbish\n", *whole[2:]],
+        [*whole[:2], b"[" * 100_000 + b"\n", *whole[2:]],
+        whole[2:],
     ):
         file.write_bytes(b"".join(forged))
         with pytest.raises(AuditError, match="line"):

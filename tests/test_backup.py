@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from running import ASTRONAUT, Service
 import app
 from errors import FaceError
 from gallery import Gallery
+from operators import backup
 from operators.backup import PARTIAL, BackupError, read, restore, write
 from sealing import NO_KEYS, Keyring
 from settings import PROJECT
@@ -253,6 +255,66 @@ def test_a_field_and_a_place_that_nobody_reads_spoil_no_backup(mongo_database: D
     assert restore(an_empty_store(tmp_path), tmp_path / "backup", NO_KEYS, replace=False) == 1
 
 
+def test_records_that_together_outgrow_a_frame_spoil_no_backup(
+    database: Database, keyring: Keyring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup, "MAX_FRAME", 4 * 2**20)
+    store = database.open(keyring=keyring)
+    for place in range(1, 9):
+        database.write({"seq": place, "user_id": f"huge-{place}", "embedding": bytes(1_000_000)})
+    store.append(9, people(9))
+    assert write(store, tmp_path / "backup", keyring) == 9
+    other = an_empty_store(tmp_path, keyring)
+    assert restore(other, tmp_path / "backup", keyring, replace=False) == 9
+    assert [entry.unreadable for entry in other.entries(0)] == [True] * 8 + [False]
+
+
+def test_a_record_that_no_frame_holds_is_named(full: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backup, "MAX_FRAME", 400)
+    with pytest.raises(BackupError, match="person-1"):
+        write(full, tmp_path / "backup", NO_KEYS)
+    assert list(tmp_path.glob(f"{PARTIAL}*")) == []
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [{"user_id": ["a"]}, {"user_id": 2**40}, {"timestamp": {"a": 1}}, {"model": ["m"]}, {"erases": {"$gt": ""}}],
+)
+def test_a_record_whose_fields_can_be_anything_is_restored_as_an_unreadable_one(
+    mongo_database: Database, strange: dict[str, Any], tmp_path: Path
+) -> None:
+    store = mongo_database.open()
+    store.append(1, people(1))
+    mongo_database.write({"seq": 2, "user_id": "strange", "embedding": b"", "timestamp": 1.0, "model": "m"} | strange)
+    write(store, tmp_path / "backup", NO_KEYS)
+    for other in (store, an_empty_store(tmp_path)):
+        assert restore(other, tmp_path / "backup", NO_KEYS, replace=True) == 2
+        assert [(entry.seq, entry.unreadable) for entry in other.entries(0)] == [(1, False), (2, True)]
+
+
+def test_two_records_of_one_user_id_are_told_of_where_they_cannot_both_be_held(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the same place or user_id"):
+        an_empty_store(tmp_path).fill([{"seq": 1, "user_id": "u"}, {"seq": 2, "user_id": "u"}], [], replace=False)
+
+
+def test_what_a_restored_backup_still_wants_of_the_keys_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older, plain = Keyring((bytes(32),)), an_empty_store(tmp_path)
+    plain.append(1, people(1))
+    sealed = an_empty_store(tmp_path, older)
+    sealed.append(1, people(1))
+    for source, keyring, told in (
+        (plain, KEYS, "1 templates are plain or under an older key"),
+        (sealed, Keyring((*KEYS.keys, *older.keys)), "1 templates are plain or under an older key"),
+        (sealed, KEYS, f"under the key {older.names[0]}"),
+    ):
+        caplog.clear()
+        write(source, tmp_path / "backup", keyring)
+        restore(an_empty_store(tmp_path, keyring), tmp_path / "backup", keyring, replace=False)
+        assert told in caplog.text
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
@@ -303,8 +365,32 @@ def test_a_restore_that_breaks_off_in_the_middle_leaves_an_sqlite_store_as_it_wa
         raise OSError("the file cannot be read any more")
 
     with pytest.raises(OSError, match="any more"):
-        store.fill(broken(), replace=True)
+        store.fill(broken(), [], replace=True)
     assert [entry.user_id for entry in store.entries(0)] == ["person-1", "person-2"]
+
+
+def test_nobody_decides_on_a_restore_that_was_cut_off_on_mongodb_until_it_is_done_again(
+    mongo_database: Database, tmp_path: Path
+) -> None:
+    store = mongo_database.open()
+    store.append(1, people(1, 2))
+    store.note_seen(["person-1"], 20000)
+    write(store, tmp_path / "backup", NO_KEYS)
+
+    def broken() -> Iterator[Document]:
+        yield from list(store.documents(1))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.fill(broken(), [], replace=True)
+    started = mongo_database.open()
+    with pytest.raises(FaceError, match="not_ready"):
+        started.last_place()  # what a gallery asks first
+    with pytest.raises(FaceError, match="not_ready"):
+        write(started, tmp_path / "a part", NO_KEYS)
+    restore(mongo_database.open(), tmp_path / "backup", NO_KEYS, replace=True)
+    assert started.last_place() == 2
+    assert list(started.notes()) == [("person-1", 20000)]
 
 
 def test_a_backup_beside_enrolments_holds_a_beginning_of_the_log_without_a_hole(

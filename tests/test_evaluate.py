@@ -87,12 +87,15 @@ def test_people_are_folders_and_other_files_are_passed_over_and_counted(tmp_path
     (tmp_path / "a" / "Thumbs.db").write_text("")
     (tmp_path / "list.csv").write_text("")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "a" / "holiday").mkdir()
+    for stray in (tmp_path / "stray.jpg", tmp_path / "a" / "holiday" / "a_0003.jpg"):
+        stray.write_bytes(b"a 3")
     people, ignored = read_folder(tmp_path)
     assert {name: [one.name for one in photos] for name, photos in people.items()} == {
         "a": ["a_0001.jpg", "a_0002.jpg"],
         "b": ["b_0001.jpg"],
     }
-    assert ignored == 1
+    assert ignored == 3
 
 
 def test_a_folder_of_less_than_two_people_is_refused(tmp_path: Path) -> None:

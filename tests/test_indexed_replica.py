@@ -462,7 +462,7 @@ def test_a_log_that_was_replaced_decides_nothing(collection: VectorCollection, s
     if started_again:
         here = Started(collection)
     records = list(collection.find({"seq": {"$lte": 3}}, {"_id": 0}))
-    here.store.fill(records, replace=True)
+    here.store.fill(records, [], replace=True)
     with pytest.raises(FaceError, match="not_ready"):
         here.enrol(20)
     assert here.store.last_place() == 3

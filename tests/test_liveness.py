@@ -110,8 +110,8 @@ def test_the_compact_model_has_other_landmarks_and_is_refused() -> None:
         wiring.liveness_of(Settings(liveness="enforce"), CompactEngine())
 
 
-def answers(folder: Path, mode: str) -> tuple[Any, Any, ScriptedEngine]:
-    """What a service says to a sign-up and an analysis."""
+def a_service(folder: Path, mode: str) -> tuple[Any, ScriptedEngine]:
+    """A client of a service with the model in `folder`."""
     store = SqliteStore(folder / "faces.sqlite3")
     store.prepare()
     engine = ScriptedEngine()
@@ -119,8 +119,15 @@ def answers(folder: Path, mode: str) -> tuple[Any, Any, ScriptedEngine]:
     settings = Settings(data_dir=folder, models_dir=folder, liveness=mode)
     liveness = wiring.liveness_of(settings, engine)
     app = create_app(settings, engine, ScriptedCovering(), store, gallery, liveness=liveness)
-    post = app.test_client().post
-    found = [post(route, data={"file": (io.BytesIO(jpeg(a_photo())), "p.jpg")}) for route in ("/signUp", "/analyze")]
+    return app.test_client(), engine
+
+
+def answers(folder: Path, mode: str) -> tuple[Any, Any, ScriptedEngine]:
+    """What a service says to a sign-up and an analysis."""
+    client, engine = a_service(folder, mode)
+    found = [
+        client.post(route, data={"file": (io.BytesIO(jpeg(a_photo())), "p.jpg")}) for route in ("/signUp", "/analyze")
+    ]
     return found[0], found[1], engine
 
 
@@ -150,3 +157,25 @@ def test_observed_a_picture_of_a_face_is_only_logged(
     assert signed_up.status_code == 200
     assert "not_live" not in [check["code"] for check in analysed.json["checks"]]
     assert "0.1" in str([getattr(record, "fields", {}).get("figures", {}).get("liveness") for record in caplog.records])
+
+
+def test_enforced_the_second_photo_of_a_comparison_may_be_of_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path, monkeypatch, 0.1)
+    client, engine = a_service(tmp_path, "enforce")
+    photos = {name: (io.BytesIO(jpeg(a_photo())), "p.jpg") for name in ("file1", "file2")}
+    refused = client.post("/compare", data=photos).json
+    assert (refused["code"], refused["field"], engine.embeddings) == ("not_live", "file1", 0)
+    write_model(tmp_path, monkeypatch, 0.9)
+    client, _ = a_service(tmp_path, "enforce")
+    asked: list[Any] = []
+    check = AddOnLiveness.check
+
+    def counted(self: AddOnLiveness, image: Any, face: Any) -> Any:
+        asked.append(face)
+        return check(self, image, face)
+
+    monkeypatch.setattr(AddOnLiveness, "check", counted)
+    photos = {name: (io.BytesIO(jpeg(a_photo())), "p.jpg") for name in ("file1", "file2")}
+    assert (client.post("/compare", data=photos).status_code, len(asked)) == (200, 1)

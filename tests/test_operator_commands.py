@@ -22,15 +22,16 @@ import app
 from audit import lines_of
 from engine import Engine, Face, Pixels, Vector
 from gallery import Gallery
-from operators import bulk, duplicates
+from operators import bulk, duplicates, enrolled_people
 from operators.bulk import Line, Photo, Report
-from operators.bulk_import import Importer
+from operators.bulk_import import Importer, still_to_do
 from operators.duplicates import pairs_above, tiles_of
 from operators.reembed import bring_up_to_date
 from settings import PROJECT, Settings
 from sqlite_store import SqliteStore
 from store import Enrolment
 from template_codec import Template
+from templates import coded
 
 
 def a_template(seed: int, dimension: int = 64) -> Template:
@@ -91,7 +92,7 @@ class Bench:
     def run(self, photos: list[Photo], stop_after: int | None = None) -> dict[str, Line]:
         gallery = Gallery(self.store, self.engine.name, self.engine.dimension)
         with Report(self.report) as report:
-            todo = [photo for photo in photos if str(photo.path) not in report.lines]
+            todo = still_to_do(photos, report, self.store, self.settings)
             importer = Importer(self.store, self.engine, gallery, self.settings, report)
             for number, made in enumerate(bulk.made_of(todo, self.engine, self.settings)):
                 if number == stop_after:
@@ -149,10 +150,43 @@ def test_a_line_that_was_cut_off_is_written_anew(bench: Bench, tmp_path: Path) -
     assert bench.report.read_text().count("\n") == 3
 
 
-def test_another_file_is_never_taken_for_a_report(tmp_path: Path) -> None:
-    (tmp_path / "report.csv").write_text("my,own,table\n")
+@pytest.mark.parametrize("text", ["my,own,table\n", "path,sha256,code,user_id,message\na.jpg,enrolled\n"])
+def test_another_file_is_never_taken_for_a_report(tmp_path: Path, text: str) -> None:
+    (tmp_path / "report.csv").write_text(text)
     with pytest.raises(ValueError, match="no report"):
         Report(tmp_path / "report.csv")
+
+
+def test_a_photo_that_was_refused_is_tried_again_when_another_lies_under_its_name(bench: Bench, tmp_path: Path) -> None:
+    (path,) = write_people(tmp_path / "photos", 64)
+    good = path.read_bytes()
+    path.write_bytes(b"no picture")
+    assert bench.run([Photo(path, None)])[str(path)].code == "unsupported_format"
+    bench.run([Photo(path, None)])
+    path.write_bytes(good)
+    assert bench.run([Photo(path, None)])[str(path)].code == "enrolled"
+    assert bench.report.read_text().count("\n") == 3
+
+
+def test_a_report_of_another_store_is_refused_instead_of_enrolling_nobody(bench: Bench, tmp_path: Path) -> None:
+    write_people(tmp_path / "photos", 0, 64)
+    photos = bulk.photos_of(tmp_path / "photos")
+    bench.run(photos)
+    bench.store = a_store(tmp_path / "other")
+    with pytest.raises(ValueError, match="another store"):
+        bench.run(photos)
+
+
+def test_every_name_that_a_file_can_have_is_found_again_in_the_report(bench: Bench, tmp_path: Path) -> None:
+    paths = write_people(tmp_path / "photos", 0, 64, 128)
+    for path, name in zip(paths, (b"a\nb.jpg", b"\xff.jpg", 'q"ü\u2028,.HEIC'.encode()), strict=True):
+        path.rename(path.parent / os.fsdecode(name))
+    photos = bulk.photos_of(tmp_path / "photos")
+    assert len(photos) == 3
+    before = dict(bench.run(photos))
+    written = bench.report.read_bytes()
+    assert bench.run(photos) == before
+    assert bench.report.read_bytes() == written
 
 
 def test_a_csv_names_photos_beside_it(tmp_path: Path) -> None:
@@ -252,6 +286,13 @@ def test_people_who_look_alike_are_listed_and_the_erased_are_not(
     assert rows == [["user_id", "other_user_id", "similarity"], ["person-1", "twin", "1.0000"]]
 
 
+def test_no_product_of_codes_is_cut_where_two_are_added_in_16_bits() -> None:
+    most = 2 * (128 + duplicates.LARGEST_CODE) * duplicates.LARGEST_CODE
+    assert most < 2**15 <= most * (1 + 2 / duplicates.LARGEST_CODE)
+    codes, _, _ = coded(a_template(1)[None], duplicates.LARGEST_CODE)
+    assert np.abs(codes.astype(int)).max() == duplicates.LARGEST_CODE
+
+
 # --- export, erase, stats ---
 
 
@@ -268,6 +309,42 @@ def test_an_export_names_everybody_and_no_template_unless_asked(
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
 
 
+def test_an_export_that_fails_leaves_the_file_of_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "people.csv"
+    out.write_text("of before")
+    out.chmod(0o644)
+    a_store(tmp_path, 1)
+    monkeypatch.setattr(enrolled_people, "utc", lambda moment: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        commanded(tmp_path, capsys, "export", "--out", str(out))
+    monkeypatch.undo()
+    assert out.read_text() == "of before"
+    assert sorted(path.name for path in tmp_path.glob("*people.csv*")) == ["people.csv"]
+    commanded(tmp_path, capsys, "export", "--out", str(out))
+    assert out.read_text().count("\n") == 2
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+
+
+def test_who_reads_no_further_is_told_nothing_more(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    store.append(1, [Enrolment(f"p{number}", a_template(1), "m", 1.0) for number in range(3000)])
+    command = f"{sys.executable} app.py export --data-dir {tmp_path} --log-level WARNING | head -n 1"
+    ended = subprocess.run(command, shell=True, check=False, cwd=PROJECT, capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("user_id,enrolled_at,model\n", "")
+
+
+def test_what_is_no_command_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["imprt"]) == 2
+    assert "no command 'imprt'" in capsys.readouterr().err
+
+
+def test_a_command_that_fails_says_which_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["import", str(tmp_path), "--data-dir", str(tmp_path)]) == 1
+    assert "import ends: there is no photo in" in capsys.readouterr().err
+
+
 def test_people_are_erased_only_after_a_yes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,8 +353,8 @@ def test_people_are_erased_only_after_a_yes(
     commanded(tmp_path, capsys, "erase", "person-1", status=1)
     assert store.find_person("person-1") is not None
     (tmp_path / "list").write_text("person-2\nnobody\n")
-    out = commanded(tmp_path, capsys, "erase", "person-1", "--from", str(tmp_path / "list"), "--yes", status=1)
-    assert "nobody: nobody is enrolled" in out
+    assert app.main(["erase", "person-1", "--from", str(tmp_path / "list"), "--yes", "--data-dir", str(tmp_path)]) == 1
+    assert "nobody: nobody is enrolled" in capsys.readouterr().err
     assert [stored.user_id for stored in store.embeddings(0)] == ["person-3"]
     assert [line["user_id"] for _, line in lines_of(tmp_path / "audit")] == ["person-1", "person-2"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +55,30 @@ def test_who_is_erased_is_not_due_again_and_leaves_no_note(database: Database) -
     assert not erase(store, "person-0", None)
     assert due(store, DAYS, NOW, 2) == []
     assert store.newest_activity() == pytest.approx(NOW - DAY, abs=1)
+
+
+def test_a_note_that_comes_after_the_erasure_is_not_kept(database: Database) -> None:
+    store = database.open()
+    store.append(1, enrolled_ago(200, 1))
+    assert erase(store, "person-0", None)
+    store.note_seen(["person-0", "person-1"], 20000)
+    assert list(store.notes()) == [("person-1", 20000)]
+
+
+@pytest.mark.parametrize("day", ["yesterday", -1e18, b"", 1e30])
+def test_a_note_of_no_possible_day_harms_nobody(database: Database, day: object) -> None:
+    store = database.open()
+    store.append(1, enrolled_ago(200, 1))
+    if database.collection is None:
+        with contextlib.closing(sqlite3.connect(database.folder / "faces.sqlite3")) as connection, connection:
+            connection.execute("INSERT INTO seen VALUES ('person-1', ?)", (day,))
+    else:
+        database.collection.database[f"{database.collection.name}_seen"].insert_many(
+            [{"_id": "person-1", "day": day}, {}]
+        )
+    assert store.newest_activity() == pytest.approx(NOW - DAY, abs=1)
+    assert list(store.notes()) == []
+    assert due(store, DAYS, NOW, 2) == ["person-0"]
 
 
 def test_an_erasure_by_retention_reaches_a_running_gallery(database: Database) -> None:

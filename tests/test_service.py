@@ -424,6 +424,20 @@ def test_a_stop_answers_the_requests_in_hand_and_takes_no_more(mortal: Service, 
     assert list(mortal.uploads.iterdir()) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_service_that_waits_for_its_database_can_be_stopped(tmp_path: Path, signal_number: int) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        service = Service(tmp_path, MONGO_URI=f"mongodb://127.0.0.1:{nobody.getsockname()[1]}", STORE_WAIT_S="300")
+        service.begin()
+        service.wait_for_line("trying again")
+        service.process.send_signal(signal_number)
+        # Its own doing, where by default the signal ends a process, but for the first of a container.
+        assert service.process.wait(60) == 130
+    service.wait_for_line("Stopped before it was ready")
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -45,6 +45,12 @@ def test_a_missing_file_is_fine(tmp_path: Path) -> None:
     assert load(file=tmp_path / "nowhere") == load()
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's own file that nobody can read")
+def test_a_file_that_cannot_be_read_is_not_a_missing_one() -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load(file=Path("/proc/self/mem"))
+
+
 def test_a_value_of_the_file_never_reaches_the_environment_of_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,6 +66,8 @@ def test_a_secret_may_lie_in_a_file_that_the_environment_names(tmp_path: Path) -
     named = {"MONGO_URI_FILE": str(tmp_path / "uri")}
     assert load(named).mongo_uri == "mongodb://me:hunter2@db"
     assert load({**named, "MONGO_URI": "mongodb://other"}).mongo_uri == "mongodb://other"
+    # As in a copy of .env.example, which has the name with nothing behind it.
+    assert load({**named, "MONGO_URI": ""}).mongo_uri == "mongodb://me:hunter2@db"
     assert refusal(MONGO_URI_FILE=str(tmp_path / "nowhere")).startswith("MONGO_URI_FILE")
 
 

@@ -22,9 +22,10 @@ import snapshot as snapshot_module
 import templates
 from errors import FaceError
 from gallery import Gallery
+from operators import backup
 from saved_block import MappedBlock, open_block
 from sealing import NO_KEYS, OVERHEAD, Keyring
-from snapshot import SnapshotFolder
+from snapshot import ERASED, SnapshotFolder
 from store import Enrolment, Entry, Store
 
 D = 64
@@ -63,7 +64,7 @@ def keyring_of(folder: Path) -> Keyring:
 
 def rows_in(folder: Path) -> bytes:
     """Everything that is in a folder's files, read with its keys."""
-    paths = [path for path in folder.iterdir() if path.name != "lock"]
+    paths = [path for path in folder.iterdir() if path.name not in ("lock", ERASED)]
     opened = [open_block(path, D, keyring_of(folder)) for path in paths]
     raw = [path.read_bytes() for path in paths]
     return b"".join([array.tobytes() for block in opened for array in block.arrays.values()] + raw)
@@ -287,7 +288,7 @@ def test_only_the_owner_may_read_the_snapshot(database: Database, folder: Path) 
     enrol(database.open(), range(ROWS + 2))
     Started(database, folder).gallery.close()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    files = [path for path in folder.iterdir() if path.name != "lock"]
+    files = [path for path in folder.iterdir() if path.name not in ("lock", ERASED)]
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
     assert {path.name for path in files} == {"block-000000", "tail"}
 
@@ -310,7 +311,7 @@ def test_a_snapshot_that_cannot_be_written_stops_nothing(
     people.append(here.gallery.enrol(a_face(1000), duplicate_cosine=0.9))
     assert here.ids() == set(people)
     here.gallery.close()
-    assert not folder.is_dir() or not [path for path in folder.iterdir() if path.name != "lock"]
+    assert not folder.is_dir() or not [path for path in folder.iterdir() if path.name not in ("lock", ERASED)]
 
 
 def test_a_file_in_which_nobody_can_be_erased_any_more_is_removed(
@@ -405,3 +406,33 @@ def test_plain_files_and_those_under_older_keys_are_removed_where_there_are_keys
         assert {path.name for path in folder.iterdir()} == {"lock", "block-000000", "tail"}
         SnapshotFolder(folder, "here m", D, new).discard_outdated()
         assert {path.name for path in folder.iterdir()} == {"lock"}
+
+
+@pytest.mark.parametrize("row", [0, ROWS + 1])
+def test_who_was_erased_after_a_backup_is_there_again_once_it_is_restored(
+    database: Database, folder: Path, row: int, tmp_path: Path
+) -> None:
+    people = enrol(database.open(), range(2 * ROWS))
+    here = Started(database, folder)
+    here.gallery.close()
+    backup.write(database.open(), tmp_path / "backup", NO_KEYS)
+    here = Started(database, folder)
+    here.gallery.erase(people[row])
+    here.gallery.refresh()
+    here.gallery.close()
+    backup.restore(database.open(), tmp_path / "backup", NO_KEYS, replace=True)
+    assert Started(database, folder).ids() == set(people)
+
+
+def test_a_damaged_note_of_the_newest_erasure_is_no_note_that_the_log_confirms(
+    database: Database, folder: Path
+) -> None:
+    people = enrol(database.open(), range(2 * ROWS))
+    Started(database, folder).gallery.close()
+    here = Started(database, folder)
+    here.gallery.erase(people[3])
+    here.gallery.refresh()
+    here.gallery.close()
+    assert Started(database, folder).store.read < ROWS
+    (folder / ERASED).write_bytes(b"\xff 12")
+    assert Started(database, folder).store.read > ROWS

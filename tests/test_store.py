@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import pickle
+import resource
 import signal
 import sqlite3
 import stat
@@ -22,6 +23,7 @@ from typing import Any, cast
 import mongomock
 import numpy as np
 import pytest
+from bson.code import Code
 from bson.int64 import Int64
 from conftest import Database, MongoServer
 from pymongo.errors import NetworkTimeout, WriteConcernError
@@ -233,11 +235,16 @@ def test_a_hostile_or_damaged_embedding_keeps_its_place_and_never_runs(
         {"model": 5},
         {"embedding": None},
         {"erases": 5, "embedding": b""},
+        {"user_id": Code("x")},
+        {"model": Code("x")},
+        {"erases": Code("x"), "embedding": b""},
     ],
 )
 def test_a_record_with_a_field_of_the_wrong_type_is_unreadable(
     mongo_database: Database, fields: dict[str, Any]
 ) -> None:
+    if mongo_database.kind == "mongodb" and any(isinstance(value, Code) for value in fields.values()):
+        pytest.skip("the stand-in server makes a text of it")
     store = mongo_database.open()
     record = {"user_id": "u", "embedding": pickle.dumps(NORMAL), "timestamp": 1.0, "model": "m", "seq": 1}
     mongo_database.write({**record, **fields})
@@ -535,6 +542,26 @@ def test_a_full_disk_is_unavailable_and_leaves_the_log_as_it_was(tmp_path: Path)
     assert store.append(last + 1, [an_enrolment()])
     assert places(store) == list(range(1, last + 2))
     store.close()
+
+
+def test_a_start_and_a_backup_on_a_full_disk_find_everybody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "faces.sqlite3"
+    killed = SqliteStore(path)  # ... which leaves its write-ahead log uncut
+    killed.prepare()
+    for seq in range(1, 30):
+        killed.append(seq, [an_enrolment()])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, limits[1]))
+    try:
+        store = SqliteStore(path)
+        store.prepare()
+        assert len(list(store.documents(29))) == 29
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "still holds what was erased" in caplog.text
+    assert store.append(30, [an_enrolment()])
+    store.close()
+    killed.close()
 
 
 ENROLS_FOR_EVER = """
