@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from covering import CoveringModel
+from decoders import Decoders
 from engine import Engine, Vector
 from errors import FaceError
 from pipeline import ModelSlots, Pipeline
@@ -97,7 +98,8 @@ def one_thread_each(settings: Settings) -> Settings:
 def made_of(photos: Sequence[Photo], engine: Engine, settings: Settings) -> Iterator[Made]:
     """Take photos through the service's own pipeline, as many at once as there are model slots, in their order."""
     slots = ModelSlots(settings.model_slots, settings.queue_limit)
-    pipeline = Pipeline(settings, engine, CoveringModel(PROJECT / "models"), slots)
+    decoders = Decoders(settings.model_slots, settings.max_image_pixels)  # one bad photo ends no bulk
+    pipeline = Pipeline(settings, engine, CoveringModel(PROJECT / "models"), slots, decode=decoders.decode)
 
     def made(photo: Photo) -> Made:
         try:
@@ -122,6 +124,7 @@ def made_of(photos: Sequence[Photo], engine: Engine, settings: Settings) -> Iter
             yield running.popleft().result()
     finally:
         workers.shutdown(cancel_futures=True)
+        decoders.close()
 
 
 def _read(photo: Photo, settings: Settings) -> bytes:
