@@ -56,7 +56,8 @@ def test_what_a_lock_has_for_other_pythons_is_not_looked_for(tmp_path: Path) -> 
 def copied_into_the_image() -> list[str]:
     """What the Dockerfile copies out of the project."""
     lines = (PROJECT / "Dockerfile").read_text("utf-8").splitlines()
-    return [line.split()[1] for line in lines if line.startswith("COPY ") and "--from" not in line]
+    copies = [line.split()[1:-1] for line in lines if line.startswith("COPY ") and "--from" not in line]
+    return [source for sources in copies for source in sources]
 
 
 def test_the_image_holds_every_module_that_the_service_and_its_commands_import(tmp_path: Path) -> None:
