@@ -216,12 +216,12 @@ def _storage_options(uri: str) -> dict[str, float | bool]:
 
 
 def _limit(name: str, text: str) -> RateLimitItem | None:
-    if not text.strip():
+    if text.strip().lower() in ("", "off"):  # an empty line of .env asks for the default, so that off needs a word
         return None
     try:
         return parse(text)
     except ValueError as error:
-        raise SettingsError(f"{name} is {text!r}, which is no limit such as 60/minute or 10/15 minutes") from error
+        raise SettingsError(f"{name} is {text!r}, and no limit such as 60/minute, 10/15 minutes or off") from error
 
 
 def _network(address: str | None) -> str:

@@ -19,7 +19,7 @@ from access import Access
 from app import create_app
 from gallery import Gallery
 from keys import KeysError, new_key, parse
-from settings import Settings, SettingsError
+from settings import Settings, SettingsError, load_settings
 from sqlite_store import SqliteStore
 
 PROTECTED = ["/signUp", "/signup", "/verify", "/compare", "/analyze"]
@@ -267,6 +267,15 @@ def test_one_apps_idempotency_keys_say_nothing_to_another(
     user_id = caller.post("/signUp", app_key, headers=again).json["user_id"]
     assert caller.post("/signUp", app_key, headers=again).json["user_id"] == user_id
     assert caller.post("/signUp", other_key, headers=again).json["code"] == "duplicate_face"
+
+
+def test_a_limit_can_be_switched_off_where_an_empty_line_asks_for_the_default(tmp_path: Path, app_key: str) -> None:
+    names = ("RATE_LIMIT_ADDRESS", "RATE_LIMIT_KEY", "LOCKOUT")
+    empty = load_settings({}, dict.fromkeys(names, ""), None)
+    assert empty.rate_limit_address == Settings().rate_limit_address
+    off = load_settings({}, dict.fromkeys(names, "off"), None)
+    caller = Caller(tmp_path, **{name.lower(): getattr(off, name.lower()) for name in names})
+    assert {caller.client.post("/analyze").status_code for _ in range(700)} == {401}
 
 
 @pytest.mark.parametrize("wrong", [{"lockout": "often"}, {"rate_limit_key": "x"}, {"limits_storage": "nowhere://"}])
