@@ -27,6 +27,7 @@ logger = logging.getLogger("face_api")
 
 # The slowest photo that is within the limits takes 2 s of a core, and waits longer where others want the core, too.
 CPU_S, PATIENCE_S = 6, 30.0
+START_PATIENCE_S = 60.0
 # Of address space: the interpreter and its libraries take 0.2 GB, and the greediest decoder (of WebP with transparency)
 # 22 bytes for each pixel: 1.4 GB for 40 megapixels.
 BASE_BYTES, BYTES_PER_PIXEL = 384 * 2**20, 24
@@ -88,7 +89,7 @@ class Decoders:
             if process.poll() is not None:  # it was ended while idle, which is not this photo's fault
                 process = self._instead_of(process)
             try:
-                with _watched(process):
+                with _watched(process, PATIENCE_S):
                     answer = _asked(process, asked, data, max_pixels)
             except _NO_ANSWER as error:
                 process = self._instead_of(process, f"over a photo of {len(data)} bytes")
@@ -104,7 +105,7 @@ class Decoders:
         logger.warning("A decoder ended %s (status %d)", when, _end(process))
         try:
             another = self._started()
-            with _watched(another):
+            with _watched(another, START_PATIENCE_S):
                 _asked(another, {"length": 0, "max_bytes": 1, "max_pixels": 1}, b"", 1)
         except _NO_ANSWER as error:
             logger.error("No decoder can be started (%s): photos are turned away", type(error).__name__)  # noqa: TRY400
@@ -119,9 +120,9 @@ class Decoders:
 
 
 @contextlib.contextmanager
-def _watched(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """End the process if what is done meanwhile takes longer than PATIENCE_S."""
-    watch = threading.Timer(PATIENCE_S, process.kill)
+def _watched(process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
+    """End the process if what is done meanwhile takes longer."""
+    watch = threading.Timer(seconds, process.kill)
     watch.start()
     try:
         yield
