@@ -172,8 +172,10 @@ def build(settings: Settings, in_the_end: ExitStack) -> Flask:
 
 def serve(settings: Settings) -> int:
     """Run the service until it is told to stop; returns the exit status."""
-    # While it starts, too: the first process of a container is left alone by a SIGTERM that it does not handle.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # While it starts, too: the first process of a container is left alone by a SIGTERM that it does not handle, and one
+    # that a script started in the background by Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     with ExitStack() as in_the_end:
         app = build(settings, in_the_end)
         if settings.debug:
