@@ -112,8 +112,10 @@ class Access:
         if view is None or needed == PUBLIC:
             return None
         if not self._needs_keys():
-            # Whoever comes through a proxy comes from elsewhere, though the proxy is on this machine.
-            if not self._any_host and any(name in request.headers for name in PROXY_HEADERS):
+            # Whoever comes through a proxy comes from elsewhere, though the proxy is on this machine; and of what it
+            # reads a page tells no origin, so that a web site whose own name points here shows by that name alone.
+            proxied = any(name in request.headers for name in PROXY_HEADERS)
+            if not self._any_host and (proxied or (request.method in ("GET", "HEAD") and not _named_as_this_machine())):
                 raise FaceError("forbidden", "not_from_here")
             return None
         if self._per_address:
@@ -158,10 +160,8 @@ class Access:
             return True
         # A page of this very service. Without keys it must also be called by a name of this machine: else any web
         # site could have its own name point here, and be the same origin.
-        host = origin.partition("://")[2]
-        named = request.host.rpartition(":")[0] if request.host.rpartition(":")[2].isdigit() else request.host
-        safe = self._keys.needed or self._any_host or named.strip("[]") in LOOPBACK_NAMES
-        return host == request.host and safe
+        safe = self._keys.needed or self._any_host or _named_as_this_machine()
+        return origin.partition("://")[2] == request.host and safe
 
     def _name_origin(self, response: Response) -> Response:
         if self._origins:
@@ -202,6 +202,11 @@ class Access:
             raise away from error
         self._ask_again = 0.0
         return answer
+
+
+def _named_as_this_machine() -> bool:
+    name, _, port = request.host.rpartition(":")
+    return (name if port.isdigit() else request.host).strip("[]") in LOOPBACK_NAMES
 
 
 def _storage_options(uri: str) -> dict[str, float | bool]:

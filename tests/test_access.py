@@ -304,7 +304,10 @@ def test_a_preflight_is_answered_for_named_origins_alone(tmp_path: Path, app_key
 
 def test_a_web_site_whose_name_points_to_this_machine_is_no_page_of_the_service(tmp_path: Path) -> None:
     headers = {"Host": "evil.example:5000", "Origin": "http://evil.example:5000"}
-    assert Caller(tmp_path).post("/analyze", headers=headers).json["code"] == "forbidden"
+    caller = Caller(tmp_path)
+    assert caller.post("/analyze", headers=headers).json["code"] == "forbidden"
+    for host, status in (("evil.example:5000", 403), ("localhost:5000", 200), ("[::1]:5000", 200), ("127.0.0.1", 200)):
+        assert caller.client.get("/metrics", headers={"Host": host}).status_code == status
 
 
 def test_every_answer_tells_browsers_not_to_keep_frame_or_guess(caller: Caller) -> None:
