@@ -211,13 +211,13 @@ def _named_as_this_machine() -> bool:
 
 def _storage_options(uri: str) -> dict[str, float | bool]:
     """How the storage of the limits is asked: never for long, and with one kind of error when it cannot be reached."""
-    seconds = STORAGE_TIMEOUT_S
+    options: dict[str, float | bool] = {} if uri.startswith("memory") else {"wrap_exceptions": True}
     if uri.startswith("mongodb"):
         names = ("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS")
-        return {"wrap_exceptions": True, **dict.fromkeys(names, 1000 * seconds)}
-    if uri.startswith("redis"):
-        return {"wrap_exceptions": True, "socket_timeout": seconds, "socket_connect_timeout": seconds}
-    return {}
+        options |= dict.fromkeys(names, 1000 * STORAGE_TIMEOUT_S)
+    elif uri.startswith(("redis", "valkey")):
+        options |= dict.fromkeys(("socket_timeout", "socket_connect_timeout"), STORAGE_TIMEOUT_S)
+    return options
 
 
 def _limit(name: str, text: str) -> RateLimitItem | None:
