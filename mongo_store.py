@@ -283,18 +283,18 @@ class MongoStore:
         """Do nothing: what the server's journal and oplog still hold is its own affair."""
 
     def note_seen(self, user_ids: Iterable[str], day: int) -> None:
-        people = list(user_ids)
-        self._note((user_id, day) for user_id in people)
-        with unavailable_on(PyMongoError, BSONError):
-            erased = list(self.collection.find({"erases": {"$in": people}}, {"_id": 0, "erases": 1}))
-            if erased:
-                self._seen.delete_many({"_id": {"$in": [one["erases"] for one in erased]}})
+        self._note((user_id, day) for user_id in user_ids)
 
     def _note(self, notes: Iterable[tuple[str, int]]) -> None:
-        noting = (pymongo.UpdateOne({"_id": one}, {"$set": {"day": day}}, upsert=True) for one, day in notes)
-        while page := list(islice(noting, PAGE)):
+        left = iter(notes)
+        while page := dict(islice(left, PAGE)):
+            noting = [pymongo.UpdateOne({"_id": one}, {"$set": {"day": day}}, upsert=True) for one, day in page.items()]
             with unavailable_on(PyMongoError, BSONError):
-                self._seen.bulk_write(page, ordered=False)
+                self._seen.bulk_write(noting, ordered=False)
+                # Afterwards: who is erased from now on loses the note with the erasure.
+                erased = [one["erases"] for one in self.collection.find({"erases": {"$in": list(page)}}, {"erases": 1})]
+                if erased:
+                    self._seen.delete_many({"_id": {"$in": erased}})
 
     def unseen(self, since: float) -> Iterator[str]:
         after = 0

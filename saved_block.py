@@ -63,6 +63,14 @@ class Header:
     set_aside: Mapping[str, list[tuple[int, str]]]
     texts: Mapping[str, str]
 
+    @classmethod
+    def read(cls, text: bytes) -> Header:
+        """Read what `to_bytes` returned; DamagedError if it is of another version."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise DamagedError("its header is another version's") from error
+
     def to_bytes(self) -> bytes:
         """Return the header as it stands in the file."""
         return json.dumps(asdict(self), sort_keys=True).encode()
@@ -176,7 +184,7 @@ class SealedBlock(SavedBlock):
     def __init__(self, path: Path, dimension: int, keyring: Keyring) -> None:
         file = path.open("r+b", buffering=0)
         sealed_header, self._pages_at = _read_sealed_header(file)
-        header = Header(**json.loads(_opened(keyring, sealed_header, HEADER_PLACE)))
+        header = Header.read(_opened(keyring, sealed_header, HEADER_PLACE))
         self._keyring, self._dimension, self._count = keyring, dimension, header.count
         self._place = _pages_place(sealed_header)
         self._row_bytes = sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout(dimension, 1).values())
@@ -332,4 +340,4 @@ def _read_header(data: Any) -> tuple[Header, int]:
     text = bytes(data[start : start + length])
     if data[: len(MAGIC)] != MAGIC or hashlib.sha256(text).digest() != data[start - DIGEST_BYTES : start]:
         raise DamagedError("its header is damaged")
-    return Header(**json.loads(text)), start + length
+    return Header.read(text), start + length

@@ -42,9 +42,11 @@ class Keyring:
 
     Args:
         keys: 32 bytes each.
+        plain_too: whether a template that is not sealed is read as well.
     """
 
     keys: Sequence[bytes] = ()
+    plain_too: bool = True
 
     def __bool__(self) -> bool:
         return bool(self.keys)

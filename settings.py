@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ class Settings:
         "",
         "keys that encrypt templates at rest, in base64, the newest first (a flag shows in the process list)",
         secret=True,
+    )
+    plain_templates: str = _setting(
+        "read",
+        "what a template is that is not encrypted: read; or refuse, once `rotate-keys` has been over all of them",
+        choices=("read", "refuse"),
     )
     data_dir: Path = _setting(PROJECT / "data", "folder of the embedded store and of the gallery's snapshot")
     gallery_snapshot: str = _setting(
@@ -186,9 +191,11 @@ class Settings:
         if self.search != "memory" and not self.mongo_uri:
             raise SettingsError(f"SEARCH={self.search} needs a MongoDB: give MONGO_URI, or take SEARCH=memory")
         try:
-            keyring = sealing.parse_keys(self.template_keys)
+            keyring = self.keyring
         except ValueError as error:
             raise SettingsError(f"TEMPLATE_KEYS cannot be used: {error}") from error
+        if not keyring and not keyring.plain_too:
+            raise SettingsError("PLAIN_TEMPLATES=refuse needs TEMPLATE_KEYS: without keys every template is plain")
         if keyring and self.search != "memory":
             raise SettingsError(
                 f"SEARCH={self.search} keeps templates as MongoDB's index needs them, unencrypted: "
@@ -199,6 +206,11 @@ class Settings:
                 f"THRESHOLD_FLOOR ({self.threshold_floor}) is above VERIFY_THRESHOLD ({self.verify_threshold}): "
                 "lower the floor or raise the threshold"
             )
+
+    @property
+    def keyring(self) -> sealing.Keyring:
+        """The keys of TEMPLATE_KEYS; ValueError as `sealing.parse_keys`."""
+        return replace(sealing.parse_keys(self.template_keys), plain_too=self.plain_templates == "read")
 
 
 def _check(setting: Field[Any], value: Any) -> None:

@@ -39,11 +39,16 @@ def decode(blob: object, user_id: object, model: object, keyring: Keyring) -> Te
 
     Raises:
         MissingKeyError: it is sealed with a key that is not here.
-        ValueError: it is anything else, moved from another record, or not finite and of norm 1.
+        ValueError: it is anything else, moved from another record, plain though the keyring refuses that, or not
+            finite and of norm 1.
     """
     if not isinstance(blob, bytes) or len(blob) > MAX_EMBEDDING_BYTES:
         raise ValueError("its embedding is absent, no binary, or too large")
-    return _loads(keyring.open(blob, _place(user_id, model)) if is_sealed(blob) else blob)
+    if is_sealed(blob):
+        blob = keyring.open(blob, _place(user_id, model))
+    elif not keyring.plain_too:
+        raise ValueError("it is not encrypted, which PLAIN_TEMPLATES=refuse takes for somebody else's work")
+    return _loads(blob)
 
 
 def reseal(blob: bytes, user_id: str, model: str | None, keyring: Keyring) -> bytes | None:
@@ -62,7 +67,8 @@ def _loads(blob: bytes) -> Template:
         vector = _TemplateUnpickler(blob).vector()
     except Exception as error:  # hostile bytes may raise anything; all of it means unreadable
         raise ValueError(f"its embedding cannot be read ({type(error).__name__})") from error
-    norm = float(np.linalg.norm(vector))
+    with np.errstate(over="ignore"):  # a norm beyond all numbers is refused below
+        norm = float(np.linalg.norm(vector))
     if not abs(norm - 1) <= NORM_TOLERANCE:
         raise ValueError(f"its embedding has the norm {norm}")
     template: Template = (vector / norm).astype(np.float32)

@@ -13,7 +13,7 @@ from engine import Engine
 from errors import FaceError
 from gallery import Gallery
 from liveness import AddOnLiveness, Liveness
-from sealing import NO_KEYS, Keyring, parse_keys
+from sealing import NO_KEYS, Keyring
 from settings import Settings
 from snapshot import SnapshotFolder
 from store import Records, Store
@@ -86,7 +86,7 @@ def connected_store(settings: Settings) -> Records:
         FaceError: `database_unavailable`, the store stayed out of reach.
     """
 
-    keyring = parse_keys(settings.template_keys)
+    keyring = settings.keyring
 
     def connect() -> Records:
         return open_store(
@@ -219,9 +219,9 @@ def gallery_of(settings: Settings, store: Store, engine: Engine) -> Gallery:
     plain_model = settings.plain_model or None
     snapshot = SnapshotFolder(
         settings.data_dir / "gallery",
-        f"{store.describe()} {engine.name} {engine.dimension} {plain_model}",
+        f"{store.describe()} {engine.name} {engine.dimension} {plain_model} {settings.plain_templates}",
         engine.dimension,
-        parse_keys(settings.template_keys),
+        settings.keyring,
     )
     index = _vector_index(settings, store, engine)
     keeps = settings.gallery_snapshot == "on" and index is None

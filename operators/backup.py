@@ -34,7 +34,7 @@ from bson.raw_bson import RawBSONDocument
 
 import wiring
 from operators.progress import watched
-from sealing import Keyring, SealError, parse_keys
+from sealing import Keyring, SealError
 from settings import Settings
 from store import Document, Records, StoreNotEmptyError, erasure_of, is_text
 
@@ -266,7 +266,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Back up or restore."""
-    keyring = parse_keys(settings.template_keys)
+    keyring = settings.keyring
     store = wiring.connected_store(settings)
     try:
         if hasattr(arguments, "replace"):

@@ -20,9 +20,9 @@ import template_codec
 import wiring
 from audit import AuditLog, folder_of
 from operators.progress import watched
-from sealing import Keyring, MissingKeyError, parse_keys
+from sealing import Keyring, MissingKeyError
 from settings import Settings, SettingsError
-from store import Records
+from store import Records, moment_of, text_of
 from template_codec import Template
 
 UNREADABLE = "(unreadable)"
@@ -62,17 +62,20 @@ def enrolled(store: Records, keyring: Keyring, stats: Stats | None = None) -> It
             continue
         if document.get("embedding") is None and document.get("deleted_at") is not None:
             continue
-        user_id, model, moment = document.get("user_id"), document.get("model"), document.get("timestamp")
+        user_id, model = document.get("user_id"), document.get("model")
+        template, counted_as = None, str(model or "(none named)")
         try:
             template = template_codec.decode(document.get("embedding"), user_id, model, keyring)
-        except (MissingKeyError, ValueError):
-            template = None
-        known = float(moment) if isinstance(moment, (int, float)) and 0 < moment < 1e11 else None
+        except MissingKeyError as error:
+            counted_as = f"(a template {error})"
+        except ValueError:
+            counted_as = UNREADABLE
+        known = moment_of(document.get("timestamp"))
         if known is not None:
             stats.first = min(known, stats.first or known)
             stats.last = max(known, stats.last or known)
-        stats.models[UNREADABLE if template is None else str(model or "(none named)")] += 1
-        yield Enrolled(str(user_id), known, model if isinstance(model, str) else None, template)
+        stats.models[counted_as] += 1
+        yield Enrolled(str(user_id), known, text_of(model), template)
 
 
 def utc(moment: float | None) -> str | None:
@@ -97,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Do what the command says, beside running services."""
     store = wiring.connected_store(settings)
-    keyring = parse_keys(settings.template_keys)
+    keyring = settings.keyring
     try:
         if arguments.command == "export":
             return _export(store, keyring, arguments)

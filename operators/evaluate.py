@@ -46,7 +46,6 @@ from operators.evaluation_data import (
     read_subgroups,
 )
 from pipeline import ModelSlots, Pipeline
-from sealing import parse_keys
 from settings import PROJECT, Settings
 
 logger = logging.getLogger("face_api")
@@ -111,7 +110,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     pipeline = Pipeline(settings, engine, CoveringModel(PROJECT / "models"), slots)
     embed = pipeline.unchecked_template if arguments.without_checks else pipeline.template
     paths = [one for photos in people.values() for one in photos]
-    key, keyring = cache_key(engine, settings, arguments.without_checks), parse_keys(settings.template_keys)
+    key, keyring = cache_key(engine, settings, arguments.without_checks), settings.keyring
     with Cache(arguments.cache, key, engine.dimension, keyring) as cache:
         outcomes = embed_all(paths, embed, cache, at_once=settings.model_slots)
     logger.info("Comparing")

@@ -16,7 +16,7 @@ import template_codec
 import wiring
 from audit import AuditLog, folder_of
 from operators.progress import watched
-from sealing import KEY_BYTES, Keyring, MissingKeyError, parse_keys
+from sealing import KEY_BYTES, Keyring, MissingKeyError
 from settings import Settings, SettingsError
 from store import PAGE, Records, StoredEmbedding
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.new_key:
         sys.stdout.write(base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode() + "\n")
         return 0
-    keyring = parse_keys(settings.template_keys)
+    keyring = settings.keyring
     if not keyring:
         raise SettingsError(
             "TEMPLATE_KEYS is empty: give the new key first and the older ones behind it "

@@ -26,7 +26,7 @@ from gallery import Gallery
 from mongo_store import MongoStore
 from mongo_vectors import MongoVectorIndex
 from operators import rotate_keys
-from sealing import MAGIC, Keyring, parse_keys
+from sealing import MAGIC, Keyring, is_sealed, parse_keys
 from settings import PROJECT, Settings, SettingsError, load_settings
 from sqlite_store import SqliteStore
 from store import PAGE, Enrolment, Store, StoredEmbedding
@@ -187,6 +187,32 @@ def test_stolen_files_give_no_template_away_neither_of_the_store_nor_of_the_snap
     store.close()
 
 
+def test_a_plain_template_that_somebody_puts_into_an_encrypted_database_matches_nobody_once_they_are_refused(
+    folder: Path,
+) -> None:
+    assert rotate(folder, BOTH)[0] == 0
+    store = SqliteStore(folder / "faces.sqlite3")
+    store.prepare()
+    store.append(store.last_place() + 1, [an_enrolment(66, "victim")])
+    for plain_templates, found in (("read", True), ("refuse", False)):
+        settings = Settings(data_dir=folder, template_keys=text(NEW), plain_templates=plain_templates)
+        engine = ScriptedEngine()
+        engine.name, engine.dimension = "m", 512
+        gallery = wiring.gallery_of(settings, wiring.connected_store(settings), engine)
+        gallery.load()
+        best = gallery.search(a_template(66))
+        assert (best is not None and best.user_id == "victim") is found
+        gallery.close()  # ... with a snapshot, which must not bring the victim back
+    assert rotate(folder, NEW, plain_templates="refuse")[0] == 1
+    assert [is_sealed(stored.embedding) for stored in store.embeddings(0)] == [True] * 4 + [False]
+    store.close()
+
+
+def test_refusing_plain_templates_without_keys_is_refused_at_the_start() -> None:
+    with pytest.raises(SettingsError, match="TEMPLATE_KEYS"):
+        Settings(plain_templates="refuse")
+
+
 def test_what_a_service_without_keys_left_on_its_disk_goes_when_keys_come(tmp_path: Path) -> None:
     store, gallery = started(tmp_path, Keyring())
     gallery.enrol(as_read(1), duplicate_cosine=0.5)
@@ -268,11 +294,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def rotate(folder: Path, keyring: Keyring, *words: str) -> tuple[int, str]:
+def rotate(folder: Path, keyring: Keyring, *words: str, plain_templates: str = "read") -> tuple[int, str]:
     """Run the command in this process; returns its exit status and what it said."""
     parser = argparse.ArgumentParser()
     rotate_keys.add_arguments(parser)
-    settings = Settings(data_dir=folder, template_keys=text(keyring))
+    settings = Settings(data_dir=folder, template_keys=text(keyring), plain_templates=plain_templates)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         return rotate_keys.run(parser.parse_args(words), settings), said.getvalue()
 

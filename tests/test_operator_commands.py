@@ -27,6 +27,7 @@ from operators.bulk import Line, Photo, Report
 from operators.bulk_import import Importer, still_to_do
 from operators.duplicates import pairs_above, tiles_of
 from operators.reembed import bring_up_to_date
+from sealing import Keyring
 from settings import PROJECT, Settings
 from sqlite_store import SqliteStore
 from store import Enrolment
@@ -365,6 +366,20 @@ def test_the_counts_are_those_of_the_store(tmp_path: Path, capsys: pytest.Captur
     store.erase(5, "person-3")
     out = commanded(tmp_path, capsys, "stats")
     for line in ("enrolled: 3", "with m: 2", "with another model: 1", "erased: 1", "log: 5", "1970-01-01T01:23:20Z"):
+        assert line in out
+
+
+def test_the_counts_tell_a_key_that_is_missing_from_a_record_that_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keyring = Keyring((bytes(32),))
+    store = SqliteStore(tmp_path / "faces.sqlite3", keyring)
+    store.prepare()
+    store.append(1, [Enrolment("sealed", a_template(1), "m", 1.0)])
+    store.fill([*store.documents(1), {"seq": 2, "user_id": "damaged", "embedding": b""}], [], replace=True)
+    store.close()
+    out = commanded(tmp_path, capsys, "stats")
+    for line in (f"sealed with the key {keyring.names[0]}", "TEMPLATE_KEYS does not hold): 1", "(unreadable): 1"):
         assert line in out
 
 

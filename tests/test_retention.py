@@ -144,6 +144,21 @@ def test_a_sweep_erases_who_is_due_and_tells_the_audit_log(
     assert [(line["event"], line["user_id"]) for _, line in lines_of(swept.folder)] == [("erase", "person-0")]
 
 
+def test_notes_of_a_clock_that_was_ahead_stop_no_sweep_any_more_once_an_operator_says_that_it_is_right(
+    tmp_path: Path,
+) -> None:
+    database = Database("sqlite", tmp_path)
+    store = database.open()
+    store.append(1, enrolled_ago(200, 1))
+    store.note_seen(["person-1"], int(NOW // DAY) + 9000)
+    with pytest.raises(RetentionError, match="--now"):
+        due(store, DAYS, NOW, 2)
+    assert app.main(["retention", "--now", "--retention-days", str(DAYS), "--data-dir", str(tmp_path)]) == 0
+    assert due(store, DAYS, NOW, 2) == []
+    assert list(store.notes()) == [("person-1", int(time.time() // DAY))]
+    database.discard()
+
+
 def test_the_command_lists_first_and_erases_when_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     database = Database("sqlite", tmp_path)
     database.open().append(1, enrolled_ago(200, 1))

@@ -436,3 +436,13 @@ def test_a_damaged_note_of_the_newest_erasure_is_no_note_that_the_log_confirms(
     assert Started(database, folder).store.read < ROWS
     (folder / ERASED).write_bytes(b"\xff 12")
     assert Started(database, folder).store.read > ROWS
+
+
+def test_a_file_of_another_version_is_read_anew(
+    database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = enrol(database.open(), range(ROWS))
+    with monkeypatch.context() as other_version:
+        other_version.setattr(saved_block.Header, "to_bytes", lambda self: json.dumps({"rows": self.count}).encode())
+        Started(database, folder).gallery.close()
+    assert Started(database, folder).ids() == set(people)

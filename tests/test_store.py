@@ -195,6 +195,7 @@ HOSTILE: dict[str, object] = {
     "NaN": pickle.dumps(np.full(D, np.nan, np.float32)),
     "one NaN": pickle.dumps(np.where(np.arange(D) == 3, np.float32(np.nan), NORMAL)),
     "infinite": pickle.dumps(np.full(D, np.inf, np.float32)),
+    "beyond every norm": pickle.dumps(np.full(D, 1e300)),
     "zero": pickle.dumps(np.zeros(D, np.float32)),
     "not normalised": pickle.dumps(NORMAL * np.float32(1.01)),
     "whole numbers": pickle.dumps(np.eye(1, D, dtype=np.int32)[0]),
