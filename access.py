@@ -112,8 +112,10 @@ class Access:
         if view is None or needed == PUBLIC:
             return None
         if not self._needs_keys():
-            # Whoever comes through a proxy comes from elsewhere, though the proxy is on this machine.
-            if not self._any_host and any(name in request.headers for name in PROXY_HEADERS):
+            # Whoever comes through a proxy comes from elsewhere, though the proxy is on this machine; and of what it
+            # reads a page tells no origin, so that a web site whose own name points here shows by that name alone.
+            proxied = any(name in request.headers for name in PROXY_HEADERS)
+            if not self._any_host and (proxied or (request.method in ("GET", "HEAD") and not _named_as_this_machine())):
                 raise FaceError("forbidden", "not_from_here")
             return None
         if self._per_address:
@@ -158,10 +160,8 @@ class Access:
             return True
         # A page of this very service. Without keys it must also be called by a name of this machine: else any web
         # site could have its own name point here, and be the same origin.
-        host = origin.partition("://")[2]
-        named = request.host.rpartition(":")[0] if request.host.rpartition(":")[2].isdigit() else request.host
-        safe = self._keys.needed or self._any_host or named.strip("[]") in LOOPBACK_NAMES
-        return host == request.host and safe
+        safe = self._keys.needed or self._any_host or _named_as_this_machine()
+        return origin.partition("://")[2] == request.host and safe
 
     def _name_origin(self, response: Response) -> Response:
         if self._origins:
@@ -204,30 +204,40 @@ class Access:
         return answer
 
 
+def _named_as_this_machine() -> bool:
+    name, _, port = request.host.rpartition(":")
+    return (name if port.isdigit() else request.host).strip("[]") in LOOPBACK_NAMES
+
+
 def _storage_options(uri: str) -> dict[str, float | bool]:
     """How the storage of the limits is asked: never for long, and with one kind of error when it cannot be reached."""
-    seconds = STORAGE_TIMEOUT_S
+    options: dict[str, float | bool] = {} if uri.startswith("memory") else {"wrap_exceptions": True}
     if uri.startswith("mongodb"):
         names = ("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS")
-        return {"wrap_exceptions": True, **dict.fromkeys(names, 1000 * seconds)}
-    if uri.startswith("redis"):
-        return {"wrap_exceptions": True, "socket_timeout": seconds, "socket_connect_timeout": seconds}
-    return {}
+        options |= dict.fromkeys(names, 1000 * STORAGE_TIMEOUT_S)
+    elif uri.startswith(("redis", "valkey")):
+        options |= dict.fromkeys(("socket_timeout", "socket_connect_timeout"), STORAGE_TIMEOUT_S)
+    return options
 
 
 def _limit(name: str, text: str) -> RateLimitItem | None:
-    if not text.strip():
+    if text.strip().lower() in ("", "off"):  # an empty line of .env asks for the default, so that off needs a word
         return None
     try:
         return parse(text)
     except ValueError as error:
-        raise SettingsError(f"{name} is {text!r}, which is no limit such as 60/minute or 10/15 minutes") from error
+        raise SettingsError(f"{name} is {text!r}, and no limit such as 60/minute, 10/15 minutes or off") from error
 
 
 def _network(address: str | None) -> str:
-    """Whom an address stands for: itself, or its IPv6 network."""
+    """Whom an address stands for: itself, or its IPv6 network; without the port that some proxies add."""
+    text = (address or "").strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
     try:
-        parsed = ipaddress.ip_address((address or "").partition("%")[0])
+        parsed = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return "unknown"
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:

@@ -137,6 +137,7 @@ def build(settings: Settings, in_the_end: ExitStack) -> Flask:
     covering = CoveringModel(PROJECT / "models")
     store = wiring.connected_store(settings)
     engine = wiring.loaded_engine(settings)
+    decoders.require_working()  # they have been starting meanwhile
     liveness = wiring.liveness_of(settings, engine)
     server.release_memory()
     gallery = wiring.gallery_of(settings, store, engine)

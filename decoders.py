@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ logger = logging.getLogger("face_api")
 
 # The slowest photo that is within the limits takes 2 s of a core, and waits longer where others want the core, too.
 CPU_S, PATIENCE_S = 6, 30.0
+START_PATIENCE_S = 60.0
 # Of address space: the interpreter and its libraries take 0.2 GB, and the greediest decoder (of WebP with transparency)
 # 22 bytes for each pixel: 1.4 GB for 40 megapixels.
 BASE_BYTES, BYTES_PER_PIXEL = 384 * 2**20, 24
@@ -47,6 +49,9 @@ class Decoders:
     Args:
         count: how many.
         max_pixels: of the largest photo, by which their memory is limited.
+
+    Raises:
+        OSError: the system gives no process.
     """
 
     def __init__(self, count: int, max_pixels: int) -> None:
@@ -62,6 +67,14 @@ class Decoders:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_ENVIRONMENT, start_new_session=True
         )
 
+    def require_working(self) -> None:
+        """Know before there are photos that they can be decoded; OSError if not."""
+        try:
+            self.decode(b"", max_bytes=1, max_pixels=1)
+        except FaceError as error:
+            if error.code != "empty_file":
+                raise OSError("no photo can be decoded: what the decoder said is above") from error
+
     def decode(self, data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float = math.inf) -> Photo:
         """`images.decode` in another process; a photo that this does not survive is `unreadable_image`.
 
@@ -72,29 +85,49 @@ class Decoders:
         if longest_side < math.inf:
             asked["longest_side"] = longest_side
         process = self._idle.get()
-        watch = threading.Timer(PATIENCE_S, process.kill)
-        watch.start()
         try:
-            answer = _asked(process, asked, data, max_pixels)
-        except _NO_ANSWER as error:
-            logger.warning("A decoder ended (status %d) over a photo of %d bytes", _end(process), len(data))
+            if process.poll() is not None:  # it was ended while idle, which is not this photo's fault
+                process = self._instead_of(process)
             try:
-                process = self._started()
-            except OSError as failure:
-                raise FaceError("overloaded", headers={"Retry-After": "5"}) from failure
-            raise FaceError("unreadable_image") from error
+                with _watched(process, PATIENCE_S):
+                    answer = _asked(process, asked, data, max_pixels)
+            except _NO_ANSWER as error:
+                process = self._instead_of(process, f"over a photo of {len(data)} bytes")
+                raise FaceError("unreadable_image") from error
         finally:
-            watch.cancel()
             self._idle.put(process)
         if isinstance(answer, FaceError):
             raise answer
         return answer
+
+    def _instead_of(self, process: subprocess.Popen[bytes], when: str = "while idle") -> subprocess.Popen[bytes]:
+        """End a process and return another one that works; FaceError `overloaded`."""
+        logger.warning("A decoder ended %s (status %d)", when, _end(process))
+        try:
+            another = self._started()
+            with _watched(another, START_PATIENCE_S):
+                _asked(another, {"length": 0, "max_bytes": 1, "max_pixels": 1}, b"", 1)
+        except _NO_ANSWER as error:
+            logger.error("No decoder can be started (%s): photos are turned away", type(error).__name__)  # noqa: TRY400
+            raise FaceError("overloaded", headers={"Retry-After": "5"}) from error
+        return another
 
     def close(self) -> None:
         """End the processes that are idle; one that is at work ends by itself, since nobody listens any more."""
         with contextlib.suppress(queue.Empty):
             while True:
                 _end(self._idle.get_nowait())
+
+
+@contextlib.contextmanager
+def _watched(process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
+    """End the process if what is done meanwhile takes longer."""
+    watch = threading.Timer(seconds, process.kill)
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:

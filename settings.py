@@ -52,11 +52,9 @@ class Settings:
     )
     api_keys_file: str = _setting("", "where `python app.py keys` keeps the keys' hashes; empty: keys, in DATA_DIR")
     allow_no_keys: bool = _setting(False, "serve addresses other than loopback without any API key")
-    rate_limit_key: str = _setting("6000/minute", "requests that one API key may make; empty: any number")
-    rate_limit_address: str = _setting("600/minute", "requests that one address may make; empty: any number")
-    lockout: str = _setting(
-        "10/15 minutes", "failed 1:1 verifications after which a user_id is locked out; empty: never"
-    )
+    rate_limit_key: str = _setting("6000/minute", "requests that one API key may make; off: any number")
+    rate_limit_address: str = _setting("600/minute", "requests that one address may make; off: any number")
+    lockout: str = _setting("10/15 minutes", "failed 1:1 verifications after which a user_id is locked out; off: never")
     limits_storage: str = _setting(
         "memory://", "where limits are counted: memory://, or for all replicas redis:// or mongodb://", secret=True
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from covering import CoveringModel
+from decoders import Decoders
 from engine import Engine, Vector
 from errors import FaceError
 from pipeline import ModelSlots, Pipeline
@@ -101,7 +102,8 @@ def one_thread_each(settings: Settings) -> Settings:
 def made_of(photos: Sequence[Photo], engine: Engine, settings: Settings) -> Iterator[Made]:
     """Take photos through the service's own pipeline, as many at once as there are model slots, in their order."""
     slots = ModelSlots(settings.model_slots, settings.queue_limit)
-    pipeline = Pipeline(settings, engine, CoveringModel(PROJECT / "models"), slots)
+    decoders = Decoders(settings.model_slots, settings.max_image_pixels)  # one bad photo ends no bulk
+    pipeline = Pipeline(settings, engine, CoveringModel(PROJECT / "models"), slots, decode=decoders.decode)
 
     def made(photo: Photo) -> Made:
         try:
@@ -131,6 +133,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], at_once: int
             yield running.popleft().result()
     finally:
         workers.shutdown(cancel_futures=True)
+        decoders.close()
 
 
 def _read(photo: Photo, settings: Settings) -> bytes:

@@ -19,7 +19,7 @@ from access import Access
 from app import create_app
 from gallery import Gallery
 from keys import KeysError, new_key, parse
-from settings import Settings, SettingsError
+from settings import Settings, SettingsError, load_settings
 from sqlite_store import SqliteStore
 
 PROTECTED = ["/signUp", "/signup", "/verify", "/compare", "/analyze"]
@@ -199,6 +199,20 @@ def test_every_address_of_one_ipv6_network_counts_as_one(tmp_path: Path, app_key
     assert answers == [401, 429, 401]
 
 
+@pytest.mark.parametrize(
+    ("first", "same", "other"),
+    [("192.0.2.1", "192.0.2.1:4711", "192.0.2.2:4711"), ("2001:db8::1", "[2001:db8::2]:4711", "[2001:db8:1::1]:4711")],
+)
+def test_the_port_that_a_proxy_tells_is_no_part_of_an_address(
+    tmp_path: Path, app_key: str, first: str, same: str, other: str
+) -> None:
+    caller = Caller(tmp_path, rate_limit_address="1/minute", trusted_proxies=1)
+    answers = [
+        caller.client.post("/analyze", headers={"X-Forwarded-For": one}).status_code for one in (first, same, other)
+    ]
+    assert answers == [401, 429, 401]
+
+
 def test_a_key_is_limited_wherever_it_comes_from(tmp_path: Path, app_key: str) -> None:
     caller = Caller(tmp_path, rate_limit_key="2/minute", rate_limit_address="")
     headers = {"X-API-Key": app_key}
@@ -255,6 +269,15 @@ def test_one_apps_idempotency_keys_say_nothing_to_another(
     assert caller.post("/signUp", other_key, headers=again).json["code"] == "duplicate_face"
 
 
+def test_a_limit_can_be_switched_off_where_an_empty_line_asks_for_the_default(tmp_path: Path, app_key: str) -> None:
+    names = ("RATE_LIMIT_ADDRESS", "RATE_LIMIT_KEY", "LOCKOUT")
+    empty = load_settings({}, dict.fromkeys(names, ""), None)
+    assert empty.rate_limit_address == Settings().rate_limit_address
+    off = load_settings({}, dict.fromkeys(names, "off"), None)
+    caller = Caller(tmp_path, **{name.lower(): getattr(off, name.lower()) for name in names})
+    assert {caller.client.post("/analyze").status_code for _ in range(700)} == {401}
+
+
 @pytest.mark.parametrize("wrong", [{"lockout": "often"}, {"rate_limit_key": "x"}, {"limits_storage": "nowhere://"}])
 def test_a_limit_that_is_none_is_refused_at_the_start(tmp_path: Path, wrong: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match=next(iter(wrong)).upper()):
@@ -281,7 +304,10 @@ def test_a_preflight_is_answered_for_named_origins_alone(tmp_path: Path, app_key
 
 def test_a_web_site_whose_name_points_to_this_machine_is_no_page_of_the_service(tmp_path: Path) -> None:
     headers = {"Host": "evil.example:5000", "Origin": "http://evil.example:5000"}
-    assert Caller(tmp_path).post("/analyze", headers=headers).json["code"] == "forbidden"
+    caller = Caller(tmp_path)
+    assert caller.post("/analyze", headers=headers).json["code"] == "forbidden"
+    for host, status in (("evil.example:5000", 403), ("localhost:5000", 200), ("[::1]:5000", 200), ("127.0.0.1", 200)):
+        assert caller.client.get("/metrics", headers={"Host": host}).status_code == status
 
 
 def test_every_answer_tells_browsers_not_to_keep_frame_or_guess(caller: Caller) -> None:

@@ -56,12 +56,35 @@ def test_a_refusal_comes_with_its_own_words(pool: Decoders) -> None:
     assert (error.code, "512x512" in error.message) == ("image_too_large", True)
 
 
-def test_a_decoder_that_crashes_takes_its_photo_with_it_and_nothing_else(pool: Decoders) -> None:
+def test_a_decoder_that_was_ended_while_idle_costs_no_photo(pool: Decoders) -> None:
     first = process_of(pool)
-    os.kill(first, signal.SIGSEGV)
-    assert refusal(pool, ASTRONAUT).code == "unreadable_image"
+    os.kill(first, signal.SIGKILL)
+    pool._idle.queue[0].wait()
     assert pool.decode(ASTRONAUT, **LIMITS).size == (512, 512)
     assert process_of(pool) != first
+
+
+@pytest.mark.skipif(not LINUX, reason="limits memory as Linux does")
+def test_a_decoder_that_crashes_takes_its_photo_with_it_and_nothing_else(pool: Decoders) -> None:
+    pool.decode(ASTRONAUT, **LIMITS)
+    first = process_of(pool)
+    assert refusal(pool, heic_of_many(photos=100, metadata=7_000_000, pieces=30)).code == "unreadable_image"
+    assert process_of(pool) != first
+    assert pool.decode(ASTRONAUT, **LIMITS).size == (512, 512)
+
+
+def test_where_no_decoder_works_nobody_is_told_that_a_photo_is_damaged(
+    pool: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoders, "__file__", "/nowhere.py")
+    os.kill(process_of(pool), signal.SIGKILL)
+    pool._idle.queue[0].wait()
+    for _ in range(2):
+        assert refusal(pool, ASTRONAUT).code == "overloaded"
+    with pytest.raises(OSError, match="decoded"):
+        pool.require_working()
+    monkeypatch.undo()
+    assert pool.decode(ASTRONAUT, **LIMITS).size == (512, 512)
 
 
 def test_a_decoder_that_hangs_is_ended(pool: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,10 +138,13 @@ def test_what_a_decoder_that_was_taken_over_says_is_not_believed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lie: bytes
 ) -> None:
     liar = tmp_path / "liar.py"
-    liar.write_text(f"import sys\nsys.stdout.buffer.write({lie!r} + b'\\n')\n")
-    monkeypatch.setattr(decoders, "__file__", str(liar))
-    pool = Decoders(1, LIMITS["max_pixels"])
+    # It waits until it is asked: what ends before that is no photo's fault.
+    liar.write_text(f"import sys\nsys.stdin.buffer.readline()\nsys.stdout.buffer.write({lie!r} + b'\\n')\n")
+    with monkeypatch.context() as lying:
+        lying.setattr(decoders, "__file__", str(liar))
+        pool = Decoders(1, LIMITS["max_pixels"])
     assert refusal(pool, ASTRONAUT).code == "unreadable_image"
+    assert pool.decode(ASTRONAUT, **LIMITS).size == (512, 512)
     pool.close()
 
 
