@@ -116,7 +116,10 @@ def made_of(photos: Sequence[Photo], engine: Engine, settings: Settings) -> Iter
         except FaceError as refusal:
             return Made(photo, digest, None, refusal)
 
-    return in_order(made, photos, settings.model_slots)
+    try:
+        yield from in_order(made, photos, settings.model_slots)
+    finally:
+        decoders.close()
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Iterator[Result]:
@@ -133,7 +136,6 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], at_once: int
             yield running.popleft().result()
     finally:
         workers.shutdown(cancel_futures=True)
-        decoders.close()
 
 
 def _read(photo: Photo, settings: Settings) -> bytes:
