@@ -216,7 +216,7 @@ def test_auraface_is_known_by_its_recognisers_digest() -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("which", ["pack", "compact"])
+@pytest.mark.parametrize("which", ["pack", pytest.param("compact", marks=pytest.mark.slow)])
 def test_people_are_told_apart_on_real_photos(which: str, compact: CompactEngine) -> None:
     real = InsightFaceEngine(SHARED / "pack", threads=2) if which == "pack" else compact
     half = 0.38 if which == "pack" else compact.cosine_at_half

@@ -189,6 +189,7 @@ def damaged(path: Path, at: float) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0.0, 0.001, 0.05, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("name", ["block-000000", "block-000001", "tail"])
 def test_a_damaged_file_is_read_anew_from_the_store(database: Database, folder: Path, name: str, at: float) -> None:
