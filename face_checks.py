@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -173,12 +174,15 @@ def _face_region() -> npt.NDArray[np.bool_]:
 
 
 REGION = _face_region()
-REGION_POINTS = np.argwhere(REGION)[:, ::-1].astype(np.float64)
+# The rows and columns that it lies in, and two more on each side, which sharpness compares it with.
+_AROUND_REGION = tuple(slice(int(one.min()) - 2, int(one.max()) + 3) for one in np.nonzero(REGION))
+# Every second pixel of every second row: enough to tell which share of it is inside the photo, to a five-hundredth.
+_REGION_POINTS = 2.0 * np.argwhere(REGION[::2, ::2])[:, ::-1]
 
 
 def face_in_frame(image: Pixels, face: Face) -> float:
     """Share (0...1) of the face region that lies inside the photo."""
-    points = cv2.transform(REGION_POINTS[None], _inverse(_alignment(face)))[0]
+    points = cv2.transform(_REGION_POINTS[None], _inverse(_alignment(face)))[0]
     height, width = image.shape[:2]
     inside = (points >= -0.5).all(axis=1) & (points[:, 0] <= width - 0.5) & (points[:, 1] <= height - 0.5)
     return float(inside.mean())
@@ -199,14 +203,14 @@ def sharpness(grey: Grey) -> float:
     shrunk copies of 128 photos: it ranks them as their similarity to the original does (0.87 by Spearman), where
     the variance of the Laplacian reaches 0.67.
     """
-    smooth = cv2.GaussianBlur(grey.astype(np.float32), (3, 3), 0)
+    smooth, region = cv2.GaussianBlur(grey.astype(np.float32), (3, 3), 0)[_AROUND_REGION], REGION[_AROUND_REGION]
     contrast = float(grey[REGION].std())
     if contrast < 1.0:
         return 0.0
     detail = []
     for down, across in _STEPS:
         before, after = np.roll(smooth, (down, across), (0, 1)), np.roll(smooth, (-down, -across), (0, 1))
-        detail.append(float(np.abs(2 * smooth - before - after)[REGION].mean()))
+        detail.append(float(np.abs(2 * smooth - before - after)[region].mean()))
     return 100.0 * min(found / contrast / sharp for found, sharp in zip(detail, _SHARP_DETAIL, strict=True))
 
 
@@ -436,4 +440,9 @@ def cannot_be_embedded(checks: Sequence[Check]) -> FaceError:
 def refusal(checks: Sequence[Check]) -> FaceError:
     """The error that a photo is refused with, of which at least one check has failed."""
     first = next(check for check in checks if not check.passed)
-    return FaceError(first.code, fields={"checks": [asdict(check) for check in checks]})
+    return FaceError(first.code, fields={"checks": as_json(checks)})
+
+
+def as_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """The checks as the API lists them."""
+    return [dict(vars(check)) for check in checks]

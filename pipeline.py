@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -156,7 +156,7 @@ class Pipeline:
             try:
                 photo, faces = self._close_enough(data, photo, faces)
                 _, passed = self._checked(photo, faces, self.liveness)
-                code, checks = None, [asdict(check) for check in passed]
+                code, checks = None, face_checks.as_json(passed)
             except FaceError as refusal:
                 if "checks" not in refusal.fields:
                     raise
