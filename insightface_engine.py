@@ -46,9 +46,9 @@ class InsightFaceEngine:
     FACE = 0.5
     # A selfie needs no full search: where a quick look (0.41 of its cost) sees one face that is 30 % of the picture
     # wide, and no trace of another, it ends. Of 596 shared photos 503 end so, and no face is missed; all together
-    # cost 0.64. A second face pasted beside such a one, which the full search finds, is lost in 0 of 420 photos when
+    # cost 0.56. A second face pasted beside such a one, which the full search finds, is lost in 0 of 420 photos when
     # it is 15 % of the picture wide, 1 % at 10 %, 6 % at 6 %, 13 % at 5 %, 25 % at 4 % (benchmarks/detection.py; an
-    # input of 320 loses twice as many, at 0.5 of the cost; to ask for a score of 0.7 loses as many, at 0.68).
+    # input of 320 loses twice as many; to ask for a score of 0.7 loses as many).
     LARGE_FACE_SIDE, LARGE, TRACE = 384, 0.3, 0.02
     # One face seen at both sides gives two boxes, which the detector's own suppression merges from an overlap of
     # 0.4; what lies mostly inside a surer face is the same face too (a face within a face is no second person).
