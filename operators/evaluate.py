@@ -9,6 +9,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 import wiring
 from covering import CoveringModel
+from decoders import Decoders
 from engine import Engine
 from operators import evaluation_report
 from operators.biometrics import (
@@ -109,12 +111,13 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     settings = one_thread_each(settings)
     engine = wiring.loaded_engine(settings)
     slots = ModelSlots(settings.model_slots, settings.queue_limit)
-    pipeline = Pipeline(settings, engine, CoveringModel(PROJECT / "models"), slots)
-    embed = pipeline.unchecked_template if arguments.without_checks else pipeline.template
     paths = [one for photos in people.values() for one in photos]
     key = cache_key(engine, settings, arguments.without_checks)
     cache = Cache(arguments.cache, key, engine.dimension, settings.keyring)
-    outcomes = embed_all(paths, embed, cache, at_once=settings.model_slots)
+    with closing(Decoders(settings.model_slots, settings.max_image_pixels)) as decoders:
+        pipeline = Pipeline(settings, engine, CoveringModel(PROJECT / "models"), slots, decode=decoders.decode)
+        embed = pipeline.unchecked_template if arguments.without_checks else pipeline.template
+        outcomes = embed_all(paths, embed, cache, at_once=settings.model_slots)
     logger.info("Comparing")
     result = evaluation(people, outcomes, engine, settings, arguments, folds=folds, groups=groups)
     result["photos"]["ignored_files"] = ignored

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from fakes import DIMENSION, ScriptedCovering, ScriptedEngine, a_face, a_photo, a_template, jpeg, write_tiny_pack
+from heic import heic_of_many
 
 import app
 from engine import Pixels, Vector
@@ -433,13 +434,18 @@ def test_the_command_writes_its_report_and_keeps_templates_only_where_it_was_tol
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(bytes(cv2.imencode(".png", a_face_of(person, photo))[1]))
     (tmp_path / "photos" / "p0" / "broken.jpg").write_bytes(b"no photo")
+    # It would end the process that decodes it.
+    (tmp_path / "photos" / "p0" / "deadly.heic").write_bytes(heic_of_many(photos=100, metadata=7_000_000, pieces=30))
     command = ["evaluate", str(tmp_path / "photos"), "--face-model", str(tmp_path / "pack"), "--without-checks"]
     command += ["--out", str(tmp_path / "out"), "--wanted-fmr", "0.1"]
     assert app.main(command) == 0
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
     assert sorted(one.name for one in tmp_path.iterdir()) == ["out", "pack", "photos"]
     result = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (result["photos"]["templates"], result["failures"]["by_code"]) == (12, {"unsupported_format": 1})
+    assert (result["photos"]["templates"], result["failures"]["by_code"]) == (
+        12,
+        {"unsupported_format": 1, "unreadable_image": 1},
+    )
     assert rate(result["recommended"][0]["fnmr"]) == (0, 12)
     assert result["recommended"][0]["line"] in capsys.readouterr().out
     assert app.main([*command, "--cache", str(tmp_path / "cache")]) == 0
