@@ -80,22 +80,34 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path, damage: bytes) -> None:
         onnx.load_model_from_string(outline(tmp_path / "damaged.onnx"))
 
 
-def test_weights_of_any_size_are_not_read(tmp_path: Path) -> None:
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A model that ends with 2 GB of weights: a hole, which takes no disk."""
     size = 2**31 - 100
-    path = tmp_path / "large.onnx"
     tensor = b"\x42\x01w\x4a" + varint(size)
     graph = b"\x2a" + varint(len(tensor) + size) + tensor
-    with path.open("wb") as stream:
+    with (tmp_path / "large.onnx").open("wb") as stream:
         stream.write(b"\x08\x08\x3a" + varint(len(graph) + size) + graph)
-        stream.truncate(stream.tell() + size)  # a hole: no disk is taken
+        stream.truncate(stream.tell() + size)
+    return tmp_path / "large.onnx"
+
+
+def test_weights_of_any_size_are_not_read(large: Path) -> None:
     tracemalloc.start()
     try:
-        found = onnx.load_model_from_string(outline(path))
+        found = onnx.load_model_from_string(outline(large))
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert [one.name for one in found.graph.initializer] == ["w"]
     assert most < 2**20
+
+
+def test_a_file_that_lacks_the_end_of_its_last_weights_is_refused_without_reading_them(large: Path) -> None:
+    with large.open("rb+") as stream:
+        stream.truncate(large.stat().st_size - 1)
+    with pytest.raises(ValueError, match="goes on past its end"):
+        outline(large)
 
 
 def varint(value: int) -> bytes:
