@@ -17,7 +17,6 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 import api_pages
 import commands
-import face_checks
 import images
 import server
 import wiring
@@ -135,13 +134,10 @@ def build(settings: Settings, in_the_end: ExitStack) -> Flask:
     prepare_uploads(settings.uploads_dir)
     decoders = Decoders(settings.model_slots, settings.max_image_pixels)
     in_the_end.callback(decoders.close)
-    warming = threading.Thread(target=face_checks.warm, name="warm")  # on the core that imports leave idle
-    warming.start()
     covering = CoveringModel(PROJECT / "models")
     store = wiring.connected_store(settings)
     engine = wiring.loaded_engine(settings)
     decoders.require_working()  # they have been starting meanwhile
-    warming.join()
     liveness = wiring.liveness_of(settings, engine)
     server.release_memory()
     gallery = wiring.gallery_of(settings, store, engine)

@@ -259,11 +259,6 @@ def colour_distance(aligned: Pixels) -> float:
     return min(_patch_colour_distance(patch.reshape(-1, 3)) for patch in (cheeks, forehead, bridge))
 
 
-def warm() -> None:
-    """Have OpenCV make its tables of CIELAB, a tenth of a second's work, before a photo needs them."""
-    _patch_colour_distance(np.zeros((1, 3), np.uint8))
-
-
 def _patch_colour_distance(pixels: npt.NDArray[np.uint8]) -> float:
     lab = cv2.cvtColor(pixels[:, None].astype(np.float32) / np.float32(255), cv2.COLOR_BGR2LAB)
     a, b = (float(value) for value in lab.reshape(-1, 3).mean(axis=0)[1:])
