@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +19,14 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError
-from insightface.model_zoo import get_model, has_model_package_manifest, load_model_package
-from insightface.utils.face_align import estimate_norm
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 import reduced_precision
 import weights
 from engine import Face, LandmarkLayout, Pixels, Vector, holds_no_face, normalised, widest_first
+from onnx_outline import outline
 from resampling import cut_out, to_side
-from weights import ModelUnavailable
+from weights import Digested, ModelUnavailable
 
 AURAFACE_NAME = "auraface-v1"
 AURAFACE_RECOGNISER = next(file.sha256 for file in weights.AURAFACE if file.task == "recognition")
@@ -71,7 +74,7 @@ class InsightFaceEngine:
         folder: Path,
         *,
         threads: int,
-        files: Mapping[str, Path] | None = None,
+        files: Mapping[str, Digested] | None = None,
         precision: str = "fp32",
         providers: str = "cpu",
     ) -> None:
@@ -85,8 +88,8 @@ class InsightFaceEngine:
             providers: `cpu`, `cuda`, or `auto`: CUDA where onnxruntime has it.
 
         Raises:
-            ModelUnavailable: the folder is no such pack, a file of it is damaged, the copy is not good enough, or
-                there is no CUDA where it was demanded.
+            ModelUnavailable: the folder is no such pack, a file of it is damaged or was changed meanwhile, the copy is
+                not good enough, or there is no CUDA where it was demanded.
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -94,28 +97,36 @@ class InsightFaceEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         onnxruntime.set_default_logger_severity(3)
         chosen = _providers(providers, onnxruntime.get_available_providers(), precision)
-        files, arguments = (files, {}) if files else _pack_files(folder)
-        # The aligner's own library warns of the aligner's way of calling it, on every start.
-        warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
-        parts = {}
-        for task, path in files.items():
-            try:
-                parts[task] = get_model(
-                    providers=chosen,
-                    sess_options=options,
-                    static_shape_sessions=False,  # one session for pictures of every shape, not one for each
-                    **arguments.get(task, {"name": str(path)}),
+        if files:
+            parts = {task: _Part(task, file.path, known=file) for task, file in files.items()}
+        else:
+            parts = _pack_parts(folder)
+        recogniser = parts["recognition"]
+        if chosen[0] == "CUDAExecutionProvider":
+            from insightface.model_zoo import preload_cuda_libraries  # noqa: PLC0415 - see `_loaded`
+
+            preload_cuda_libraries(chosen)  # before there is any session
+        # The recogniser is nearly all of a pack. onnxruntime and hashlib let go of the interpreter, which imports
+        # InsightFace and warms the detector meanwhile.
+        with ThreadPoolExecutor(2) as beside:
+            digesting = beside.submit(_digested, recogniser, weights.state(recogniser.path))
+            session = beside.submit(_session, recogniser, chosen, options)
+            # The aligner's own library warns of the aligner's way of calling it, on every start.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
+            self._detector = _loaded(parts["detection"], None, chosen, options)
+            if not self._detector.use_kps:
+                raise ModelUnavailable(
+                    f"the detector in {folder} gives no landmarks: a variant with key points is needed"
                 )
-            except (ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, RuntimeError) as error:
-                raise ModelUnavailable(f"{path} cannot be loaded as a {task} model: {error}") from error
-        self._detector, self._recogniser = parts["detection"], parts["recognition"]
-        if not self._detector.use_kps:
-            raise ModelUnavailable(f"the detector in {folder} gives no landmarks: a variant with key points is needed")
-        self._detector.prepare(0, det_thresh=self.FACE)
+            self._detector.prepare(0, det_thresh=self.FACE)
+            warm = np.full((64, 64, 3), 127, np.uint8)
+            for side in (self.SMALL_SIDE, self.UPRIGHT_SIDE, self.LARGE_FACE_SIDE, self.FULL_SIDE):
+                self._detector.detect(warm, input_size=(side, side))
+            self._recogniser = _loaded(recogniser, session.result(), chosen, options)
+            known = digesting.result()
         self._folder = folder
-        digest = weights.digest(files["recognition"])
         # The recogniser's own bytes decide what compares with what, wherever the pack lies and whatever it is called.
-        self.name = AURAFACE_NAME if digest == AURAFACE_RECOGNISER else f"insightface-{digest[:12]}"
+        self.name = AURAFACE_NAME if known.sha256 == AURAFACE_RECOGNISER else f"insightface-{known.sha256[:12]}"
         self.cosine_at_half = 0.5
         self._provider = str(self._recogniser.session.get_providers()[0])
         if self._provider != chosen[0]:
@@ -123,14 +134,11 @@ class InsightFaceEngine:
             if providers == "cuda":
                 raise ModelUnavailable("ORT_PROVIDERS=cuda, but onnxruntime could not use the GPU: see its warnings.")
             logger.warning("onnxruntime has CUDA and could not use it: the models run on the CPU")
-        warm = np.full((64, 64, 3), 127, np.uint8)
-        for side in (self.SMALL_SIDE, self.UPRIGHT_SIDE, self.LARGE_FACE_SIDE, self.FULL_SIDE):
-            self._detector.detect(warm, input_size=(side, side))
         if precision != "fp32":
             self._recogniser.session = reduced_precision.session(
                 precision,
-                files["recognition"],
-                digest,
+                recogniser.path,
+                known.sha256,
                 folder / "int8",
                 threads=threads,
                 crops=self._some_crops,
@@ -143,6 +151,10 @@ class InsightFaceEngine:
             # the other, FNMR at FMR 1e-4 moves by 0.02 points (-0.02 to 0.07).
             self.name += "-int8"
         self.dimension = int(self._recogniser.get_feat([np.full((112, 112, 3), 127, np.uint8)]).size)
+        # Only now has everything been read that is read of them.
+        for one in (known, parts["detection"].known):
+            if one is not None:
+                one.require_unchanged()
 
     def describe(self) -> str:
         return (
@@ -239,6 +251,8 @@ class InsightFaceEngine:
         return normalised(self._recogniser.get_feat([crop]))
 
     def _aligned(self, image: Pixels, face: Face) -> Pixels:
+        from insightface.utils.face_align import estimate_norm  # noqa: PLC0415 - see `_loaded`
+
         side = self._recogniser.input_size[0]
         return cut_out(image, estimate_norm(face.landmarks, side), side, border=cv2.BORDER_CONSTANT)
 
@@ -258,8 +272,18 @@ def _providers(wanted: str, available: Sequence[str], precision: str) -> list[st
     return [cpu]
 
 
-def _pack_files(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
-    """Which file of a pack does which task, and the loader's arguments where a manifest declares them.
+@dataclass(frozen=True)
+class _Part:
+    """One model of a pack: its task and file, its digest where that is known already, what a manifest says of it."""
+
+    task: str
+    path: Path
+    known: Digested | None = None
+    descriptor: Any = None
+
+
+def _pack_parts(folder: Path) -> dict[str, _Part]:
+    """Which file of a pack does which task.
 
     Without a manifest the file's own inputs and outputs tell, by the rule of InsightFace's router, so that no
     session is built for a model that is not needed.
@@ -269,30 +293,37 @@ def _pack_files(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Any]
             f"FACE_MODEL names {folder}, which is no folder: give the folder of an InsightFace pack, "
             "or one of auto, auraface, compact"
         )
-    files: dict[str, Path] = {}
-    arguments: dict[str, dict[str, Any]] = {}
-    if has_model_package_manifest(folder):
-        try:
-            package = load_model_package(folder)
-        except (ValueError, TypeError, OSError) as error:
-            raise ModelUnavailable(f"the manifest of {folder} cannot be used: {error}") from error
-        for task, descriptor in package.tasks.items():
-            if task in TASKS:
-                files[task] = descriptor.path
-                arguments[task] = {"name": str(folder), "model_task": task, "model_descriptor": descriptor}
-    else:
+    parts = _declared_parts(folder) if (folder / "manifest.json").is_file() else None
+    if parts is None:
+        parts = {}
         for path in sorted(folder.glob("*.onnx")):
-            files.setdefault(_task_of(path), path)
-        files.pop("", None)
+            task = _task_of(path)
+            parts.setdefault(task, _Part(task, path))
     for task in TASKS:
-        if task not in files:
+        if task not in parts:
             raise ModelUnavailable(f"{folder} holds no {task} model; an InsightFace pack has one for each of {TASKS}")
-    return files, arguments
+    return parts
+
+
+def _declared_parts(folder: Path) -> dict[str, _Part] | None:
+    """What a manifest declares; None where it is of no version that says which file does what."""
+    from insightface.model_zoo import has_model_package_manifest, load_model_package  # noqa: PLC0415 - see `_loaded`
+
+    if not has_model_package_manifest(folder):
+        return None
+    try:
+        package = load_model_package(folder)
+    except (ValueError, TypeError, OSError) as error:
+        raise ModelUnavailable(f"the manifest of {folder} cannot be used: {error}") from error
+    for one in package.tasks.values():
+        if not one.path.is_file():
+            raise ModelUnavailable(f"the manifest of {folder} names {one.file}, which is not there")
+    return {task: _Part(task, one.path, descriptor=one) for task, one in package.tasks.items()}
 
 
 def _task_of(path: Path) -> str:
     try:
-        graph = onnx.load(str(path), load_external_data=False).graph
+        graph = onnx.load_model_from_string(outline(path)).graph
     except (DecodeError, ValueError) as error:
         raise ModelUnavailable(
             f"{path} is damaged or no ONNX model: replace it or take it out of the folder"
@@ -307,6 +338,53 @@ def _task_of(path: Path) -> str:
     if square and sides[0] >= 112 and sides[0] % 16 == 0 and sides[0] != 192:
         return "recognition"
     return ""
+
+
+@contextmanager
+def _refusing(part: _Part) -> Iterator[None]:
+    """Tell the operator of a file that is no such model."""
+    try:
+        yield
+    except (ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, RuntimeError) as error:
+        raise ModelUnavailable(f"{part.path} cannot be loaded as a {part.task} model: {error}") from error
+
+
+def _session(part: _Part, providers: list[str], options: Any) -> Any:
+    """onnxruntime's session of a file; None where InsightFace makes it, after what the manifest demands."""
+    if part.descriptor is not None:
+        return None
+    with _refusing(part):
+        return onnxruntime.InferenceSession(str(part.path), options, providers=providers)
+
+
+def _digested(part: _Part, before: tuple[int, ...]) -> Digested:
+    """A part's digest, for which its file is read only if nobody has; `before` is its state before anything was."""
+    if part.known is not None:
+        return part.known
+    # InsightFace loads no file of another digest than a manifest declares.
+    declared = part.descriptor.sha256 if part.descriptor is not None else None
+    return Digested(part.path, declared or weights.digest(part.path), before)
+
+
+def _loaded(part: _Part, session: Any, providers: list[str], options: Any) -> Any:
+    """InsightFace's own class for a part; of a session, where there is one already."""
+    # Slow to import, hence not before a recogniser is being loaded: a third of a second, much of it for what is not
+    # used here, but the package imports it.
+    from insightface.model_zoo import ArcFaceONNX, get_model  # noqa: PLC0415
+
+    with _refusing(part):
+        if session is not None:
+            # It reads names of nodes, for which it would parse all of the file once more.
+            return ArcFaceONNX(model_file=io.BytesIO(outline(part.path)), session=session)
+        named = {"name": str(part.path)}
+        if part.descriptor is not None:
+            named = {"name": str(part.path.parent), "model_task": part.task, "model_descriptor": part.descriptor}
+        return get_model(
+            providers=providers,
+            sess_options=options,
+            static_shape_sessions=False,  # one session for pictures of every shape, not one for each
+            **named,
+        )
 
 
 def _input_size(image: Pixels, side: int) -> tuple[int, int]:

@@ -52,6 +52,43 @@ AURAFACE: tuple[ModelFile, ...] = (
 )
 
 
+@dataclass(frozen=True)
+class Digested:
+    """A file that was read for its SHA-256.
+
+    Attributes:
+        path: the file.
+        sha256: of its bytes, hexadecimal.
+        state: its `state` before they were read.
+    """
+
+    path: Path
+    sha256: str
+    state: tuple[int, ...]
+
+    def require_unchanged(self) -> None:
+        """Raise ModelUnavailable unless whatever was loaded from the path since are the bytes that were digested."""
+        try:
+            unchanged = state(self.path) == self.state
+        except OSError:
+            unchanged = False
+        if not unchanged:
+            raise ModelUnavailable(f"{self.path} was changed while it was loaded: start again once it is in place.")
+
+
+def state(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written to or replaced by another; OSError where it cannot be asked for."""
+    found = path.stat()
+    # Nobody can set the last of these back. The file's number is left out: on some network mounts it does not last.
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def digested(path: Path) -> Digested:
+    """Read a file for its SHA-256. Raises OSError."""
+    before = state(path)
+    return Digested(path, digest(path), before)
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file as 64 hexadecimal digits. Raises OSError."""
     sha256 = hashlib.sha256()
@@ -63,7 +100,7 @@ def digest(path: Path) -> str:
 
 def ensure(
     folder: Path, files: Sequence[ModelFile] = AURAFACE, *, repo: str = AURAFACE_REPO, hub_timeout_s: float = 15.0
-) -> None:
+) -> dict[str, Digested]:
     """See to it that every file lies in `folder` with its right SHA-256.
 
     Files that are right already need neither network nor write access. The others are taken from the hub library's
@@ -77,15 +114,18 @@ def ensure(
         hub_timeout_s: seconds after which a hub that has not answered counts as unreachable. A download that goes on,
             however slowly, is not cut short by it.
 
+    Returns:
+        The right files by their tasks. Whoever loads one asks it afterwards whether it is unchanged.
+
     Raises:
         ModelUnavailable: a file cannot be had.
     """
     why = ""
     try:
-        if not any(_flaw(file, folder) for file in files):
-            return
-        why = _mend(folder, files, repo, hub_timeout_s)
-        flaws = {file: flaw for file in files if (flaw := _flaw(file, folder))}
+        right, flaws = _judged(files, folder)
+        if flaws:
+            why = _mend(folder, files, repo, hub_timeout_s)
+            right, flaws = _judged(files, folder)
     except OSError as error:
         raise ModelUnavailable(f"The model files in {folder} cannot be read or written: {error}") from error
     if flaws:
@@ -96,18 +136,33 @@ def ensure(
             "Mend that and start again (HF_ENDPOINT names a mirror of the hub, HTTPS_PROXY a proxy), or put these "
             f"files of {repo} into that folder by hand:{needed}"
         )
+    return right
+
+
+def _judged(files: Sequence[ModelFile], folder: Path) -> tuple[dict[str, Digested], dict[ModelFile, str]]:
+    """Those files in `folder` that are right, by their tasks, and what is wrong with the others."""
+    right: dict[str, Digested] = {}
+    flaws: dict[ModelFile, str] = {}
+    for file in files:
+        path = folder / file.name
+        if not path.is_file():
+            flaws[file] = "missing"
+            continue
+        found = digested(path)
+        if found.sha256 == file.sha256:
+            right[file.task] = found
+            continue
+        size = path.stat().st_size
+        flaws[file] = (
+            f"damaged ({size} bytes, SHA-256 {found.sha256}; the right one has {file.size} bytes, "
+            f"SHA-256 {file.sha256})"
+        )
+    return right, flaws
 
 
 def _flaw(file: ModelFile, folder: Path) -> str | None:
     """What is wrong with the file in `folder`; None when it is right."""
-    path = folder / file.name
-    if not path.is_file():
-        return "missing"
-    found = digest(path)
-    if found == file.sha256:
-        return None
-    size = path.stat().st_size
-    return f"damaged ({size} bytes, SHA-256 {found}; the right one has {file.size} bytes, SHA-256 {file.sha256})"
+    return _judged([file], folder)[1].get(file)
 
 
 def _mend(folder: Path, files: Sequence[ModelFile], repo: str, hub_timeout_s: float) -> str:

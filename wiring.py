@@ -143,12 +143,11 @@ def load_engine(
     if face_model in ("auto", "auraface"):
         folder = models_dir / "auraface"
         try:
-            weights.ensure(folder, hub_timeout_s=hub_timeout_s)
+            files = weights.ensure(folder, hub_timeout_s=hub_timeout_s)
         except ModelUnavailable as error:
             if face_model == "auraface" or precision != "fp32" or providers == "cuda":  # the compact model has neither
                 raise
             return _instead_of_auraface(error, may_fall_back=may_fall_back)
-        files = {one.task: folder / one.name for one in weights.AURAFACE}
     else:
         folder = Path(face_model).expanduser().resolve()
     from insightface_engine import InsightFaceEngine  # noqa: PLC0415

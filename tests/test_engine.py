@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ import weights
 from compact_engine import DLIB_LAYOUT, CompactEngine
 from engine import Face, Pixels, cosine_of, similarity_of
 from insightface_engine import AURAFACE_RECOGNISER, InsightFaceEngine
-from weights import ModelUnavailable
+from settings import PROJECT
+from weights import ModelFile, ModelUnavailable, ensure
 from wiring import load_engine
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -133,6 +137,102 @@ def test_a_manifest_decides_which_files_do_what_and_a_wrong_digest_is_refused(pa
     (pack / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ModelUnavailable, match=r"rec\.onnx"):
         InsightFaceEngine(pack, threads=1)
+
+
+def verifiable(pack: Path) -> list[ModelFile]:
+    """The pack's files, to be verified as AuraFace's are; written long ago, as clocks of file systems go."""
+    files = []
+    for task, name in (("detection", "det.onnx"), ("recognition", "rec.onnx")):
+        os.utime(pack / name, (0, 0))
+        files.append(ModelFile(name, (pack / name).stat().st_size, weights.digest(pack / name), task))
+    return files
+
+
+@pytest.mark.parametrize(
+    ("which", "read"),
+    [("plain", ["rec.onnx"]), ("verified", ["det.onnx", "rec.onnx"]), ("declared", [])],
+)
+def test_a_file_is_read_for_its_digest_once_and_only_where_something_hangs_on_it(
+    pack: Path, monkeypatch: pytest.MonkeyPatch, which: str, read: list[str]
+) -> None:
+    files, plain = verifiable(pack), InsightFaceEngine(pack, threads=1).name
+    if which == "declared":  # InsightFace reads it, which verifies it
+        (pack / "MODEL.LICENSE").write_text("none")
+        tasks = {"detection": {"file": "det.onnx"}, "recognition": {"file": "rec.onnx", "sha256": files[1].sha256}}
+        manifest = {"manifest_version": 2, "model_id": "tiny", "license": "MODEL.LICENSE", "tasks": tasks}
+        (pack / "manifest.json").write_text(json.dumps(manifest))
+    digested, digest = list[str](), weights.digest
+
+    def counted(path: Path) -> str:
+        digested.append(path.name)
+        return digest(path)
+
+    monkeypatch.setattr(weights, "digest", counted)
+    engine = InsightFaceEngine(pack, threads=1, files=ensure(pack, files) if which == "verified" else None)
+    assert sorted(digested) == read
+    assert engine.name == plain
+
+
+@pytest.mark.parametrize("name", ["det.onnx", "rec.onnx"])
+@pytest.mark.parametrize("way", ["replaced", "written to"])
+def test_a_file_that_changes_between_its_verification_and_its_loading_is_refused(
+    pack: Path, name: str, way: str
+) -> None:
+    files = ensure(pack, verifiable(pack))
+    write_tiny_pack(pack / "other", seed=1)
+    if way == "replaced":
+        (pack / "other" / name).replace(pack / name)
+    else:
+        (pack / name).write_bytes((pack / "other" / name).read_bytes())
+    with pytest.raises(ModelUnavailable, match=rf"{name} was changed"):
+        InsightFaceEngine(pack, threads=1, files=files)
+
+
+def test_a_recogniser_that_is_replaced_while_it_is_loaded_gives_its_name_to_no_other(
+    pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verifiable(pack)
+    write_tiny_pack(pack / "other", seed=1)
+    digest = weights.digest
+
+    def replaced_meanwhile(path: Path) -> str:
+        found = digest(path)
+        (pack / "other" / "rec.onnx").replace(path)
+        return found
+
+    monkeypatch.setattr(weights, "digest", replaced_meanwhile)
+    with pytest.raises(ModelUnavailable, match="changed while it was loaded"):
+        InsightFaceEngine(pack, threads=1)
+
+
+# What a start must not import: slow, and some of it installed only where it is wanted.
+UNNEEDED = {
+    "compact": ("insightface", "onnx", "skimage", "scipy", "google.protobuf", "requests"),
+    "pack": ("dlib", "face_recognition_models"),
+}
+START = """
+import sys
+from contextlib import ExitStack
+import app
+from settings import load_settings
+with ExitStack() as in_the_end:
+    app.build(load_settings({}), in_the_end)
+    print(*sys.modules)
+"""
+
+
+@pytest.mark.parametrize("model", list(UNNEEDED))
+def test_a_start_imports_nothing_that_the_run_does_not_need(pack: Path, tmp_path: Path, model: str) -> None:
+    environment = {
+        **{"FACE_MODEL": str(pack) if model == "pack" else model, "MONGO_URI": "", "PORT": "0"},
+        **{"DATA_DIR": str(tmp_path / "data"), "UPLOADS_DIR": str(tmp_path / "uploads")},
+    }
+    started = subprocess.run(
+        [sys.executable, "-c", START], cwd=PROJECT, env=environment, capture_output=True, text=True, check=True
+    )
+    modules = set(started.stdout.split())
+    assert "flask" in modules
+    assert modules & {*UNNEEDED[model], "huggingface_hub", "openvino", "pymongo", "operators", "matplotlib"} == set()
 
 
 def test_a_damaged_file_and_an_incomplete_pack_are_refused_by_name(pack: Path) -> None:
