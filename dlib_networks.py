@@ -229,7 +229,8 @@ class Detector:
         edges = np.array([x - left - half, y - top - half, x - left + half, y - top + half])
         for _ in range(nearest):
             edges = edges * 1.2 + 0.3
-        return np.trunc(edges + np.copysign(0.5, edges)).astype(np.int64)  # a half goes away from zero
+        rounded = np.trunc(edges + np.copysign(0.5, edges))  # a half goes away from zero
+        return np.asarray(rounded, np.int64)
 
 
 def _layout(height: int, width: int) -> tuple[list[Tile], int, int]:
