@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterator
@@ -14,20 +15,19 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-import weights
 from engine import Pixels
-from weights import ModelUnavailable
+from weights import ModelFile, ModelUnavailable
 
 Floats = npt.NDArray[np.float32]
 Tile = tuple[int, int, int, int]  # left, top, width, height
 
-DESCRIPTOR = weights.ModelFile(
+DESCRIPTOR = ModelFile(
     name="dlib_face_recognition_resnet_model_v1.dat",
     size=22466066,
     sha256="55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
     task="recognition",
 )
-DETECTOR = weights.ModelFile(
+DETECTOR = ModelFile(
     name="mmod_human_face_detector.dat",
     size=729940,
     sha256="4cb19393e2fbaf2b1609a9319ad5386618c886a6234ec1b971f3e87c85d87fe6",
@@ -39,18 +39,18 @@ MEAN = np.array([122.782, 117.001, 104.298], np.float32)  # of red, green and bl
 class _Graph:
     """A network under construction, which takes its weights from dlib's file in the file's own order."""
 
-    def __init__(self, file: weights.ModelFile, folder: Path) -> None:
+    def __init__(self, file: ModelFile, folder: Path) -> None:
         path = folder / file.name
         try:
-            right = weights.digest(path) == file.sha256
+            data = path.read_bytes()
         except OSError:
-            right = False
-        if not right:
+            data = b""
+        if hashlib.sha256(data).hexdigest() != file.sha256:
             raise ModelUnavailable(
                 f"{path} is missing or not the file of face-recognition-models 0.3: "
                 "pip install --force-reinstall face-recognition-models"
             )
-        self._weights = _weights(path.read_bytes())
+        self._weights = _weights(data)
         self._model = onnx.ModelProto(ir_version=8, opset_import=[helper.make_opsetid("", 17)])
         self._graph = self._model.graph
         self._graph.name = file.name
@@ -177,9 +177,10 @@ class Descriptor:
 class Detector:
     """The detector of faces by a fully convolutional network (dlib's dnn_mmod_face_detection_ex.cpp)."""
 
-    # The file's options: what scores above zero is a face of this side in its level of the pyramid, unless a surer
-    # one's box and its own share more than this of the box around both. 0 is the network's answer at (14, 14).
+    # The file's options: what scores above zero is a face of this side in its level of the pyramid, unless its box
+    # and a surer one's share more than this of the box around both.
     SIDE, OVERLAP = 80, 0.3382761
+    # Where the network's first answer stands in the mosaic, and how far apart they are: three filters of 5 at stride 2.
     FIRST, STEP = 14, 8
 
     def __init__(self, folder: Path, threads: int) -> None:
@@ -218,13 +219,10 @@ class Detector:
 
     def _box(self, tiles: list[Tile], x: int, y: int) -> npt.NDArray[np.int64]:
         """The face whose centre lies at x, y of the mosaic, in the picture."""
-
-        def far(tile: Tile) -> float:
-            left, top, across, down = tile
-            return float(np.hypot(x - np.clip(x, left, left + across - 1), y - np.clip(y, top, top + down - 1)))
-
-        nearest = min(range(len(tiles)), key=lambda one: far(tiles[one]))
-        left, top = tiles[nearest][:2]
+        left_top, sizes = np.hsplit(np.array(tiles), 2)
+        away = np.array([x, y]) - np.clip([x, y], left_top, left_top + sizes - 1)
+        nearest = int(np.argmin(np.hypot(away[:, 0], away[:, 1])))
+        left, top = left_top[nearest]
         half = (self.SIDE - 1) / 2
         edges = np.array([x - left - half, y - top - half, x - left + half, y - top + half])
         for _ in range(nearest):
@@ -242,28 +240,23 @@ def _layout(height: int, width: int) -> tuple[list[Tile], int, int]:
         rows, columns = int(5 / 6 * rows), int(5 / 6 * columns)
     between, around = 10, 11
     total = sum(rows + between for _, rows in sizes) - 2 * between
-    # Down the left side, until the next level fits beside the last one and half of all that follows is placed;
-    # then up the right side.
-    end, before = 0, 0
-    for columns, rows in sizes:
-        if columns <= width - before - between and 2 * (end - height) >= total - height:
-            break
-        end += rows + between
-        before = columns
-    end -= between
     tiles: list[Tile] = []
     top = around
-    while top < end + around and len(tiles) < len(sizes):
-        columns, rows = sizes[len(tiles)]
+    for columns, rows in sizes:
+        # Down the left side, until one fits beside the last, and half of what follows the first is placed.
+        fits = bool(tiles) and columns <= width - tiles[-1][2] - between
+        if fits and 2 * (top - around - height) >= total - height:
+            break
         tiles.append((around, top, columns, rows))
         top += rows + between
-    bottom = top - between
+    end = bottom = top - between
     for columns, rows in sizes[len(tiles) :]:
+        # Up the right side, as far as the first.
         if bottom - rows < around + height:
             break
         tiles.append((around + width - columns, bottom - rows, columns, rows))
         bottom -= rows + between
-    return tiles, end + 2 * around, width + 2 * around
+    return tiles, end + around, width + 2 * around
 
 
 def _resized(image: Floats, height: int, width: int) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ from fakes import packaged_photo
 
 from compact_engine import CompactEngine, weights_folder
 from dlib_networks import DESCRIPTOR, DETECTOR, Descriptor, Detector
-from engine import Pixels
+from engine import Pixels, Vector
 from weights import ModelUnavailable
 
 FOLDER = weights_folder()
@@ -83,3 +84,17 @@ def test_a_mirrored_face_has_the_template_of_the_face(photos: list[Pixels]) -> N
     mirrored = np.ascontiguousarray(bgr[:, ::-1])
     one, other = (engine.embed(image, engine.detect(image)[0]) for image in (bgr, mirrored))
     assert float(one @ other) > 0.99
+
+
+def test_threads_that_share_an_engine_get_what_one_alone_gets(photos: list[Pixels]) -> None:
+    engine = CompactEngine(threads=1)
+    images = [np.asarray(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), np.uint8) for photo in photos]
+    images.append(np.asarray(cv2.resize(images[0][:200, 120:320], (90, 90)), np.uint8))
+
+    def templates(image: Pixels) -> list[Vector]:
+        return [engine.embed(image, face) for face in engine.detect(image)]
+
+    alone = [templates(image) for image in images]
+    with ThreadPoolExecutor(4) as threads:
+        for index, together in enumerate(threads.map(templates, images * 4)):
+            assert np.allclose(together, alone[index % len(images)], atol=1e-6)
