@@ -35,11 +35,13 @@ class CompactEngine:
     # descriptor has an FMR of 1e-3 on LFW) 9.5 probes took somebody else's name and 2.2 people could not enrol;
     # at 0.94, 2.1 and 0.5, for 15 % of misses. A gate that lets nobody in as somebody else is worth the misses.
     cosine_at_half = 0.94
-    # The HOG detector looks for faces of 80 pixels and more: a twelfth of this longest side.
+    # The HOG detector looks for faces of 80 pixels and more: a twelfth of this longest side. A quick look at half of it
+    # (0.3 of the cost), enough where it sees one large face and no trace of another down to a score of -0.6, loses 57
+    # of 66 second faces that are 8 % of the picture wide, 38 of 66 at 10 %, none from 12.5 %: by default all count.
     HOG_SIDE = 960
     # Patterns on clothes and flowers score up to 0.3; a face that scores less is found by the second look.
     HOG_SCORE = 0.35
-    # The second look costs 10 times the first per pixel, and needs faces of about 40 pixels.
+    # The second look costs 6 times the first per pixel, and needs faces of about 40 pixels.
     CNN_SIDE = 320
 
     def __init__(self, threads: int = 1) -> None:
