@@ -138,7 +138,7 @@ def load_engine(
             )
         from compact_engine import CompactEngine  # noqa: PLC0415
 
-        return CompactEngine()
+        return CompactEngine(threads)
     files = None
     if face_model in ("auto", "auraface"):
         folder = models_dir / "auraface"
@@ -147,7 +147,7 @@ def load_engine(
         except ModelUnavailable as error:
             if face_model == "auraface" or precision != "fp32" or providers == "cuda":  # the compact model has neither
                 raise
-            return _instead_of_auraface(error, may_fall_back=may_fall_back)
+            return _instead_of_auraface(error, threads=threads, may_fall_back=may_fall_back)
     else:
         folder = Path(face_model).expanduser().resolve()
     from insightface_engine import InsightFaceEngine  # noqa: PLC0415
@@ -155,7 +155,7 @@ def load_engine(
     return InsightFaceEngine(folder, threads=threads, files=files, precision=precision, providers=providers)
 
 
-def _instead_of_auraface(missing: ModelUnavailable, *, may_fall_back: bool) -> Engine:
+def _instead_of_auraface(missing: ModelUnavailable, *, threads: int, may_fall_back: bool) -> Engine:
     """Return the compact model, if it may take AuraFace's place; ModelUnavailable otherwise."""
     if not may_fall_back:
         raise ModelUnavailable(
@@ -170,7 +170,7 @@ def _instead_of_auraface(missing: ModelUnavailable, *, may_fall_back: bool) -> E
     )
     from compact_engine import CompactEngine  # noqa: PLC0415 - as above
 
-    return CompactEngine()
+    return CompactEngine(threads)
 
 
 def cosine_at_half_of(model: str) -> float:

@@ -23,7 +23,14 @@ logger = logging.getLogger("face_api")
 
 # What decides which template a photo gets, beside the model and the settings.
 _CODE = (
-    *("images.py", "resampling.py", "onnx_outline.py", "insightface_engine.py", "compact_engine.py"),
+    *(
+        "images.py",
+        "resampling.py",
+        "onnx_outline.py",
+        "insightface_engine.py",
+        "compact_engine.py",
+        "dlib_networks.py",
+    ),
     *("face_checks.py", "covering.py", "pipeline.py", "models/covering.onnx"),
 )
 
