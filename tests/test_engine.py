@@ -207,7 +207,7 @@ def test_a_recogniser_that_is_replaced_while_it_is_loaded_gives_its_name_to_no_o
 
 # What a start must not import: slow, and some of it installed only where it is wanted.
 UNNEEDED = {
-    "compact": ("insightface", "onnx", "skimage", "scipy", "google.protobuf", "requests"),
+    "compact": ("insightface", "skimage", "scipy", "requests"),
     "pack": ("dlib", "face_recognition_models"),
 }
 START = """
