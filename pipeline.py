@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,45 +25,52 @@ from settings import Settings
 
 
 class ModelSlots:
-    """How many photos are in the models at once, and how many requests may wait for that."""
+    """How many photos are in the models at once, and how many requests may wait for that, in the order of asking."""
 
     def __init__(self, slots: int, queue_limit: int) -> None:
-        self._free = threading.BoundedSemaphore(slots)
-        self._places = threading.BoundedSemaphore(slots + queue_limit)
-        self._counts = threading.Lock()
+        self._slots, self._places = slots, slots + queue_limit
+        self._lock = threading.Lock()
         self._in_place = self._in_slot = 0
+        self._waiting: deque[threading.Event] = deque()
 
     def queue(self) -> tuple[int, int]:
         """How many wait for a slot, and how many hold one."""
-        with self._counts:
+        with self._lock:
             return max(0, self._in_place - self._in_slot), self._in_slot
-
-    def _count(self, places: int, slots: int) -> None:
-        with self._counts:
-            self._in_place += places
-            self._in_slot += slots
 
     @contextmanager
     def place(self) -> Iterator[None]:
         """Hold a place in the bounded queue; FaceError `overloaded` when it is full."""
-        if not self._places.acquire(blocking=False):
-            raise FaceError("overloaded", headers={"Retry-After": "2"})
-        self._count(1, 0)
+        with self._lock:
+            if self._in_place == self._places:
+                raise FaceError("overloaded", headers={"Retry-After": "2"})
+            self._in_place += 1
         try:
             yield
         finally:
-            self._count(-1, 0)
-            self._places.release()
+            with self._lock:
+                self._in_place -= 1
 
     @contextmanager
     def slot(self) -> Iterator[None]:
         """Hold one of the slots, waiting for it; only with a place."""
-        with self._free:
-            self._count(0, 1)
-            try:
-                yield
-            finally:
-                self._count(0, -1)
+        turn = threading.Event()
+        with self._lock:
+            if self._in_slot < self._slots:
+                self._in_slot += 1
+                turn.set()
+            else:
+                self._waiting.append(turn)
+        turn.wait()
+        try:
+            yield
+        finally:
+            with self._lock:
+                # Handed on, not given back: a semaphore lets whoever comes just then in before those who wait.
+                if self._waiting:
+                    self._waiting.popleft().set()
+                else:
+                    self._in_slot -= 1
 
 
 @contextmanager

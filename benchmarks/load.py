@@ -111,11 +111,13 @@ def _some(connection: socket.socket) -> bytes:
     return some
 
 
-def client(port: int, bodies: list[bytes], until: float, number: int, answers: Any, pause: float) -> None:  # noqa: PLR0917
-    """Send one request after the other until a moment; hand over all (status, seconds), 0 for a lost connection."""
+def client(port: int, bodies: list[bytes], seconds: float, pause: float, together: Any, answers: Any) -> None:  # noqa: PLR0917
+    """Send one request after the other for so long; hand over all (status, seconds), 0 for a lost connection."""
     found: list[Answer] = []
     connection = socket.create_connection(("127.0.0.1", port), 60)
-    while time.time() < until:
+    number = together.wait()
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
         begun = time.perf_counter()
         try:
             status = exchange(connection, bodies[(number + len(found)) % len(bodies)])
@@ -130,19 +132,28 @@ def client(port: int, bodies: list[bytes], until: float, number: int, answers: A
 
 def crowd(port: int, bodies: list[bytes], clients: int, seconds: float, pause: float = 0.0) -> list[Answer]:
     """What `clients` clients got in `seconds`; who is turned away comes back after `pause` seconds."""
+    return timed_crowd(port, bodies, clients, seconds, pause)[0]
+
+
+def timed_crowd(
+    port: int, bodies: list[bytes], clients: int, seconds: float, pause: float = 0.0
+) -> tuple[list[Answer], float]:
+    """The same, and the seconds from their first requests to the last answer."""
     context = multiprocessing.get_context("fork")
-    answers = context.Queue()
-    until = time.time() + seconds
+    answers, together = context.Queue(), context.Barrier(clients + 1)
     running = [
-        context.Process(target=client, args=(port, bodies, until, number, answers, pause), daemon=True)
-        for number in range(clients)
+        context.Process(target=client, args=(port, bodies, seconds, pause, together, answers), daemon=True)
+        for _ in range(clients)
     ]
     for one in running:
         one.start()
+    together.wait()
+    begun = time.perf_counter()
     found = [answer for _ in running for answer in answers.get()]
+    taken = time.perf_counter() - begun
     for one in running:
         one.join()
-    return found
+    return found, taken
 
 
 class Recorder:
@@ -282,14 +293,12 @@ def main() -> None:
         bare_loop(runs, parsed.slots, 1)
         for clients in (1, 2, 8, 32):
             threads = min(parsed.slots, clients)
-            ratios, cpu_ratios, answers = [], [], []
+            ratios, cpu_ratios = [], []
             for _ in range(parsed.rounds):
                 before = bare_loop(runs, threads, parsed.seconds / 2)
                 used = service.cpu_seconds()
-                begun = time.perf_counter()
-                answers = crowd(service.port, bodies, clients, parsed.seconds)
-                # The last answers come after the last requests.
-                rate = len(answers) / (time.perf_counter() - begun)
+                answers, taken = timed_crowd(service.port, bodies, clients, parsed.seconds)
+                rate = len(answers) / taken
                 used = (service.cpu_seconds() - used) / len(answers)
                 after = bare_loop(runs, threads, parsed.seconds / 2)
                 ratios.append(rate / statistics.mean([before[0], after[0]]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from covering import Covering
 from engine import Face, Pixels, Vector
 from errors import FaceError
 from gallery import Gallery
+from pipeline import ModelSlots
 from settings import Settings
 from sqlite_store import SqliteStore
 from store import Enrolment
@@ -331,6 +333,26 @@ def test_beyond_the_queue_a_request_is_refused_at_once_while_accepted_ones_are_s
     for caller in callers:
         caller.join(20)
     assert [answer.json["code"] for answer in answers[2:]] == ["no_match"] * 2
+
+
+def test_photos_get_the_models_in_the_order_of_asking_and_nobody_gets_in_between() -> None:
+    slots, order = ModelSlots(1, 8), list[str]()
+
+    def ask(name: str) -> None:
+        with slots.slot():
+            order.append(name)
+
+    callers = [threading.Thread(target=ask, args=(name,)) for name in "abcdef"]
+    with slots.slot():
+        for count, caller in enumerate(callers, 1):
+            caller.start()
+            while len(slots._waiting) < count:
+                time.sleep(0.001)
+    ask("late")
+    for caller in callers:
+        caller.join()
+    assert order == [*"abcdef", "late"]
+    assert slots.queue() == (0, 0)
 
 
 def test_a_database_that_comes_up_late_is_waited_for_and_one_that_never_does_is_reported(tmp_path: Path) -> None:
