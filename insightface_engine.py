@@ -1,36 +1,27 @@
-"""Owns InsightFace's packs, AuraFace among them, as an `Engine`; the only importer of `insightface`."""
+"""Owns InsightFace's packs, AuraFace among them, as an `Engine`: finding faces in few passes, and embedding them."""
 
 from __future__ import annotations
 
-import io
 import logging
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime
-from google.protobuf.message import DecodeError
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 import reduced_precision
 import weights
 from engine import Face, LandmarkLayout, Pixels, Vector, holds_no_face, normalised, widest_first
-from onnx_outline import outline
+from insightface_pack import load_pack, providers_for
 from resampling import cut_out, to_side
 from weights import Digested, ModelUnavailable
 
 AURAFACE_NAME = "auraface-v1"
 AURAFACE_RECOGNISER = next(file.sha256 for file in weights.AURAFACE if file.task == "recognition")
-TASKS = ("detection", "recognition")
 
 logger = logging.getLogger(__name__)
 
@@ -91,42 +82,12 @@ class InsightFaceEngine:
             ModelUnavailable: the folder is no such pack, a file of it is damaged or was changed meanwhile, the copy is
                 not good enough, or there is no CUDA where it was demanded.
         """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # Spinning threads of one caller take the cores from the next: a quarter of the throughput with two callers.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        onnxruntime.set_default_logger_severity(3)
-        chosen = _providers(providers, onnxruntime.get_available_providers(), precision)
-        if files:
-            parts = {task: _Part(task, file.path, known=file) for task, file in files.items()}
-        else:
-            parts = _pack_parts(folder)
-        recogniser = parts["recognition"]
-        if chosen[0] == "CUDAExecutionProvider":
-            from insightface.model_zoo import preload_cuda_libraries  # noqa: PLC0415 - see `_loaded`
-
-            preload_cuda_libraries(chosen)  # before there is any session
-        # The recogniser is nearly all of a pack. onnxruntime and hashlib let go of the interpreter, which imports
-        # InsightFace and warms the detector meanwhile.
-        with ThreadPoolExecutor(2) as beside:
-            digesting = beside.submit(_digested, recogniser, weights.state(recogniser.path))
-            session = beside.submit(_session, recogniser, chosen, options)
-            # The aligner's own library warns of the aligner's way of calling it, on every start.
-            warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
-            self._detector = _loaded(parts["detection"], None, chosen, options)
-            if not self._detector.use_kps:
-                raise ModelUnavailable(
-                    f"the detector in {folder} gives no landmarks: a variant with key points is needed"
-                )
-            self._detector.prepare(0, det_thresh=self.FACE)
-            warm = np.full((64, 64, 3), 127, np.uint8)
-            for side in (self.SMALL_SIDE, self.UPRIGHT_SIDE, self.LARGE_FACE_SIDE, self.FULL_SIDE):
-                self._detector.detect(warm, input_size=(side, side))
-            self._recogniser = _loaded(recogniser, session.result(), chosen, options)
-            known = digesting.result()
         self._folder = folder
+        chosen = providers_for(providers, onnxruntime.get_available_providers(), precision)
+        pack = load_pack(folder, files, threads=threads, providers=chosen, meanwhile=self._take_detector)
+        self._recogniser = pack.recogniser
         # The recogniser's own bytes decide what compares with what, wherever the pack lies and whatever it is called.
-        self.name = AURAFACE_NAME if known.sha256 == AURAFACE_RECOGNISER else f"insightface-{known.sha256[:12]}"
+        self.name = AURAFACE_NAME if pack.digest == AURAFACE_RECOGNISER else f"insightface-{pack.digest[:12]}"
         self.cosine_at_half = 0.5
         self._provider = str(self._recogniser.session.get_providers()[0])
         if self._provider != chosen[0]:
@@ -137,8 +98,8 @@ class InsightFaceEngine:
         if precision != "fp32":
             self._recogniser.session = reduced_precision.session(
                 precision,
-                recogniser.path,
-                known.sha256,
+                pack.recogniser_file,
+                pack.digest,
                 folder / "int8",
                 threads=threads,
                 crops=self._some_crops,
@@ -151,10 +112,19 @@ class InsightFaceEngine:
             # the other, FNMR at FMR 1e-4 moves by 0.02 points (-0.02 to 0.07).
             self.name += "-int8"
         self.dimension = int(self._recogniser.get_feat([np.full((112, 112, 3), 127, np.uint8)]).size)
-        # Only now has everything been read that is read of them.
-        for one in (known, parts["detection"].known):
-            if one is not None:
-                one.require_unchanged()
+        pack.require_unchanged()  # only now has everything been read that is read of its files
+
+    def _take_detector(self, detector: Any) -> None:
+        """Prepare and warm it, which the recogniser's loading leaves time for; ModelUnavailable if it is of no use."""
+        if not detector.use_kps:
+            raise ModelUnavailable(
+                f"the detector in {self._folder} gives no landmarks: a variant with key points is needed"
+            )
+        detector.prepare(0, det_thresh=self.FACE)
+        warm = np.full((64, 64, 3), 127, np.uint8)
+        for side in (self.SMALL_SIDE, self.UPRIGHT_SIDE, self.LARGE_FACE_SIDE, self.FULL_SIDE):
+            detector.detect(warm, input_size=(side, side))
+        self._detector = detector
 
     def describe(self) -> str:
         return (
@@ -251,140 +221,10 @@ class InsightFaceEngine:
         return normalised(self._recogniser.get_feat([crop]))
 
     def _aligned(self, image: Pixels, face: Face) -> Pixels:
-        from insightface.utils.face_align import estimate_norm  # noqa: PLC0415 - see `_loaded`
+        from insightface.utils.face_align import estimate_norm  # noqa: PLC0415 - as in insightface_pack.py
 
         side = self._recogniser.input_size[0]
         return cut_out(image, estimate_norm(face.landmarks, side), side, border=cv2.BORDER_CONSTANT)
-
-
-def _providers(wanted: str, available: Sequence[str], precision: str) -> list[str]:
-    """Return onnxruntime's providers in their order; ModelUnavailable where CUDA is demanded and cannot be."""
-    cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
-    if wanted == "cuda" and precision != "fp32":
-        raise ModelUnavailable(f"EMBEDDING_PRECISION={precision} is for CPUs: take fp32 with ORT_PROVIDERS=cuda.")
-    if wanted == "cuda" and cuda not in available:
-        raise ModelUnavailable(
-            "ORT_PROVIDERS=cuda, but the onnxruntime that is installed has no CUDA: install onnxruntime-gpu in its "
-            "place, or take ORT_PROVIDERS=cpu."
-        )
-    if wanted == "cuda" or (wanted == "auto" and cuda in available and precision == "fp32"):
-        return [cuda, cpu]
-    return [cpu]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One model of a pack: its task and file, its digest where that is known already, what a manifest says of it."""
-
-    task: str
-    path: Path
-    known: Digested | None = None
-    descriptor: Any = None
-
-
-def _pack_parts(folder: Path) -> dict[str, _Part]:
-    """Which file of a pack does which task.
-
-    Without a manifest the file's own inputs and outputs tell, by the rule of InsightFace's router, so that no
-    session is built for a model that is not needed.
-    """
-    if not folder.is_dir():
-        raise ModelUnavailable(
-            f"FACE_MODEL names {folder}, which is no folder: give the folder of an InsightFace pack, "
-            "or one of auto, auraface, compact"
-        )
-    parts = _declared_parts(folder) if (folder / "manifest.json").is_file() else None
-    if parts is None:
-        parts = {}
-        for path in sorted(folder.glob("*.onnx")):
-            task = _task_of(path)
-            parts.setdefault(task, _Part(task, path))
-    for task in TASKS:
-        if task not in parts:
-            raise ModelUnavailable(f"{folder} holds no {task} model; an InsightFace pack has one for each of {TASKS}")
-    return parts
-
-
-def _declared_parts(folder: Path) -> dict[str, _Part] | None:
-    """What a manifest declares; None where it is of no version that says which file does what."""
-    from insightface.model_zoo import has_model_package_manifest, load_model_package  # noqa: PLC0415 - see `_loaded`
-
-    if not has_model_package_manifest(folder):
-        return None
-    try:
-        package = load_model_package(folder)
-    except (ValueError, TypeError, OSError) as error:
-        raise ModelUnavailable(f"the manifest of {folder} cannot be used: {error}") from error
-    for one in package.tasks.values():
-        if not one.path.is_file():
-            raise ModelUnavailable(f"the manifest of {folder} names {one.file}, which is not there")
-    return {task: _Part(task, one.path, descriptor=one) for task, one in package.tasks.items()}
-
-
-def _task_of(path: Path) -> str:
-    try:
-        graph = onnx.load_model_from_string(outline(path)).graph
-    except (DecodeError, ValueError) as error:
-        raise ModelUnavailable(
-            f"{path} is damaged or no ONNX model: replace it or take it out of the folder"
-        ) from error
-    if len(graph.output) >= 5:
-        return "detection"
-    initialisers = {one.name for one in graph.initializer}  # older exporters list the weights among the inputs
-    inputs = [one for one in graph.input if one.name not in initialisers]
-    sides = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim][2:4] if len(inputs) == 1 else []
-    square = len(sides) == 2 and sides[0] == sides[1]
-    # 192 is the landmark models' input; a second input is the face swapper's.
-    if square and sides[0] >= 112 and sides[0] % 16 == 0 and sides[0] != 192:
-        return "recognition"
-    return ""
-
-
-@contextmanager
-def _refusing(part: _Part) -> Iterator[None]:
-    """Tell the operator of a file that is no such model."""
-    try:
-        yield
-    except (ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, RuntimeError) as error:
-        raise ModelUnavailable(f"{part.path} cannot be loaded as a {part.task} model: {error}") from error
-
-
-def _session(part: _Part, providers: list[str], options: Any) -> Any:
-    """onnxruntime's session of a file; None where InsightFace makes it, after what the manifest demands."""
-    if part.descriptor is not None:
-        return None
-    with _refusing(part):
-        return onnxruntime.InferenceSession(str(part.path), options, providers=providers)
-
-
-def _digested(part: _Part, before: tuple[int, ...]) -> Digested:
-    """A part's digest, for which its file is read only if nobody has; `before` is its state before anything was."""
-    if part.known is not None:
-        return part.known
-    # InsightFace loads no file of another digest than a manifest declares.
-    declared = part.descriptor.sha256 if part.descriptor is not None else None
-    return Digested(part.path, declared or weights.digest(part.path), before)
-
-
-def _loaded(part: _Part, session: Any, providers: list[str], options: Any) -> Any:
-    """InsightFace's own class for a part; of a session, where there is one already."""
-    # Slow to import, hence not before a recogniser is being loaded: a third of a second, much of it for what is not
-    # used here, but the package imports it.
-    from insightface.model_zoo import ArcFaceONNX, get_model  # noqa: PLC0415
-
-    with _refusing(part):
-        if session is not None:
-            # It reads names of nodes, for which it would parse all of the file once more.
-            return ArcFaceONNX(model_file=io.BytesIO(outline(part.path)), session=session)
-        named = {"name": str(part.path)}
-        if part.descriptor is not None:
-            named = {"name": str(part.path.parent), "model_task": part.task, "model_descriptor": part.descriptor}
-        return get_model(
-            providers=providers,
-            sess_options=options,
-            static_shape_sessions=False,  # one session for pictures of every shape, not one for each
-            **named,
-        )
 
 
 def _input_size(image: Pixels, side: int) -> tuple[int, int]:

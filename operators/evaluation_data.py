@@ -28,6 +28,7 @@ _CODE = (
         "resampling.py",
         "onnx_outline.py",
         "insightface_engine.py",
+        "insightface_pack.py",
         "compact_engine.py",
         "dlib_networks.py",
     ),

@@ -17,7 +17,7 @@ import pytest
 from fakes import write_tiny_pack
 from onnx import TensorProto, helper, numpy_helper
 
-import insightface_engine
+import insightface_pack
 import reduced_precision
 import weights
 from insightface_engine import InsightFaceEngine
@@ -269,15 +269,15 @@ def test_a_real_recogniser_has_a_name_of_its_own_where_its_templates_are_not_the
 
 def test_cuda_is_taken_where_it_is_and_demanded_only_where_asked_for() -> None:
     cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
-    assert insightface_engine._providers("auto", [cpu], "fp32") == [cpu]
-    assert insightface_engine._providers("auto", [cuda, cpu], "fp32") == [cuda, cpu]
-    assert insightface_engine._providers("auto", [cuda, cpu], "int8") == [cpu]
-    assert insightface_engine._providers("cpu", [cuda, cpu], "fp32") == [cpu]
-    assert insightface_engine._providers("cuda", [cuda, cpu], "fp32") == [cuda, cpu]
+    assert insightface_pack.providers_for("auto", [cpu], "fp32") == [cpu]
+    assert insightface_pack.providers_for("auto", [cuda, cpu], "fp32") == [cuda, cpu]
+    assert insightface_pack.providers_for("auto", [cuda, cpu], "int8") == [cpu]
+    assert insightface_pack.providers_for("cpu", [cuda, cpu], "fp32") == [cpu]
+    assert insightface_pack.providers_for("cuda", [cuda, cpu], "fp32") == [cuda, cpu]
     with pytest.raises(ModelUnavailable, match="install onnxruntime-gpu"):
-        insightface_engine._providers("cuda", [cpu], "fp32")
+        insightface_pack.providers_for("cuda", [cpu], "fp32")
     with pytest.raises(ModelUnavailable, match="bf16 is for CPUs"):
-        insightface_engine._providers("cuda", [cuda, cpu], "bf16")
+        insightface_pack.providers_for("cuda", [cuda, cpu], "bf16")
 
 
 def test_a_gpu_that_is_demanded_and_absent_stops_the_start(tmp_path: Path) -> None:

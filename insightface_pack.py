@@ -1,0 +1,228 @@
+"""Owns the files of InsightFace's packs: which does what, and loading them, each read no more often than it must be."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+from google.protobuf.message import DecodeError
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+import weights
+from onnx_outline import outline
+from weights import Digested, ModelUnavailable
+
+TASKS = ("detection", "recognition")
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A loaded pack.
+
+    Attributes:
+        recogniser: InsightFace's own object.
+        recogniser_file, digest: what it was loaded from, and that file's SHA-256 in hexadecimal.
+        files: all whose digests are known.
+    """
+
+    recogniser: Any
+    recogniser_file: Path
+    digest: str
+    files: tuple[Digested, ...]
+
+    def require_unchanged(self) -> None:
+        """Raise ModelUnavailable if a file was written to or replaced since it was digested."""
+        for file in self.files:
+            file.require_unchanged()
+
+
+def load_pack(
+    folder: Path,
+    files: Mapping[str, Digested] | None,
+    *,
+    threads: int,
+    providers: list[str],
+    meanwhile: Callable[[Any], None],
+) -> Pack:
+    """Load a pack's detector and recogniser.
+
+    Args:
+        folder: holds a manifest.json (version 2) or just the weights.
+        files: by task, where they are known and verified already; found in the folder otherwise.
+        threads: of one model run; 0 takes all cores.
+        providers: onnxruntime's, in their order.
+        meanwhile: is given the detector while the recogniser is still being loaded.
+
+    Raises:
+        ModelUnavailable: the folder is no pack, or a file of it is damaged.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Spinning threads of one caller take the cores from the next: a quarter of the throughput with two callers.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    onnxruntime.set_default_logger_severity(3)
+    parts = {task: _Part(task, file.path, known=file) for task, file in (files or {}).items()} or _parts_of(folder)
+    recogniser = parts["recognition"]
+    if providers[0] == "CUDAExecutionProvider":
+        from insightface.model_zoo import preload_cuda_libraries  # noqa: PLC0415 - see `_loaded`
+
+        preload_cuda_libraries(providers)  # before there is any session
+    # The recogniser is nearly all of a pack. onnxruntime and hashlib let go of the interpreter, which imports
+    # InsightFace and warms the detector meanwhile.
+    with ThreadPoolExecutor(2) as beside:
+        digesting = beside.submit(_digested, recogniser, weights.state(recogniser.path))
+        session = beside.submit(_session, recogniser, providers, options)
+        # The aligner's own library warns of the aligner's way of calling it, on every start.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
+        meanwhile(_loaded(parts["detection"], None, providers, options))
+        loaded = _loaded(recogniser, session.result(), providers, options)
+        known = digesting.result()
+    detector = parts["detection"].known
+    return Pack(loaded, recogniser.path, known.sha256, (known,) if detector is None else (known, detector))
+
+
+def providers_for(wanted: str, available: Sequence[str], precision: str) -> list[str]:
+    """Which of onnxruntime's providers are to run the models, in their order.
+
+    Args:
+        wanted: `cpu`, `cuda`, or `auto`.
+        available: what onnxruntime has.
+        precision: the recogniser's.
+
+    Raises:
+        ModelUnavailable: CUDA is demanded and cannot be.
+    """
+    cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
+    if wanted == "cuda" and precision != "fp32":
+        raise ModelUnavailable(f"EMBEDDING_PRECISION={precision} is for CPUs: take fp32 with ORT_PROVIDERS=cuda.")
+    if wanted == "cuda" and cuda not in available:
+        raise ModelUnavailable(
+            "ORT_PROVIDERS=cuda, but the onnxruntime that is installed has no CUDA: install onnxruntime-gpu in its "
+            "place, or take ORT_PROVIDERS=cpu."
+        )
+    if wanted == "cuda" or (wanted == "auto" and cuda in available and precision == "fp32"):
+        return [cuda, cpu]
+    return [cpu]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One model of a pack: its task and file, its digest where that is known already, what a manifest says of it."""
+
+    task: str
+    path: Path
+    known: Digested | None = None
+    descriptor: Any = None
+
+
+def _parts_of(folder: Path) -> dict[str, _Part]:
+    """Which file of a pack does which task.
+
+    Without a manifest the file's own inputs and outputs tell, by the rule of InsightFace's router, so that no
+    session is built for a model that is not needed.
+    """
+    if not folder.is_dir():
+        raise ModelUnavailable(
+            f"FACE_MODEL names {folder}, which is no folder: give the folder of an InsightFace pack, "
+            "or one of auto, auraface, compact"
+        )
+    parts = _declared_parts(folder) if (folder / "manifest.json").is_file() else None
+    if parts is None:
+        parts = {}
+        for path in sorted(folder.glob("*.onnx")):
+            task = _task_of(path)
+            parts.setdefault(task, _Part(task, path))
+    for task in TASKS:
+        if task not in parts:
+            raise ModelUnavailable(f"{folder} holds no {task} model; an InsightFace pack has one for each of {TASKS}")
+    return parts
+
+
+def _declared_parts(folder: Path) -> dict[str, _Part] | None:
+    """What a manifest declares; None where it is of no version that says which file does what."""
+    from insightface.model_zoo import has_model_package_manifest, load_model_package  # noqa: PLC0415 - see `_loaded`
+
+    if not has_model_package_manifest(folder):
+        return None
+    try:
+        package = load_model_package(folder)
+    except (ValueError, TypeError, OSError) as error:
+        raise ModelUnavailable(f"the manifest of {folder} cannot be used: {error}") from error
+    for one in package.tasks.values():
+        if not one.path.is_file():
+            raise ModelUnavailable(f"the manifest of {folder} names {one.file}, which is not there")
+    return {task: _Part(task, one.path, descriptor=one) for task, one in package.tasks.items()}
+
+
+def _task_of(path: Path) -> str:
+    try:
+        graph = onnx.load_model_from_string(outline(path)).graph
+    except (DecodeError, ValueError) as error:
+        raise ModelUnavailable(
+            f"{path} is damaged or no ONNX model: replace it or take it out of the folder"
+        ) from error
+    if len(graph.output) >= 5:
+        return "detection"
+    initialisers = {one.name for one in graph.initializer}  # older exporters list the weights among the inputs
+    inputs = [one for one in graph.input if one.name not in initialisers]
+    sides = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim][2:4] if len(inputs) == 1 else []
+    square = len(sides) == 2 and sides[0] == sides[1]
+    # 192 is the landmark models' input; a second input is the face swapper's.
+    if square and sides[0] >= 112 and sides[0] % 16 == 0 and sides[0] != 192:
+        return "recognition"
+    return ""
+
+
+@contextmanager
+def _refusing(part: _Part) -> Iterator[None]:
+    """Tell the operator of a file that is no such model."""
+    try:
+        yield
+    except (ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, RuntimeError) as error:
+        raise ModelUnavailable(f"{part.path} cannot be loaded as a {part.task} model: {error}") from error
+
+
+def _session(part: _Part, providers: list[str], options: Any) -> Any:
+    """onnxruntime's session of a file; None where InsightFace makes it, after what the manifest demands."""
+    if part.descriptor is not None:
+        return None
+    with _refusing(part):
+        return onnxruntime.InferenceSession(str(part.path), options, providers=providers)
+
+
+def _digested(part: _Part, before: tuple[int, ...]) -> Digested:
+    """A part's digest, for which its file is read only if nobody has; `before` is its state before anything was."""
+    if part.known is not None:
+        return part.known
+    # InsightFace loads no file of another digest than a manifest declares.
+    declared = part.descriptor.sha256 if part.descriptor is not None else None
+    return Digested(part.path, declared or weights.digest(part.path), before)
+
+
+def _loaded(part: _Part, session: Any, providers: list[str], options: Any) -> Any:
+    """InsightFace's own class for a part; of a session, where there is one already."""
+    # Slow to import, hence not before a recogniser is being loaded: a third of a second, much of it for what is not
+    # used here, but the package imports it.
+    from insightface.model_zoo import ArcFaceONNX, get_model  # noqa: PLC0415
+
+    with _refusing(part):
+        if session is not None:
+            # It reads names of nodes, for which it would parse all of the file once more.
+            return ArcFaceONNX(model_file=io.BytesIO(outline(part.path)), session=session)
+        named = {"name": str(part.path)}
+        if part.descriptor is not None:
+            named = {"name": str(part.path.parent), "model_task": part.task, "model_descriptor": part.descriptor}
+        return get_model(
+            providers=providers,
+            sess_options=options,
+            static_shape_sessions=False,  # one session for pictures of every shape, not one for each
+            **named,
+        )
