@@ -251,7 +251,17 @@ def quantiles(answers: list[Answer], *statuses: int) -> str:
     return f"{cuts[49]:.0f} / {cuts[94]:.0f} / {cuts[98]:.0f}"
 
 
-def slow_and_broken(port: int, over: threading.Event) -> None:
+def probe(port: int, over: Any, answers: Any) -> None:
+    """Ask for the health check now and then; hand over all (status, seconds)."""
+    found: list[Answer] = []
+    connection = socket.create_connection(("127.0.0.1", port), 60)
+    while not over.wait(0.05):
+        begun = time.perf_counter()
+        found.append((exchange(connection, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"), time.perf_counter() - begun))
+    answers.put(found)
+
+
+def slow_and_broken(port: int, over: Any) -> None:
     """Clients that trickle their upload, and clients that go away in the middle of it."""
     sent = request("/verify", b"x" * 100_000)
     slow = [socket.create_connection(("127.0.0.1", port), 60) for _ in range(40)]
@@ -317,24 +327,21 @@ def main() -> None:
 def overload(parsed: argparse.Namespace, bodies: list[bytes], folder: Path) -> None:
     """Three times as many clients as there are places, with slow and broken ones among them."""
     service = Service(parsed.model, folder, QUEUE_LIMIT="8", MODEL_SLOTS=str(parsed.slots), REQUEST_THREADS="32")
-    over = threading.Event()
     few = crowd(service.port, bodies, parsed.slots + 8, parsed.seconds)
-    probing = threading.Thread(target=slow_and_broken, args=(service.port, over))
-    probing.start()
-    probes: list[Answer] = []
-
-    def probe() -> None:
-        connection = socket.create_connection(("127.0.0.1", service.port), 60)
-        while not over.wait(0.05):
-            begun = time.perf_counter()
-            probes.append((exchange(connection, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"), time.perf_counter() - begun))
-
-    prober = threading.Thread(target=probe)
-    prober.start()
+    # Processes, as the crowd is: one that is forked beside a thread may inherit a lock that nobody will open.
+    context = multiprocessing.get_context("fork")
+    over, answers = context.Event(), context.Queue()
+    beside = [
+        context.Process(target=slow_and_broken, args=(service.port, over), daemon=True),
+        context.Process(target=probe, args=(service.port, over, answers), daemon=True),
+    ]
+    for one in beside:
+        one.start()
     crowds = {pause: crowd(service.port, bodies, 3 * (parsed.slots + 8), parsed.seconds, pause) for pause in (0.0, 0.5)}
     over.set()
-    probing.join()
-    prober.join()
+    probes = answers.get()
+    for one in beside:
+        one.join()
     places = parsed.slots + 8
     print(
         f"  overload: {3 * places} clients for {places} places, slow and broken ones beside them; GET / in "
