@@ -43,12 +43,14 @@ class _Graph:
         path = folder / file.name
         try:
             data = path.read_bytes()
-        except OSError:
-            data = b""
+        except OSError as error:
+            raise ModelUnavailable(
+                f"{path} of the package face-recognition-models cannot be read: {error.strerror}"
+            ) from error
         if hashlib.sha256(data).hexdigest() != file.sha256:
             raise ModelUnavailable(
-                f"{path} is missing or not the file of face-recognition-models 0.3: "
-                "pip install --force-reinstall face-recognition-models"
+                f"{path} is not the file of face-recognition-models 0.3: "
+                "pip install --force-reinstall face-recognition-models==0.3.0"
             )
         self._weights = _weights(data)
         self._model = onnx.ModelProto(ir_version=8, opset_import=[helper.make_opsetid("", 17)])
@@ -213,7 +215,7 @@ class Detector:
         for at in np.argsort(-scores, axis=None)[: np.count_nonzero(scores > 0)]:
             row, column = np.unravel_index(at, scores.shape)
             box = self._box(tiles, self.STEP * int(column) + self.FIRST, self.STEP * int(row) + self.FIRST)
-            if all(_overlap(box, other) <= self.OVERLAP for other, _ in found):
+            if not found or bool((_overlaps(box, np.stack([other for other, _ in found])) <= self.OVERLAP).all()):
                 found.append((box, float(scores[row, column])))
         return found
 
@@ -275,8 +277,8 @@ def _between(old: int, new: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
     return first, np.minimum(first + 1, old - 1), (at - first).astype(np.float32)
 
 
-def _overlap(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> float:
-    """The share that the common part of two boxes has of the box around both, edges included."""
-    common = np.clip(np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2]) + 1, 0, None)
-    around = np.maximum(one[2:], other[2:]) - np.minimum(one[:2], other[:2]) + 1
-    return float(np.prod(common) / np.prod(around))
+def _overlaps(one: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The share that the common part of a box and each of int64[n, 4] has of the box around both, edges included."""
+    common = np.clip(np.minimum(one[2:], others[:, 2:]) - np.maximum(one[:2], others[:, :2]) + 1, 0, None)
+    around = np.maximum(one[2:], others[:, 2:]) - np.minimum(one[:2], others[:, :2]) + 1
+    return np.asarray(common.prod(axis=1) / around.prod(axis=1), np.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError
+from onnx.external_data_helper import uses_external_data
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 import weights
@@ -150,25 +152,49 @@ def _declared_parts(folder: Path) -> dict[str, _Part] | None:
     """What a manifest declares; None where it is of no version that says which file does what."""
     from insightface.model_zoo import has_model_package_manifest, load_model_package  # noqa: PLC0415 - see `_loaded`
 
+    try:
+        json.loads((folder / "manifest.json").read_bytes())
+    except ValueError as error:  # it would count as none, and what it says of the files' digests as unsaid
+        raise ModelUnavailable(f"the manifest of {folder} is no JSON: {error}") from error
     if not has_model_package_manifest(folder):
         return None
     try:
         package = load_model_package(folder)
     except (ValueError, TypeError, OSError) as error:
         raise ModelUnavailable(f"the manifest of {folder} cannot be used: {error}") from error
-    for one in package.tasks.values():
-        if not one.path.is_file():
-            raise ModelUnavailable(f"the manifest of {folder} names {one.file}, which is not there")
-    return {task: _Part(task, one.path, descriptor=one) for task, one in package.tasks.items()}
+    parts = {task: _Part(task, one.path, descriptor=one) for task, one in package.tasks.items() if task in TASKS}
+    for part in parts.values():
+        if not part.path.is_file():
+            raise ModelUnavailable(f"the manifest of {folder} names {part.path.name}, which is not there")
+        _graph_of(part.path)
+    return parts
 
 
-def _task_of(path: Path) -> str:
+def _graph_of(path: Path) -> onnx.GraphProto:
+    """A file's graph without its weights, which must lie in that very file; ModelUnavailable if they do not."""
     try:
         graph = onnx.load_model_from_string(outline(path)).graph
     except (DecodeError, ValueError) as error:
         raise ModelUnavailable(
             f"{path} is damaged or no ONNX model: replace it or take it out of the folder"
         ) from error
+    if any(uses_external_data(tensor) for tensor in _tensors(graph)):
+        # Its digest is to tell one recogniser from another.
+        raise ModelUnavailable(f"{path} keeps its weights in another file: save it as one file (onnx.save_model does)")
+    return graph
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """All tensors that a graph is made of."""
+    yield from graph.initializer
+    for attribute in (one for node in graph.node for one in node.attribute):
+        yield from (*attribute.tensors, attribute.t)
+        for inner in (*attribute.graphs, attribute.g):
+            yield from _tensors(inner)
+
+
+def _task_of(path: Path) -> str:
+    graph = _graph_of(path)
     if len(graph.output) >= 5:
         return "detection"
     initialisers = {one.name for one in graph.initializer}  # older exporters list the weights among the inputs
@@ -176,7 +202,7 @@ def _task_of(path: Path) -> str:
     sides = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim][2:4] if len(inputs) == 1 else []
     square = len(sides) == 2 and sides[0] == sides[1]
     # 192 is the landmark models' input; a second input is the face swapper's.
-    if square and sides[0] >= 112 and sides[0] % 16 == 0 and sides[0] != 192:
+    if len(graph.output) == 1 and square and sides[0] >= 112 and sides[0] % 16 == 0 and sides[0] != 192:
         return "recognition"
     return ""
 
@@ -186,7 +212,13 @@ def _refusing(part: _Part) -> Iterator[None]:
     """Tell the operator of a file that is no such model."""
     try:
         yield
-    except (ort_errors.Fail, ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, RuntimeError) as error:
+    except (
+        ort_errors.Fail,
+        ort_errors.InvalidProtobuf,
+        ort_errors.InvalidGraph,
+        RuntimeError,
+        AssertionError,
+    ) as error:
         raise ModelUnavailable(f"{part.path} cannot be loaded as a {part.task} model: {error}") from error
 
 

@@ -61,13 +61,15 @@ class ModelSlots:
                 turn.set()
             else:
                 self._waiting.append(turn)
-        turn.wait()
         try:
+            turn.wait()
             yield
         finally:
             with self._lock:
-                # Handed on, not given back: a semaphore lets whoever comes just then in before those who wait.
-                if self._waiting:
+                if not turn.is_set():  # interrupted while it waited
+                    self._waiting.remove(turn)
+                elif self._waiting:
+                    # Handed on, not given back: a semaphore lets whoever comes just then in before those who wait.
                     self._waiting.popleft().set()
                 else:
                     self._in_slot -= 1

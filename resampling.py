@@ -32,8 +32,8 @@ def halved(image: Pixels, scale: float) -> tuple[int, Pixels]:
 
     Halving is many times as fast as other shrinking, and leads from a photo and from its reduced copy to the same. What
     is left is to shrink by less than two, where linear interpolation passes over no pixel either, in a fifth of the
-    time that averaging takes: of 199 photos of 1000 to 1600 pixels no answer differs, and the sharpness score of 538
-    large faces rises by 0.3 (at most 1.7).
+    time that averaging takes. Of 596 photos three answers differ (two refusals have another code; of 60 hands and
+    scarves one more passes, at 0.644 of a limit of 0.65), and the sharpness score of 538 large faces rises by 0.3.
     """
     by = 1
     while by * scale <= 0.5 and min(image.shape[:2]) > 1:

@@ -115,7 +115,7 @@ def client(port: int, bodies: list[bytes], seconds: float, pause: float, togethe
     """Send one request after the other for so long; hand over all (status, seconds), 0 for a lost connection."""
     found: list[Answer] = []
     connection = socket.create_connection(("127.0.0.1", port), 60)
-    number = together.wait()
+    number = together.wait(60)
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         begun = time.perf_counter()
@@ -147,7 +147,7 @@ def timed_crowd(
     ]
     for one in running:
         one.start()
-    together.wait()
+    together.wait(60)
     begun = time.perf_counter()
     found = [answer for _ in running for answer in answers.get()]
     taken = time.perf_counter() - begun

@@ -135,7 +135,7 @@ LOADING = """
 import sys, time, warnings
 warnings.simplefilter("ignore")
 if sys.argv[1] == "compact":
-    from compact_engine import CompactEngine, weights_folder
+    from compact_engine import CompactEngine
     begun = time.perf_counter()
     CompactEngine()
 else:

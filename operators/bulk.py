@@ -114,6 +114,8 @@ def made_of(photos: Sequence[Photo], engine: Engine, settings: Settings) -> Iter
         try:
             return Made(photo, digest, pipeline.template(data), None)
         except FaceError as refusal:
+            if refusal.status >= 500:  # the machine's fault, not the photo's
+                raise
             return Made(photo, digest, None, refusal)
 
     try:

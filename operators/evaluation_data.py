@@ -25,6 +25,8 @@ logger = logging.getLogger("face_api")
 _CODE = (
     *(
         "images.py",
+        "decoders.py",
+        "engine.py",
         "resampling.py",
         "onnx_outline.py",
         "insightface_engine.py",
@@ -195,6 +197,7 @@ def embed_all(
 
     Raises:
         OSError: a photo cannot be read.
+        FaceError: `overloaded`, no photo can be decoded.
     """
 
     def outcome(path: Path) -> Outcome:
@@ -206,6 +209,8 @@ def embed_all(
         try:
             return Outcome(digest, embed(data), None)
         except FaceError as refusal:
+            if refusal.status >= 500:  # the machine's fault, not the photo's
+                raise
             return Outcome(digest, None, refusal.code)
 
     outcomes: dict[Path, Outcome] = {}

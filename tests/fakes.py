@@ -111,7 +111,9 @@ def write_tiny_pack(folder: Path, *, seed: int = 0) -> None:
     real loader, not recognisers of anything.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    onnx.save(_tiny_detector(), str(folder / "det.onnx"))
+    detector = _tiny_detector()
+    detector.doc_string = str(seed)
+    onnx.save(detector, str(folder / "det.onnx"))
     onnx.save(_tiny_recogniser(seed), str(folder / "rec.onnx"))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import signal
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -342,17 +344,47 @@ def test_photos_get_the_models_in_the_order_of_asking_and_nobody_gets_in_between
         with slots.slot():
             order.append(name)
 
-    callers = [threading.Thread(target=ask, args=(name,)) for name in "abcdef"]
+    callers = [threading.Thread(target=ask, args=(name,), daemon=True) for name in "abcdef"]
     with slots.slot():
         for count, caller in enumerate(callers, 1):
             caller.start()
             while len(slots._waiting) < count:
                 time.sleep(0.001)
-    ask("late")
-    for caller in callers:
-        caller.join()
+    last = threading.Thread(target=ask, args=("late",), daemon=True)
+    last.start()
+    for caller in (*callers, last):
+        caller.join(10)
     assert order == [*"abcdef", "late"]
     assert slots.queue() == (0, 0)
+
+
+def test_it_is_told_how_many_wait_for_the_models_and_how_many_are_in_them() -> None:
+    slots = ModelSlots(2, 3)
+    with ExitStack() as places:
+        for _ in range(4):
+            places.enter_context(slots.place())
+        with slots.slot():
+            assert slots.queue() == (3, 1)
+    assert slots.queue() == (0, 0)
+
+
+def test_a_photo_that_fails_or_is_given_up_while_it_waits_leaves_the_models_to_the_next() -> None:
+    slots = ModelSlots(1, 8)
+    with pytest.raises(ValueError, match="fails"), slots.slot():
+        raise ValueError("fails")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with slots.slot():
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt), slots.slot():
+            pytest.fail("two at once")
+        signal.signal(signal.SIGALRM, before)
+    assert not slots._waiting
+    with slots.slot():
+        assert slots.queue() == (0, 1)
 
 
 def test_a_database_that_comes_up_late_is_waited_for_and_one_that_never_does_is_reported(tmp_path: Path) -> None:

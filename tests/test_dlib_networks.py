@@ -57,6 +57,23 @@ def test_the_detector_finds_the_faces_that_dlib_finds_where_dlib_finds_them(
     assert count >= 1
 
 
+def test_a_face_that_fills_the_picture_is_found_where_the_small_copies_lie(photos: list[Pixels]) -> None:
+    reference, detector = dlib.cnn_face_detection_model_v1(str(FOLDER / DETECTOR.name)), Detector(FOLDER, threads=1)
+    close = np.ascontiguousarray(photos[0][70:220, 160:290])
+    copy = np.asarray(cv2.resize(close, None, fx=2.6, fy=2.6), np.uint8)
+    expected = [one.rect for one in reference(copy, 0)]
+    assert [(box.left(), box.top(), box.right(), box.bottom()) for box in expected] == [
+        tuple(box.tolist()) for box, _ in detector.faces(copy)
+    ]
+    assert expected
+
+
+def test_a_box_that_reaches_over_the_edge_is_rounded_away_from_the_picture_as_dlib_does() -> None:
+    detector = Detector(FOLDER, threads=1)
+    box = detector._box([(11, 11, 320, 240)], 22, 30)
+    assert box.tolist() == [-29, -21, 51, 59]
+
+
 @pytest.mark.parametrize("shape", [(10, 320), (320, 10), (64, 64), (16, 16)])
 def test_the_detector_takes_specks_and_strips(shape: tuple[int, int]) -> None:
     assert Detector(FOLDER, threads=1).faces(np.full((*shape, 3), 127, np.uint8)) == []

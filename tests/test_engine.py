@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fakes import packaged_photo, write_tiny_pack
 import weights
 from compact_engine import DLIB_LAYOUT, CompactEngine
 from engine import Face, Pixels, cosine_of, similarity_of
-from insightface_engine import AURAFACE_RECOGNISER, InsightFaceEngine
+from insightface_engine import AURAFACE_RECOGNISER, INSIGHTFACE_LAYOUT, InsightFaceEngine
 from settings import PROJECT
 from weights import ModelFile, ModelUnavailable, ensure
 from wiring import load_engine
@@ -124,17 +125,22 @@ def test_models_that_are_not_needed_are_neither_loaded_nor_missed(pack: Path) ->
     assert InsightFaceEngine(pack, threads=1).dimension == 512
 
 
+def declare(pack: Path, **tasks: dict[str, Any]) -> None:
+    """Write a manifest."""
+    (pack / "MODEL.LICENSE").write_text("none")
+    manifest = {"manifest_version": 2, "model_id": "tiny", "license": "MODEL.LICENSE", "tasks": tasks}
+    (pack / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_a_manifest_decides_which_files_do_what_and_a_wrong_digest_is_refused(pack: Path) -> None:
     tasks = {
         "detection": {"file": "det.onnx", "preprocessing": {"mean": 127.5, "std": 128.0}},
         "recognition": {"file": "rec.onnx", "preprocessing": {"mean": 127.5, "std": 127.5}},
     }
-    (pack / "MODEL.LICENSE").write_text("none")
-    manifest = {"manifest_version": 2, "model_id": "tiny", "license": "MODEL.LICENSE", "tasks": tasks}
-    (pack / "manifest.json").write_text(json.dumps(manifest))
+    declare(pack, **tasks)
     assert InsightFaceEngine(pack, threads=1).dimension == 512
     tasks["recognition"]["sha256"] = "0" * 64
-    (pack / "manifest.json").write_text(json.dumps(manifest))
+    declare(pack, **tasks)
     with pytest.raises(ModelUnavailable, match=r"rec\.onnx"):
         InsightFaceEngine(pack, threads=1)
 
@@ -157,10 +163,7 @@ def test_a_file_is_read_for_its_digest_once_and_only_where_something_hangs_on_it
 ) -> None:
     files, plain = verifiable(pack), InsightFaceEngine(pack, threads=1).name
     if which == "declared":  # InsightFace reads it, which verifies it
-        (pack / "MODEL.LICENSE").write_text("none")
-        tasks = {"detection": {"file": "det.onnx"}, "recognition": {"file": "rec.onnx", "sha256": files[1].sha256}}
-        manifest = {"manifest_version": 2, "model_id": "tiny", "license": "MODEL.LICENSE", "tasks": tasks}
-        (pack / "manifest.json").write_text(json.dumps(manifest))
+        declare(pack, detection={"file": "det.onnx"}, recognition={"file": "rec.onnx", "sha256": files[1].sha256})
     digested, digest = list[str](), weights.digest
 
     def counted(path: Path) -> str:
@@ -184,8 +187,79 @@ def test_a_file_that_changes_between_its_verification_and_its_loading_is_refused
         (pack / "other" / name).replace(pack / name)
     else:
         (pack / name).write_bytes((pack / "other" / name).read_bytes())
+    os.utime(pack / name, (0, 0))  # whoever hides it
     with pytest.raises(ModelUnavailable, match=rf"{name} was changed"):
         InsightFaceEngine(pack, threads=1, files=files)
+
+
+@pytest.mark.parametrize("touch", [lambda path: path.chmod(0o600), lambda path: os.link(path, path.with_suffix(".2"))])
+def test_a_file_that_a_backup_touches_while_it_is_loaded_is_still_the_same(
+    pack: Path, touch: Callable[[Path], None]
+) -> None:
+    files = ensure(pack, verifiable(pack))
+    touch(pack / "rec.onnx")
+    assert InsightFaceEngine(pack, threads=1, files=files).dimension == 512
+
+
+@pytest.mark.parametrize("name", ["det.onnx", "rec.onnx"])
+@pytest.mark.parametrize("declared", [False, True])
+def test_weights_in_another_file_are_refused_since_no_digest_is_theirs(pack: Path, name: str, declared: bool) -> None:
+    model = onnx.load(str(pack / name))
+    onnx.save_model(model, str(pack / name), save_as_external_data=True, size_threshold=0)
+    if declared:
+        declare(pack, detection={"file": "det.onnx"}, recognition={"file": "rec.onnx"})
+    with pytest.raises(ModelUnavailable, match=rf"{name} keeps its weights in another file"):
+        InsightFaceEngine(pack, threads=1)
+
+
+def test_a_manifest_is_taken_at_its_word_for_what_is_needed_alone(pack: Path) -> None:
+    needed = {"detection": {"file": "det.onnx"}, "recognition": {"file": "rec.onnx"}}
+    declare(pack, **needed, verification={"file": "absent.onnx"})
+    assert InsightFaceEngine(pack, threads=1).dimension == 512
+    declare(pack, **{**needed, "recognition": {"file": "absent.onnx"}})
+    with pytest.raises(ModelUnavailable, match=r"absent\.onnx"):
+        InsightFaceEngine(pack, threads=1)
+
+
+def test_a_manifest_that_is_damaged_is_not_passed_over(pack: Path) -> None:
+    declare(pack, detection={"file": "det.onnx"}, recognition={"file": "rec.onnx", "sha256": "0" * 64})
+    text = (pack / "manifest.json").read_text()
+    (pack / "manifest.json").write_text(text[:-2])
+    with pytest.raises(ModelUnavailable, match="no JSON"):
+        InsightFaceEngine(pack, threads=1)
+
+
+def test_a_model_of_several_outputs_is_taken_for_no_recogniser(pack: Path) -> None:
+    model = onnx.load(str(pack / "rec.onnx"))
+    model.graph.output.append(model.graph.output[0])
+    model.graph.output[1].name = "another"
+    (pack / "rec.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelUnavailable, match="holds no recognition model"):
+        InsightFaceEngine(pack, threads=1)
+
+
+class Level:
+    """Stands in for a detector that knows a face by a level line: the surer, the more level."""
+
+    def detect(self, image: Pixels, input_size: tuple[int, int], **_: Any) -> tuple[Any, Any]:
+        tiles = np.split(image, input_size[0] // input_size[1], axis=1)
+        scores = [float(tile.mean(axis=(1, 2)).max()) / 255 for tile in tiles]
+        side = input_size[1]
+        boxes = [[side * n + 20, 20, side * n + 60, 60, score] for n, score in enumerate(scores) if score > 0.5]
+        return np.array(boxes, np.float32).reshape(-1, 5), None
+
+
+@pytest.mark.parametrize("tilt", [-35.0, 0.0, 35.0])
+def test_of_the_turns_that_are_tried_the_one_is_taken_that_makes_the_face_level(pack: Path, tilt: float) -> None:
+    tiny = InsightFaceEngine(pack, threads=1)
+    tiny._detector = Level()
+    image = np.zeros((640, 640, 3), np.uint8)
+    across = 600 * np.array([np.cos(np.radians(tilt)), np.sin(np.radians(tilt))])
+    ends = [tuple(int(one) for one in 320 + sign * across) for sign in (-1, 1)]
+    cv2.line(image, ends[0], ends[1], (255, 255, 255), 12)
+    face = Face(np.array([220, 220, 420, 420], np.float32), 0.6, np.zeros((5, 2), np.float32), INSIGHTFACE_LAYOUT)
+    assert tiny._surest_turn(image, face) == tilt
+    assert tiny._surest_turn(np.zeros_like(image), face) == 0
 
 
 def test_a_recogniser_that_is_replaced_while_it_is_loaded_gives_its_name_to_no_other(
@@ -197,7 +271,8 @@ def test_a_recogniser_that_is_replaced_while_it_is_loaded_gives_its_name_to_no_o
 
     def replaced_meanwhile(path: Path) -> str:
         found = digest(path)
-        (pack / "other" / "rec.onnx").replace(path)
+        if (pack / "other" / "rec.onnx").exists():
+            (pack / "other" / "rec.onnx").replace(path)
         return found
 
     monkeypatch.setattr(weights, "digest", replaced_meanwhile)
