@@ -376,13 +376,23 @@ def test_a_photo_that_fails_or_is_given_up_while_it_waits_leaves_the_models_to_t
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    served = threading.Event()
+
+    def wait_too() -> None:
+        with slots.slot():
+            served.set()
+
     with slots.slot():
+        threading.Thread(target=wait_too, daemon=True).start()
+        while not slots._waiting:
+            time.sleep(0.001)
         before = signal.signal(signal.SIGALRM, interrupt)
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(KeyboardInterrupt), slots.slot():
             pytest.fail("two at once")
         signal.signal(signal.SIGALRM, before)
-    assert not slots._waiting
+        assert not served.wait(0.2)
+    assert served.wait(10)
     with slots.slot():
         assert slots.queue() == (0, 1)
 
