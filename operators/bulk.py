@@ -119,6 +119,7 @@ def made_of(photos: Sequence[Photo], engine: Engine, settings: Settings) -> Iter
             return Made(photo, digest, None, refusal)
 
     try:
+        decoders.require_working()
         yield from in_order(made, photos, settings.model_slots)
     finally:
         decoders.close()

@@ -115,6 +115,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     key = cache_key(engine, settings, arguments.without_checks)
     cache = Cache(arguments.cache, key, engine.dimension, settings.keyring)
     with closing(Decoders(settings.model_slots, settings.max_image_pixels)) as decoders:
+        decoders.require_working()
         pipeline = Pipeline(settings, engine, CoveringModel(PROJECT / "models"), slots, decode=decoders.decode)
         embed = pipeline.unchecked_template if arguments.without_checks else pipeline.template
         outcomes = embed_all(paths, embed, cache, at_once=settings.model_slots)

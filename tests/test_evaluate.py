@@ -192,6 +192,20 @@ def test_a_file_that_was_cut_off_costs_that_photo_alone(tmp_path: Path) -> None:
     assert [cache.get(one) is not None for one in "abcd"] == [True, False, True, False]
 
 
+def test_a_machine_that_can_decode_nothing_ends_the_run_and_refuses_no_photo_for_good(tmp_path: Path) -> None:
+    write(tmp_path, ann=1, bob=1)
+    people, _ = read_folder(tmp_path)
+    paths = [one for photos in people.values() for one in photos]
+
+    def nothing(_: bytes) -> Vector:
+        raise FaceError("overloaded")
+
+    with pytest.raises(FaceError, match="overloaded"):
+        embed_all(paths, nothing, Cache(tmp_path / "cache", "key", DIMENSION, PLAIN), at_once=1)
+    outcomes = embed_all(paths, by_person, Cache(tmp_path / "cache", "key", DIMENSION, PLAIN), at_once=1)
+    assert all(one.template is not None for one in outcomes.values())
+
+
 def test_kept_templates_can_be_read_by_their_owner_alone(tmp_path: Path) -> None:
     Cache(tmp_path / "cache", "k", DIMENSION, PLAIN).add(Outcome("a", a_template(1), None))
     (file,) = (tmp_path / "cache" / "k").iterdir()
