@@ -274,6 +274,20 @@ class TestInABrowser:
         assert text(page, page.switch_to.active_element.get_attribute("aria-describedby")) == "No matching face found"
         assert text(page, "status") == "Not verified"
 
+    def test_an_analysis_that_comes_late_does_not_take_the_results_place(self, page: Any, photo: Path) -> None:
+        page.execute_script(
+            "const soon = window.fetch; window.late = 0; window.fetch = async (route, ...rest) => {"
+            "const answer = await soon(route, ...rest);"
+            "if (route === '/analyze') { await new Promise((go) => setTimeout(go, 1500)); late += 1 } return answer }"
+        )
+        page.find_element("id", "file").send_keys(str(photo))
+        until(page, lambda: page.find_element("id", "verify").is_enabled())
+        click(page, "verify")
+        until(page, lambda: page.execute_script("return late") == 1 and "No matching" in text(page, "outcome"))
+        time.sleep(0.2)
+        assert text(page, "status") == "Not verified"
+        assert page.find_elements("css selector", "#checks tbody tr")
+
     def test_arabic_digits_are_a_threshold_too(self, page: Any, photo: Path) -> None:
         page.find_element("id", "file").send_keys(str(photo))
         page.execute_script("document.getElementById('more').open = true")
