@@ -16,6 +16,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from engine import Pixels
+from onnx_sessions import session_options
 from weights import ModelFile, ModelUnavailable
 
 Floats = npt.NDArray[np.float32]
@@ -87,11 +88,8 @@ class _Graph:
         """Make a session of the network from `image`, float32 of this shape, to `output`."""
         self._graph.input.append(helper.make_tensor_value_info("image", TensorProto.FLOAT, shape))
         self._graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as InsightFaceEngine's
         return onnxruntime.InferenceSession(
-            self._model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            self._model.SerializeToString(), session_options(threads), providers=["CPUExecutionProvider"]
         )
 
 

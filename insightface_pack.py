@@ -20,6 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 import weights
 from onnx_outline import outline
+from onnx_sessions import session_options
 from weights import Digested, ModelUnavailable
 
 TASKS = ("detection", "recognition")
@@ -66,10 +67,7 @@ def load_pack(
     Raises:
         ModelUnavailable: the folder is no pack, or a file of it is damaged.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # Spinning threads of one caller take the cores from the next: a quarter of the throughput with two callers.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = session_options(threads)
     onnxruntime.set_default_logger_severity(3)
     parts = {task: _Part(task, file.path, known=file) for task, file in (files or {}).items()} or _parts_of(folder)
     recogniser = parts["recognition"]
