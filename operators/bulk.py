@@ -10,6 +10,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -99,11 +100,21 @@ def one_thread_each(settings: Settings) -> Settings:
                    queue_limit=0)  # fmt: skip
 
 
+@contextmanager
+def pipeline_of(engine: Engine, settings: Settings) -> Iterator[Pipeline]:
+    """The service's own pipeline with decoders of its own, so that one bad photo ends no bulk.
+
+    Raises:
+        OSError: no photo can be decoded.
+    """
+    slots = ModelSlots(settings.model_slots, settings.queue_limit)
+    with closing(Decoders(settings.model_slots, settings.max_image_pixels)) as decoders:
+        decoders.require_working()
+        yield Pipeline(settings, engine, CoveringModel(PROJECT / "models"), slots, decode=decoders.decode)
+
+
 def made_of(photos: Sequence[Photo], engine: Engine, settings: Settings) -> Iterator[Made]:
     """Take photos through the service's own pipeline, as many at once as there are model slots, in their order."""
-    slots = ModelSlots(settings.model_slots, settings.queue_limit)
-    decoders = Decoders(settings.model_slots, settings.max_image_pixels)  # one bad photo ends no bulk
-    pipeline = Pipeline(settings, engine, CoveringModel(PROJECT / "models"), slots, decode=decoders.decode)
 
     def made(photo: Photo) -> Made:
         try:
@@ -118,11 +129,8 @@ def made_of(photos: Sequence[Photo], engine: Engine, settings: Settings) -> Iter
                 raise
             return Made(photo, digest, None, refusal)
 
-    try:
-        decoders.require_working()
+    with pipeline_of(engine, settings) as pipeline:
         yield from in_order(made, photos, settings.model_slots)
-    finally:
-        decoders.close()
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Iterator[Result]:

@@ -9,15 +9,12 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import wiring
-from covering import CoveringModel
-from decoders import Decoders
 from engine import Engine
 from operators import evaluation_report
 from operators.biometrics import (
@@ -36,7 +33,7 @@ from operators.biometrics import (
     search,
     support,
 )
-from operators.bulk import one_thread_each
+from operators.bulk import one_thread_each, pipeline_of
 from operators.evaluation_data import (
     Cache,
     Outcome,
@@ -48,8 +45,7 @@ from operators.evaluation_data import (
     read_pairs,
     read_subgroups,
 )
-from pipeline import ModelSlots, Pipeline
-from settings import PROJECT, Settings
+from settings import Settings
 
 logger = logging.getLogger("face_api")
 
@@ -110,13 +106,10 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
     settings = one_thread_each(settings)
     engine = wiring.loaded_engine(settings)
-    slots = ModelSlots(settings.model_slots, settings.queue_limit)
     paths = [one for photos in people.values() for one in photos]
     key = cache_key(engine, settings, arguments.without_checks)
     cache = Cache(arguments.cache, key, engine.dimension, settings.keyring)
-    with closing(Decoders(settings.model_slots, settings.max_image_pixels)) as decoders:
-        decoders.require_working()
-        pipeline = Pipeline(settings, engine, CoveringModel(PROJECT / "models"), slots, decode=decoders.decode)
+    with pipeline_of(engine, settings) as pipeline:
         embed = pipeline.unchecked_template if arguments.without_checks else pipeline.template
         outcomes = embed_all(paths, embed, cache, at_once=settings.model_slots)
     logger.info("Comparing")

@@ -23,18 +23,19 @@ logger = logging.getLogger("face_api")
 
 # What decides which template a photo gets, beside the model and the settings.
 _CODE = (
-    *(
-        "images.py",
-        "decoders.py",
-        "engine.py",
-        "resampling.py",
-        "onnx_outline.py",
-        "insightface_engine.py",
-        "insightface_pack.py",
-        "compact_engine.py",
-        "dlib_networks.py",
-    ),
-    *("face_checks.py", "covering.py", "pipeline.py", "models/covering.onnx"),
+    "images.py",
+    "decoders.py",
+    "engine.py",
+    "resampling.py",
+    "onnx_outline.py",
+    "insightface_engine.py",
+    "insightface_pack.py",
+    "compact_engine.py",
+    "dlib_networks.py",
+    "face_checks.py",
+    "covering.py",
+    "pipeline.py",
+    "models/covering.onnx",
 )
 
 _REFUSED = b"refused: "  # and no float of a template of norm 1, the four bytes of each being far too large
