@@ -17,20 +17,20 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 import api_pages
 import commands
-import images
 import server
 import wiring
 from access import Access
 from audit import AuditLog, folder_of
 from covering import CoveringClassifier, CoveringModel
-from decoders import Decoders
 from engine import Engine
 from forms import FORM_ALLOWANCE
 from gallery import Gallery
 from html_pages import add_try_page
-from images import Photo
 from liveness import Liveness
 from metrics import Metrics
+from photos import decode as images
+from photos.decode import Photo
+from photos.decoder_pool import Decoders
 from pipeline import ModelSlots, Pipeline
 from retention import Retention
 from routes import Parts, add_routes

@@ -12,7 +12,7 @@ import numpy as np
 
 from dlib_networks import Descriptor, Detector
 from engine import Face, LandmarkLayout, Pixels, Vector, holds_no_face, normalised, widest_first
-from resampling import to_side
+from photos.resampling import to_side
 from weights import ModelUnavailable
 
 DLIB_LAYOUT = LandmarkLayout(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from covering import Covering, CoveringClassifier
 from engine import Face, Pixels
 from errors import FaceError
-from resampling import cut_out
+from photos.resampling import cut_out
 from settings import Settings
 
 # The frame that every measure but size and pose is taken in: the face turned upright and scaled so that the eyes'

@@ -17,7 +17,7 @@ import reduced_precision
 import weights
 from engine import Face, LandmarkLayout, Pixels, Vector, holds_no_face, normalised, widest_first
 from insightface_pack import load_pack, providers_for
-from resampling import cut_out, to_side
+from photos.resampling import cut_out, to_side
 from weights import Digested, ModelUnavailable
 
 AURAFACE_NAME = "auraface-v1"

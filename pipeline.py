@@ -14,13 +14,13 @@ import cv2
 from flask import g, has_request_context
 
 import face_checks
-import images
 from covering import CoveringClassifier
 from engine import ENOUGH_SIDE, Engine, Face, Vector
 from errors import FaceError
 from face_checks import Check
-from images import Photo
 from liveness import Liveness
+from photos import decode as images
+from photos.decode import Photo
 from settings import Settings
 
 

@@ -30,12 +30,12 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-import images
 from compact_engine import CompactEngine
 from covering import CoveringModel
 from engine import Engine, Face, Pixels
 from errors import FaceError
 from face_checks import check_photo
+from photos import decode as images
 from settings import Settings
 from wiring import load_engine
 

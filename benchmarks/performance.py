@@ -35,14 +35,14 @@ sys.path.insert(0, str(PROJECT))
 from load import Service as Process
 from load import exchange, model_runs, request
 
-import images
 from app import create_app
 from compact_engine import CompactEngine, weights_folder
 from covering import CoveringModel
 from dlib_networks import DESCRIPTOR, DETECTOR
 from engine import Engine
 from gallery import Gallery
-from resampling import to_side
+from photos import decode as images
+from photos.resampling import to_side
 from settings import Settings
 from sqlite_store import SqliteStore
 from wiring import load_engine

@@ -25,10 +25,10 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import images
 import reduced_precision
 from engine import Face, Pixels
 from insightface_engine import InsightFaceEngine
+from photos import decode as images
 from weights import ModelUnavailable
 
 ROUNDS, COPIES, FMR = 15, 8, 1e-4

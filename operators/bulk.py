@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from covering import CoveringModel
-from decoders import Decoders
 from engine import Engine, Vector
 from errors import FaceError
+from photos.decoder_pool import Decoders
 from pipeline import ModelSlots, Pipeline
 from settings import PROJECT, Settings
 

@@ -16,13 +16,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-import images
 from covering import CoveringClassifier, CoveringModel
 from engine import Engine, Pixels, Vector, similarity_of
 from errors import FaceError
 from face_checks import Measurements, judge, measure, require_single_face
 from operators.biometrics import wilson
 from operators.bulk import SUFFIXES
+from photos import decode as images
 from settings import PROJECT, Settings, add_flags, load_settings
 from wiring import load_engine
 

@@ -14,10 +14,10 @@ import pytest
 from heic import heic_of_many
 from running import ASTRONAUT
 
-import decoders
-import images
-from decoders import Decoders
 from errors import FaceError
+from photos import decode as images
+from photos import decoder_pool as decoders
+from photos.decoder_pool import Decoders
 
 LINUX = Path("/proc/self/environ").exists()
 LIMITS: dict[str, Any] = {"max_bytes": 8 * 2**20, "max_pixels": 10_000_000}

@@ -19,7 +19,7 @@ from fakes import packaged_photo
 from PIL import Image
 
 from errors import FaceError
-from images import Pixels, decode
+from photos.decode import Pixels, decode
 
 Array = npt.NDArray[Any]
 

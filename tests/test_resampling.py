@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine import Pixels
-from resampling import cut_out, to_side
+from photos.resampling import cut_out, to_side
 
 
 @pytest.fixture

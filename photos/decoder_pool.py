@@ -19,9 +19,9 @@ from typing import IO, Any
 
 import numpy as np
 
-import images
 from errors import FaceError
-from images import Photo
+from photos import decode as images
+from photos.decode import Photo
 
 logger = logging.getLogger("face_api")
 

@@ -1,0 +1,1 @@
+"""Turns the bytes of a photo into pixels. Imports only errors and libraries."""
