@@ -21,12 +21,12 @@ import server
 import wiring
 from access import Access
 from audit import AuditLog, folder_of
-from covering import CoveringClassifier, CoveringModel
-from engine import Engine
+from engines.base import Engine
+from engines.covering import CoveringClassifier, CoveringModel
+from engines.liveness import Liveness
 from forms import FORM_ALLOWANCE
 from gallery import Gallery
 from html_pages import add_try_page
-from liveness import Liveness
 from metrics import Metrics
 from photos import decode as images
 from photos.decode import Photo

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
 import logs
+from engines.model_files import ModelUnavailable
 from errors import FaceError
 from settings import Settings, SettingsError, add_flags, load_settings, read_env_file
-from weights import ModelUnavailable
 
 logger = logging.getLogger("face_api")
 

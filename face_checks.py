@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from covering import Covering, CoveringClassifier
-from engine import Face, Pixels
+from engines.base import Face, Pixels
+from engines.covering import Covering, CoveringClassifier
 from errors import FaceError
 from photos.resampling import cut_out
 from settings import Settings

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from covering import Covering
+from engines.covering import Covering
 from errors import CODES, english
 from face_checks import HINTS, Check, Measurements, Pose, judge
 from forms import SANE_IDEMPOTENCY_KEY, USER_ID

@@ -14,11 +14,11 @@ import cv2
 from flask import g, has_request_context
 
 import face_checks
-from covering import CoveringClassifier
-from engine import ENOUGH_SIDE, Engine, Face, Vector
+from engines.base import ENOUGH_SIDE, Engine, Face, Vector
+from engines.covering import CoveringClassifier
+from engines.liveness import Liveness
 from errors import FaceError
 from face_checks import Check
-from liveness import Liveness
 from photos import decode as images
 from photos.decode import Photo
 from settings import Settings

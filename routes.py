@@ -11,7 +11,7 @@ from flask import Flask, Response, g, jsonify, request
 
 from access import PUBLIC, Access, scope
 from audit import AuditLog
-from engine import Engine, Vector, cosine_of, similarity_of
+from engines.base import Engine, Vector, cosine_of, similarity_of
 from errors import FaceError, english
 from forms import (
     FORM_ALLOWANCE,

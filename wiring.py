@@ -8,16 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import weights
-from engine import Engine
+from engines import model_files as weights
+from engines.base import Engine
+from engines.liveness import AddOnLiveness, Liveness
+from engines.model_files import ModelUnavailable
 from errors import FaceError
 from gallery import Gallery
-from liveness import AddOnLiveness, Liveness
 from sealing import NO_KEYS, Keyring
 from settings import Settings
 from snapshot import SnapshotFolder
 from store import Records, Store
-from weights import ModelUnavailable
 
 if TYPE_CHECKING:
     from mongo_vectors import MongoVectorIndex
@@ -136,7 +136,7 @@ def load_engine(
                 "The compact model has neither another precision nor CUDA: EMBEDDING_PRECISION and ORT_PROVIDERS "
                 "are for InsightFace's packs."
             )
-        from compact_engine import CompactEngine  # noqa: PLC0415
+        from engines.compact_engine import CompactEngine  # noqa: PLC0415
 
         return CompactEngine(threads)
     files = None
@@ -150,7 +150,7 @@ def load_engine(
             return _instead_of_auraface(error, threads=threads, may_fall_back=may_fall_back)
     else:
         folder = Path(face_model).expanduser().resolve()
-    from insightface_engine import InsightFaceEngine  # noqa: PLC0415
+    from engines.insightface_engine import InsightFaceEngine  # noqa: PLC0415
 
     return InsightFaceEngine(folder, threads=threads, files=files, precision=precision, providers=providers)
 
@@ -168,14 +168,14 @@ def _instead_of_auraface(missing: ModelUnavailable, *, threads: int, may_fall_ba
         "go live with. What was missing: %s",
         missing,
     )
-    from compact_engine import CompactEngine  # noqa: PLC0415 - as above
+    from engines.compact_engine import CompactEngine  # noqa: PLC0415 - as above
 
     return CompactEngine(threads)
 
 
 def cosine_at_half_of(model: str) -> float:
     """The `cosine_at_half` of a model by its name in the records; of a model that is none of these, the packs'."""
-    from compact_engine import CompactEngine  # noqa: PLC0415 - as above
+    from engines.compact_engine import CompactEngine  # noqa: PLC0415 - as above
 
     return CompactEngine.cosine_at_half if model == CompactEngine.name else 0.5
 
@@ -199,7 +199,7 @@ def liveness_of(settings: Settings, engine: Engine) -> Liveness | None:
     """Load what tells live faces from pictures, if the settings want it; ModelUnavailable if it cannot be had."""
     if settings.liveness == "off":
         return None
-    from compact_engine import CompactEngine  # noqa: PLC0415 - as above
+    from engines.compact_engine import CompactEngine  # noqa: PLC0415 - as above
 
     if isinstance(engine, CompactEngine):
         raise ModelUnavailable(

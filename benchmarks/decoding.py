@@ -23,11 +23,11 @@ from PIL import Image
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from covering import CoveringModel
-from engine import ENOUGH_SIDE, Vector
+from engines.base import ENOUGH_SIDE, Vector
+from engines.covering import CoveringModel
+from engines.insightface_engine import InsightFaceEngine
 from errors import FaceError
 from face_checks import check_photo
-from insightface_engine import InsightFaceEngine
 from pipeline import ModelSlots, Pipeline
 from settings import Settings
 

@@ -21,8 +21,8 @@ import numpy.typing as npt
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from engine import Face, Pixels
-from insightface_engine import InsightFaceEngine
+from engines.base import Face, Pixels
+from engines.insightface_engine import InsightFaceEngine
 
 Box = npt.NDArray[np.float32]
 WIDTHS = (20, 24, 32, 40, 48, 64, 96)

@@ -30,9 +30,9 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from compact_engine import CompactEngine
-from covering import CoveringModel
-from engine import Engine, Face, Pixels
+from engines.base import Engine, Face, Pixels
+from engines.compact_engine import CompactEngine
+from engines.covering import CoveringModel
 from errors import FaceError
 from face_checks import check_photo
 from photos import decode as images

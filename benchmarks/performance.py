@@ -36,10 +36,10 @@ from load import Service as Process
 from load import exchange, model_runs, request
 
 from app import create_app
-from compact_engine import CompactEngine, weights_folder
-from covering import CoveringModel
-from dlib_networks import DESCRIPTOR, DETECTOR
-from engine import Engine
+from engines.base import Engine
+from engines.compact_engine import CompactEngine, weights_folder
+from engines.covering import CoveringModel
+from engines.dlib_networks import DESCRIPTOR, DETECTOR
 from gallery import Gallery
 from photos import decode as images
 from photos.resampling import to_side
@@ -135,7 +135,7 @@ LOADING = """
 import sys, time, warnings
 warnings.simplefilter("ignore")
 if sys.argv[1] == "compact":
-    from compact_engine import CompactEngine
+    from engines.compact_engine import CompactEngine
     begun = time.perf_counter()
     CompactEngine()
 else:

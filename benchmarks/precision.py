@@ -25,11 +25,11 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import reduced_precision
-from engine import Face, Pixels
-from insightface_engine import InsightFaceEngine
+from engines import reduced_precision
+from engines.base import Face, Pixels
+from engines.insightface_engine import InsightFaceEngine
+from engines.model_files import ModelUnavailable
 from photos import decode as images
-from weights import ModelUnavailable
 
 ROUNDS, COPIES, FMR = 15, 8, 1e-4
 Templates = npt.NDArray[np.float32]

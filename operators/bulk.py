@@ -15,8 +15,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
-from covering import CoveringModel
-from engine import Engine, Vector
+from engines.base import Engine, Vector
+from engines.covering import CoveringModel
 from errors import FaceError
 from photos.decoder_pool import Decoders
 from pipeline import ModelSlots, Pipeline

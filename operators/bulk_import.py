@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import wiring
-from engine import Engine, cosine_of
+from engines.base import Engine, cosine_of
 from errors import CODES
 from gallery import Gallery
 from operators import bulk

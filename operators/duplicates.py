@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 import wiring
-from engine import cosine_of, similarity_of
+from engines.base import cosine_of, similarity_of
 from operators.progress import watched
 from settings import Settings, SettingsError
 from store import Records

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import wiring
-from engine import Engine
+from engines.base import Engine
 from operators import evaluation_report
 from operators.biometrics import (
     LEAST_ERRORS,

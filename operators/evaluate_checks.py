@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from covering import CoveringClassifier, CoveringModel
-from engine import Engine, Pixels, Vector, similarity_of
+from engines.base import Engine, Pixels, Vector, similarity_of
+from engines.covering import CoveringClassifier, CoveringModel
 from errors import FaceError
 from face_checks import Measurements, judge, measure, require_single_face
 from operators.biometrics import wilson

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import Engine, Vector
+from engines.base import Engine, Vector
 from errors import FaceError
 from operators.bulk import SUFFIXES, in_order
 from operators.progress import watched

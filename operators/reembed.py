@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import wiring
-from engine import Engine
+from engines.base import Engine
 from operators import bulk
 from operators.bulk import Line, Made, Photo, Report
 from operators.progress import watched

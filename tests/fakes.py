@@ -13,9 +13,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from covering import Covering
-from engine import Face, LandmarkLayout, Pixels, Vector
-from insightface_engine import INSIGHTFACE_LAYOUT
+from engines.base import Face, LandmarkLayout, Pixels, Vector
+from engines.covering import Covering
+from engines.insightface_engine import INSIGHTFACE_LAYOUT
 
 DIMENSION = 8
 

@@ -18,8 +18,8 @@ import pytest
 from fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, a_template, jpeg
 
 from app import create_app
-from covering import Covering
-from engine import Face, Pixels, Vector
+from engines.base import Face, Pixels, Vector
+from engines.covering import Covering
 from errors import FaceError
 from gallery import Gallery
 from pipeline import ModelSlots

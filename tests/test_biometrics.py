@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from engine import similarity_of
+from engines.base import similarity_of
 from operators import biometrics
 from operators.biometrics import (
     THRESHOLDS,

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from fakes import a_face, packaged_photo
 
-from covering import Covering, CoveringModel
-from engine import Pixels
+from engines.base import Pixels
+from engines.covering import Covering, CoveringModel
+from engines.model_files import ModelUnavailable
 from face_checks import ORIGIN, aligned_face
 from settings import PROJECT, Settings
-from weights import ModelUnavailable
 
 LIMITS = Settings()
 EYE, MOUTH = 22.0, 44.0  # pixels from the point between the eyes, across and down

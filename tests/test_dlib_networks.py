@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from fakes import packaged_photo
 
-from compact_engine import CompactEngine, weights_folder
-from dlib_networks import DESCRIPTOR, DETECTOR, Descriptor, Detector
-from engine import Pixels, Vector
-from weights import ModelUnavailable
+from engines.base import Pixels, Vector
+from engines.compact_engine import CompactEngine, weights_folder
+from engines.dlib_networks import DESCRIPTOR, DETECTOR, Descriptor, Detector
+from engines.model_files import ModelUnavailable
 
 FOLDER = weights_folder()
 

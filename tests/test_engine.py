@@ -16,12 +16,12 @@ import onnx
 import pytest
 from fakes import packaged_photo, write_tiny_pack
 
-import weights
-from compact_engine import DLIB_LAYOUT, CompactEngine
-from engine import Face, Pixels, cosine_of, similarity_of
-from insightface_engine import AURAFACE_RECOGNISER, INSIGHTFACE_LAYOUT, InsightFaceEngine
+from engines import model_files as weights
+from engines.base import Face, Pixels, cosine_of, similarity_of
+from engines.compact_engine import DLIB_LAYOUT, CompactEngine
+from engines.insightface_engine import AURAFACE_RECOGNISER, INSIGHTFACE_LAYOUT, InsightFaceEngine
+from engines.model_files import ModelFile, ModelUnavailable, ensure
 from settings import PROJECT
-from weights import ModelFile, ModelUnavailable, ensure
 from wiring import load_engine
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -17,7 +17,7 @@ from fakes import DIMENSION, ScriptedCovering, ScriptedEngine, a_face, a_photo, 
 from heic import heic_of_many
 
 import app
-from engine import Pixels, Vector
+from engines.base import Pixels, Vector
 from errors import FaceError
 from operators import evaluate, evaluation_report
 from operators.biometrics import LEAST_ERRORS, fmr_for_fpir

@@ -11,12 +11,12 @@ import pytest
 from fakes import ScriptedCovering, a_face, a_photo, packaged_photo
 
 import face_checks
-from compact_engine import DLIB_LAYOUT
-from covering import Covering
-from engine import Face, LandmarkLayout, Pixels
+from engines.base import Face, LandmarkLayout, Pixels
+from engines.compact_engine import DLIB_LAYOUT
+from engines.covering import Covering
+from engines.insightface_engine import INSIGHTFACE_LAYOUT
 from errors import FaceError
 from face_checks import check_photo, head_pose
-from insightface_engine import INSIGHTFACE_LAYOUT
 from settings import Settings
 
 LIMITS = Settings()

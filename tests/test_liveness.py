@@ -17,12 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 import wiring
 from app import create_app
-from compact_engine import CompactEngine
+from engines.compact_engine import CompactEngine
+from engines.liveness import AddOnLiveness
+from engines.model_files import ModelUnavailable
 from gallery import Gallery
-from liveness import AddOnLiveness
 from settings import Settings
 from sqlite_store import SqliteStore
-from weights import ModelUnavailable
 
 
 def write_model(folder: Path, monkeypatch: pytest.MonkeyPatch, probability: float, side: int = 80) -> Path:

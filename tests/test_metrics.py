@@ -13,7 +13,7 @@ from fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import create_app
-from covering import Covering
+from engines.covering import Covering
 from gallery import Gallery
 from settings import PROJECT, Settings
 from sqlite_store import SqliteStore

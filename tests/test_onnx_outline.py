@@ -11,7 +11,7 @@ from fakes import write_tiny_pack
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from onnx_outline import outline
+from engines.onnx_outline import outline
 
 
 @pytest.fixture

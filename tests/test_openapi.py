@@ -23,7 +23,7 @@ from fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
 from access import PUBLIC
 from api_pages import described_path, render, routes_of
 from app import create_app
-from covering import Covering
+from engines.covering import Covering
 from errors import CODES, FaceError
 from face_checks import HINTS
 from gallery import Gallery

@@ -20,7 +20,7 @@ from fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg, write_tiny_pa
 
 import app
 from audit import lines_of
-from engine import Engine, Face, Pixels, Vector
+from engines.base import Engine, Face, Pixels, Vector
 from gallery import Gallery
 from operators import bulk, duplicates, enrolled_people
 from operators.bulk import Line, Photo, Report

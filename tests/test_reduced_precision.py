@@ -17,11 +17,10 @@ import pytest
 from fakes import write_tiny_pack
 from onnx import TensorProto, helper, numpy_helper
 
-import insightface_pack
-import reduced_precision
-import weights
-from insightface_engine import InsightFaceEngine
-from weights import ModelUnavailable
+from engines import insightface_pack, reduced_precision
+from engines import model_files as weights
+from engines.insightface_engine import InsightFaceEngine
+from engines.model_files import ModelUnavailable
 from wiring import load_engine
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

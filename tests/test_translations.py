@@ -14,7 +14,7 @@ import pytest
 from fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg
 
 from app import create_app
-from covering import Covering
+from engines.covering import Covering
 from errors import CODES, SENTENCES, english
 from face_checks import HINTS, NEARER_HINTS
 from gallery import Gallery

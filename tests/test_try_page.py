@@ -19,7 +19,7 @@ from PIL import Image
 from running import Service
 
 from app import create_app
-from engine import Pixels
+from engines.base import Pixels
 from errors import CODES
 from face_checks import HINTS
 from gallery import Gallery

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hub_stand_in import COMMIT, REPO, HubStandIn, Manner, serving
 
-from weights import AURAFACE, PARTIAL, ModelFile, ModelUnavailable, ensure
+from engines.model_files import AURAFACE, PARTIAL, ModelFile, ModelUnavailable, ensure
 
 # Bigger than the pieces in which the library writes (10 MB), so that resuming is seen to work.
 DETECTOR = random.Random(1).randbytes(11_000_000)
@@ -35,7 +35,7 @@ RECOGNISER_ALONE = FILES[1:]
 START = """
 import json, sys, time
 from pathlib import Path
-from weights import ModelFile, ModelUnavailable, ensure
+from engines.model_files import ModelFile, ModelUnavailable, ensure
 time.sleep = lambda seconds: None
 given = json.loads(sys.argv[1])
 try:

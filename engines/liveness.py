@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import cv2
 
-from engine import Face, Pixels
+from engines.base import Face, Pixels
+from engines.model_files import ModelUnavailable
 from face_checks import HINTS, Check
-from weights import ModelUnavailable
 
 logger = logging.getLogger("face_api")
 

@@ -29,8 +29,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-import weights
-from weights import ModelUnavailable
+from engines import model_files as weights
+from engines.model_files import ModelUnavailable
 
 log = logging.getLogger(__name__)
 

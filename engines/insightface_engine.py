@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-import reduced_precision
-import weights
-from engine import Face, LandmarkLayout, Pixels, Vector, holds_no_face, normalised, widest_first
-from insightface_pack import load_pack, providers_for
+from engines import model_files as weights
+from engines import reduced_precision
+from engines.base import Face, LandmarkLayout, Pixels, Vector, holds_no_face, normalised, widest_first
+from engines.insightface_pack import load_pack, providers_for
+from engines.model_files import Digested, ModelUnavailable
 from photos.resampling import cut_out, to_side
-from weights import Digested, ModelUnavailable
 
 AURAFACE_NAME = "auraface-v1"
 AURAFACE_RECOGNISER = next(file.sha256 for file in weights.AURAFACE if file.task == "recognition")

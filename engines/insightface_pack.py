@@ -18,10 +18,10 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-import weights
-from onnx_outline import outline
-from onnx_sessions import session_options
-from weights import Digested, ModelUnavailable
+from engines import model_files as weights
+from engines.model_files import Digested, ModelUnavailable
+from engines.onnx_outline import outline
+from engines.onnx_sessions import session_options
 
 TASKS = ("detection", "recognition")
 

@@ -10,10 +10,10 @@ import cv2
 import dlib
 import numpy as np
 
-from dlib_networks import Descriptor, Detector
-from engine import Face, LandmarkLayout, Pixels, Vector, holds_no_face, normalised, widest_first
+from engines.base import Face, LandmarkLayout, Pixels, Vector, holds_no_face, normalised, widest_first
+from engines.dlib_networks import Descriptor, Detector
+from engines.model_files import ModelUnavailable
 from photos.resampling import to_side
-from weights import ModelUnavailable
 
 DLIB_LAYOUT = LandmarkLayout(
     points=np.array([[0.7, 0, 0.1], [0.3, 0, 0], [-0.7, 0, 0.1], [-0.3, 0, 0], [0, 0.77, -0.35]]),

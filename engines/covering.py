@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from weights import ModelUnavailable
+from engines.model_files import ModelUnavailable
 
 Pixels = npt.NDArray[np.uint8]
 
