@@ -20,7 +20,6 @@ import commands
 import server
 import wiring
 from access import Access
-from audit import AuditLog, folder_of
 from engines.base import Engine
 from engines.covering import CoveringClassifier, CoveringModel
 from engines.liveness import Liveness
@@ -32,10 +31,11 @@ from photos import decode as images
 from photos.decode import Photo
 from photos.decoder_pool import Decoders
 from pipeline import ModelSlots, Pipeline
-from retention import Retention
 from routes import Parts, add_routes
 from settings import PROJECT, Settings, add_flags
-from store import Records
+from store.audit_log import AuditLog, folder_of
+from store.records import Records
+from store.retention import Retention
 from web import log_requests, protect_responses, render_errors
 
 logger = logging.getLogger("face_api")

@@ -15,12 +15,12 @@ from errors import FaceError
 from indexed_replica import IndexedReplica
 from replica import Ours, Replica
 from snapshot import SnapshotFolder
-from store import Enrolment, Store
-from template_codec import NORM_TOLERANCE, Template
+from store.records import Enrolment, Store
+from store.template_bytes import NORM_TOLERANCE, Template
 from templates import Candidate
 
 if TYPE_CHECKING:
-    from mongo_vectors import MongoVectorIndex
+    from store.mongo_vectors import MongoVectorIndex
 
 REQUEST_KEY_SECONDS = 24 * 3600.0
 # Each lost race is somebody else's success, so this many in a row means that something is wrong.

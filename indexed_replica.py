@@ -29,12 +29,12 @@ import numpy as np
 
 from errors import FaceError
 from replica import Ours
-from store import Entry, Store
-from template_codec import Template
+from store.records import Entry, Store
+from store.template_bytes import Template
 from templates import BLOCK_ROWS, Candidate, Templates
 
 if TYPE_CHECKING:
-    from mongo_vectors import MongoVectorIndex
+    from store.mongo_vectors import MongoVectorIndex
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ import numpy as np
 from errors import FaceError
 from saved_block import Header, SavedBlock
 from snapshot import SnapshotFolder
-from store import Entry, Store
-from template_codec import Template
+from store.records import Entry, Store
+from store.template_bytes import Template
 from templates import BLOCK_ROWS, Block, Candidate, Templates, key_of
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ import numpy as np
 from flask import Flask, Response, g, jsonify, request
 
 from access import PUBLIC, Access, scope
-from audit import AuditLog
 from engines.base import Engine, Vector, cosine_of, similarity_of
 from errors import FaceError, english
 from forms import (
@@ -25,9 +24,10 @@ from forms import (
 from gallery import Gallery
 from metrics import Metrics
 from pipeline import Pipeline, stage
-from retention import Retention
 from settings import Settings
-from store import Records
+from store.audit_log import AuditLog
+from store.records import Records
+from store.retention import Retention
 from templates import Candidate
 from web import localised
 

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from sealing import OVERHEAD, Keyring, SealError
+from store.encryption import OVERHEAD, Keyring, SealError
 from templates import Block, layout
 
 log = logging.getLogger(__name__)

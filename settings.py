@@ -12,7 +12,7 @@ from typing import Any
 
 from dotenv import dotenv_values
 
-import sealing
+from store import encryption as sealing
 
 PROJECT = Path(__file__).resolve().parent
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from saved_block import Header, SavedBlock, is_current, open_block, write_block
-from sealing import NO_KEYS, Keyring
+from store.encryption import NO_KEYS, Keyring
 from templates import BLOCK_ROWS, Block
 
 log = logging.getLogger(__name__)

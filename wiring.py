@@ -14,13 +14,13 @@ from engines.liveness import AddOnLiveness, Liveness
 from engines.model_files import ModelUnavailable
 from errors import FaceError
 from gallery import Gallery
-from sealing import NO_KEYS, Keyring
 from settings import Settings
 from snapshot import SnapshotFolder
-from store import Records, Store
+from store.encryption import NO_KEYS, Keyring
+from store.records import Records, Store
 
 if TYPE_CHECKING:
-    from mongo_vectors import MongoVectorIndex
+    from store.mongo_vectors import MongoVectorIndex
 
 logger = logging.getLogger("face_api")
 
@@ -70,10 +70,10 @@ def open_store(
     """
     # A run on one store does not pay for the other's imports.
     if not mongo_uri:
-        from sqlite_store import SqliteStore  # noqa: PLC0415
+        from store.sqlite import SqliteStore  # noqa: PLC0415
 
         return SqliteStore(data_dir / "faces.sqlite3", keyring)
-    import mongo_store  # noqa: PLC0415
+    from store import mongo as mongo_store  # noqa: PLC0415
 
     return mongo_store.connect(mongo_uri, mongo_db, mongo_collection, timeout=timeout, keyring=keyring)
 
@@ -235,8 +235,8 @@ def _vector_index(settings: Settings, store: Store, engine: Engine) -> MongoVect
     """Return MongoDB's vector index, created, if the settings want it; ValueError where the server has none."""
     if settings.search == "memory" or not settings.mongo_uri:
         return None
-    from mongo_store import MongoStore  # noqa: PLC0415 - as above
-    from mongo_vectors import MongoVectorIndex  # noqa: PLC0415
+    from store.mongo import MongoStore  # noqa: PLC0415 - as above
+    from store.mongo_vectors import MongoVectorIndex  # noqa: PLC0415
 
     assert isinstance(store, MongoStore)
     index = MongoVectorIndex(store, engine.name, engine.dimension, exact=settings.search == "mongodb")

@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from operators.duplicates import pairs_above, tiles_of
-from template_codec import Template
+from store.template_bytes import Template
 
 DIMENSION, LEAST, PLANTED = 512, 0.5, 1000
 

@@ -44,7 +44,7 @@ from gallery import Gallery
 from photos import decode as images
 from photos.resampling import to_side
 from settings import Settings
-from sqlite_store import SqliteStore
+from store.sqlite import SqliteStore
 from wiring import load_engine
 
 STAGES = ("read", "decode", "detect", "decode_larger", "check", "embed", "search", "enrol")

@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from replica import Ours, Replica, View
 from snapshot import SnapshotFolder
-from sqlite_store import SqliteStore
-from store import Enrolment, Entry
+from store.records import Enrolment, Entry
+from store.sqlite import SqliteStore
 from templates import BLOCK_ROWS
 
 Vector = npt.NDArray[np.float32]

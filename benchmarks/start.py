@@ -23,10 +23,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gallery import Gallery
-from sealing import NO_KEYS, Keyring
 from snapshot import SnapshotFolder
-from sqlite_store import SqliteStore
-from store import Enrolment
+from store.encryption import NO_KEYS, Keyring
+from store.records import Enrolment
+from store.sqlite import SqliteStore
 
 D = 512
 KEYRING = Keyring((bytes(range(32)),))

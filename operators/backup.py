@@ -34,9 +34,9 @@ from bson.raw_bson import RawBSONDocument
 
 import wiring
 from operators.progress import watched
-from sealing import Keyring, SealError
 from settings import Settings
-from store import Document, Records, StoreNotEmptyError, erasure_of, is_text
+from store.encryption import Keyring, SealError
+from store.records import Document, Records, StoreNotEmptyError, erasure_of, is_text
 
 logger = logging.getLogger("face_api")
 

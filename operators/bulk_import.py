@@ -16,7 +16,7 @@ from operators import bulk
 from operators.bulk import Line, Made, Photo, Report
 from operators.progress import watched
 from settings import Settings
-from store import Records
+from store.records import Records
 
 logger = logging.getLogger("face_api")
 

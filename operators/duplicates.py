@@ -21,8 +21,8 @@ import wiring
 from engines.base import cosine_of, similarity_of
 from operators.progress import watched
 from settings import Settings, SettingsError
-from store import Records
-from template_codec import Template
+from store.records import Records
+from store.template_bytes import Template
 from templates import coded
 
 logger = logging.getLogger("face_api")

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-import retention
-import template_codec
 import wiring
-from audit import AuditLog, folder_of
 from operators.progress import watched
-from sealing import Keyring, MissingKeyError
 from settings import Settings, SettingsError
-from store import Records, moment_of, text_of
-from template_codec import Template
+from store import retention
+from store import template_bytes as template_codec
+from store.audit_log import AuditLog, folder_of
+from store.encryption import Keyring, MissingKeyError
+from store.records import Records, moment_of, text_of
+from store.template_bytes import Template
 
 UNREADABLE = "(unreadable)"
 

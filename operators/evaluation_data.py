@@ -16,8 +16,8 @@ from engines.base import Engine, Vector
 from errors import FaceError
 from operators.bulk import SUFFIXES, in_order
 from operators.progress import watched
-from sealing import Keyring
 from settings import PROJECT, Settings
+from store.encryption import Keyring
 
 logger = logging.getLogger("face_api")
 

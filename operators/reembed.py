@@ -19,7 +19,7 @@ from operators import bulk
 from operators.bulk import Line, Made, Photo, Report
 from operators.progress import watched
 from settings import Settings, SettingsError
-from store import Enrolment, Records
+from store.records import Enrolment, Records
 
 logger = logging.getLogger("face_api")
 

@@ -11,14 +11,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
 
-import retention
-import template_codec
 import wiring
-from audit import AuditLog, folder_of
 from operators.progress import watched
-from sealing import KEY_BYTES, Keyring, MissingKeyError
 from settings import Settings, SettingsError
-from store import PAGE, Records, StoredEmbedding
+from store import retention
+from store import template_bytes as template_codec
+from store.audit_log import AuditLog, folder_of
+from store.encryption import KEY_BYTES, Keyring, MissingKeyError
+from store.records import PAGE, Records, StoredEmbedding
 
 logger = logging.getLogger("face_api")
 

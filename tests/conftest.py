@@ -20,9 +20,9 @@ import mongomock.collection
 import pymongo
 import pytest
 
-from mongo_store import MongoStore
-from sealing import NO_KEYS, Keyring
-from store import Records
+from store.encryption import NO_KEYS, Keyring
+from store.mongo import MongoStore
+from store.records import Records
 from wiring import open_store
 
 

@@ -35,8 +35,8 @@ from running import Service
 from test_races import NO_GATES, a_person
 
 from settings import PROJECT
-from store import Entry, Store
-from template_codec import Template
+from store.records import Entry, Store
+from store.template_bytes import Template
 from wiring import open_store
 
 # Equal pictures have equal templates, and the tiny pack's strangers are rather alike.

@@ -20,7 +20,7 @@ from app import create_app
 from gallery import Gallery
 from keys import KeysError, new_key, parse
 from settings import Settings, SettingsError, load_settings
-from sqlite_store import SqliteStore
+from store.sqlite import SqliteStore
 
 PROTECTED = ["/signUp", "/signup", "/verify", "/compare", "/analyze"]
 

@@ -24,8 +24,8 @@ from errors import FaceError
 from gallery import Gallery
 from pipeline import ModelSlots
 from settings import Settings
-from sqlite_store import SqliteStore
-from store import Enrolment
+from store.records import Enrolment
+from store.sqlite import SqliteStore
 from wiring import wait_for_store
 
 BAD_THRESHOLDS = ["", "x", "nan", "inf", "-inf", "1e999", "0.39", "1.01", "\u0660\u066b\u0665", "0x1", "1_0", "0,5"]

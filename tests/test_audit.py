@@ -18,11 +18,11 @@ from fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg
 
 import app
 from app import create_app
-from audit import MAX_DROPPED, AuditError, AuditLog, lines_of
 from gallery import Gallery
 from metrics import Metrics
 from settings import Settings
-from sqlite_store import SqliteStore
+from store.audit_log import MAX_DROPPED, AuditError, AuditLog, lines_of
+from store.sqlite import SqliteStore
 
 
 def client_of(folder: Path, **settings: Any) -> Any:

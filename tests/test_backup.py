@@ -22,12 +22,12 @@ from errors import FaceError
 from gallery import Gallery
 from operators import backup
 from operators.backup import PARTIAL, BackupError, read, restore, write
-from sealing import NO_KEYS, Keyring
 from settings import PROJECT
 from snapshot import SnapshotFolder
-from sqlite_store import SqliteStore
-from store import Document, Enrolment, Records
-from template_codec import Template
+from store.encryption import NO_KEYS, Keyring
+from store.records import Document, Enrolment, Records
+from store.sqlite import SqliteStore
+from store.template_bytes import Template
 
 KEYS = Keyring((bytes(range(32)),))
 
@@ -319,8 +319,8 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from operators.backup import write
-from sealing import NO_KEYS
-from sqlite_store import SqliteStore
+from store.encryption import NO_KEYS
+from store.sqlite import SqliteStore
 
 class Slow(SqliteStore):
     def notes(self):

@@ -18,7 +18,7 @@ from test_races import a_person
 
 from errors import FaceError
 from gallery import Gallery
-from store import Store
+from store.records import Store
 from wiring import open_store
 
 pytestmark = pytest.mark.slow

@@ -19,18 +19,18 @@ import pytest
 from conftest import Database
 from fakes import ScriptedEngine
 
-import template_codec
 import wiring
 from errors import FaceError
 from gallery import Gallery
-from mongo_store import MongoStore
-from mongo_vectors import MongoVectorIndex
 from operators import rotate_keys
-from sealing import MAGIC, Keyring, is_sealed, parse_keys
 from settings import PROJECT, Settings, SettingsError, load_settings
-from sqlite_store import SqliteStore
-from store import PAGE, Enrolment, Store, StoredEmbedding
-from template_codec import Template
+from store import template_bytes as template_codec
+from store.encryption import MAGIC, Keyring, is_sealed, parse_keys
+from store.mongo import MongoStore
+from store.mongo_vectors import MongoVectorIndex
+from store.records import PAGE, Enrolment, Store, StoredEmbedding
+from store.sqlite import SqliteStore
+from store.template_bytes import Template
 from templates import Templates
 
 OLD, NEW = Keyring((bytes(range(32)),)), Keyring((bytes(range(32, 64)),))

@@ -23,8 +23,8 @@ from operators import evaluate, evaluation_report
 from operators.biometrics import LEAST_ERRORS, fmr_for_fpir
 from operators.evaluation_data import Cache, Outcome, cache_key, embed_all, read_folder, read_pairs, read_subgroups
 from pipeline import ModelSlots, Pipeline
-from sealing import Keyring
 from settings import PROJECT, Settings
+from store.encryption import Keyring
 
 PLAIN = Keyring()
 

@@ -19,9 +19,9 @@ import gallery as gallery_module
 from errors import FaceError
 from gallery import Gallery
 from replica import View
-from sqlite_store import SqliteStore
-from store import Enrolment, Entry, Store
-from template_codec import Template
+from store.records import Enrolment, Entry, Store
+from store.sqlite import SqliteStore
+from store.template_bytes import Template
 from templates import BLOCK_ROWS, Candidate
 
 D = 64

@@ -24,10 +24,10 @@ import indexed_replica
 from errors import FaceError
 from gallery import Gallery
 from indexed_replica import IndexedReplica
-from mongo_store import MongoStore
-from mongo_vectors import MongoVectorIndex, VectorSearchMissingError
 from settings import Settings, SettingsError
-from store import Enrolment, Entry
+from store.mongo import MongoStore
+from store.mongo_vectors import MongoVectorIndex, VectorSearchMissingError
+from store.records import Enrolment, Entry
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from engines.liveness import AddOnLiveness
 from engines.model_files import ModelUnavailable
 from gallery import Gallery
 from settings import Settings
-from sqlite_store import SqliteStore
+from store.sqlite import SqliteStore
 
 
 def write_model(folder: Path, monkeypatch: pytest.MonkeyPatch, probability: float, side: int = 80) -> Path:

@@ -31,9 +31,9 @@ import templates
 from errors import FaceError
 from gallery import Gallery
 from snapshot import SnapshotFolder
-from sqlite_store import SqliteStore
-from store import Enrolment, Entry, Store
-from template_codec import Template
+from store.records import Enrolment, Entry, Store
+from store.sqlite import SqliteStore
+from store.template_bytes import Template
 
 D = 32
 FACES = 8

@@ -16,7 +16,7 @@ from app import create_app
 from engines.covering import Covering
 from gallery import Gallery
 from settings import PROJECT, Settings
-from sqlite_store import SqliteStore
+from store.sqlite import SqliteStore
 
 
 class Watched:

@@ -29,7 +29,7 @@ from face_checks import HINTS
 from gallery import Gallery
 from openapi import CHECK_CODES, describe, limits_of_checks
 from settings import PROJECT, Settings
-from sqlite_store import SqliteStore
+from store.sqlite import SqliteStore
 
 API = describe(Settings())
 

@@ -19,7 +19,6 @@ import pytest
 from fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg, write_tiny_pack
 
 import app
-from audit import lines_of
 from engines.base import Engine, Face, Pixels, Vector
 from gallery import Gallery
 from operators import bulk, duplicates, enrolled_people
@@ -27,11 +26,12 @@ from operators.bulk import Line, Photo, Report
 from operators.bulk_import import Importer, still_to_do
 from operators.duplicates import pairs_above, tiles_of
 from operators.reembed import bring_up_to_date
-from sealing import Keyring
 from settings import PROJECT, Settings
-from sqlite_store import SqliteStore
-from store import Enrolment
-from template_codec import Template
+from store.audit_log import lines_of
+from store.encryption import Keyring
+from store.records import Enrolment
+from store.sqlite import SqliteStore
+from store.template_bytes import Template
 from templates import coded
 
 

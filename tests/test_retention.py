@@ -13,12 +13,12 @@ import pytest
 from conftest import Database
 
 import app
-from audit import AuditLog, lines_of
 from errors import FaceError
 from gallery import Gallery
-from retention import DAY, Retention, RetentionError, due, erase
-from store import Enrolment, Records
-from template_codec import Template
+from store.audit_log import AuditLog, lines_of
+from store.records import Enrolment, Records
+from store.retention import DAY, Retention, RetentionError, due, erase
+from store.template_bytes import Template
 
 NOW = time.time()
 DAYS = 100

@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from sealing import MAGIC, Keyring, MissingKeyError, SealError, is_sealed, parse_keys
+from store.encryption import MAGIC, Keyring, MissingKeyError, SealError, is_sealed, parse_keys
 
 OLD, NEW = bytes(range(32)), bytes(range(32, 64))
 

@@ -24,9 +24,9 @@ from errors import FaceError
 from gallery import Gallery
 from operators import backup
 from saved_block import MappedBlock, open_block
-from sealing import NO_KEYS, OVERHEAD, Keyring
 from snapshot import ERASED, SnapshotFolder
-from store import Enrolment, Entry, Store
+from store.encryption import NO_KEYS, OVERHEAD, Keyring
+from store.records import Enrolment, Entry, Store
 
 D = 64
 ROWS = 32

@@ -28,14 +28,14 @@ from bson.int64 import Int64
 from conftest import Database, MongoServer
 from pymongo.errors import NetworkTimeout, WriteConcernError
 
-import mongo_store
-import sqlite_store
-import store as store_module
 from errors import FaceError
-from mongo_store import MongoStore
-from sqlite_store import SqliteStore
-from store import Enrolment, Entry, Store
-from template_codec import Template
+from store import mongo as mongo_store
+from store import records as store_module
+from store import sqlite as sqlite_store
+from store.mongo import MongoStore
+from store.records import Enrolment, Entry, Store
+from store.sqlite import SqliteStore
+from store.template_bytes import Template
 from wiring import open_store
 
 ROOT = Path(__file__).parent.parent
@@ -568,8 +568,8 @@ def test_a_start_and_a_backup_on_a_full_disk_find_everybody(tmp_path: Path, capl
 ENROLS_FOR_EVER = """
 import sys, numpy as np
 from pathlib import Path
-from sqlite_store import SqliteStore
-from store import Enrolment
+from store.sqlite import SqliteStore
+from store.records import Enrolment
 store = SqliteStore(Path(sys.argv[1]))
 store.prepare()
 template = np.eye(1, 512, dtype=np.float32)[0]

@@ -19,7 +19,7 @@ from errors import CODES, SENTENCES, english
 from face_checks import HINTS, NEARER_HINTS
 from gallery import Gallery
 from settings import PROJECT, Settings
-from sqlite_store import SqliteStore
+from store.sqlite import SqliteStore
 
 FILES = sorted((PROJECT / "translations").glob("*.json"))
 

@@ -25,7 +25,7 @@ from face_checks import HINTS
 from gallery import Gallery
 from keys import new_key
 from settings import PROJECT, Settings
-from sqlite_store import SqliteStore
+from store.sqlite import SqliteStore
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

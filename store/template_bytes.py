@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sealing import Keyring, is_sealed
+from store.encryption import Keyring, is_sealed
 
 Template: TypeAlias = npt.NDArray[np.float32]
 

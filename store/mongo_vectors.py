@@ -14,10 +14,10 @@ from pymongo.operations import SearchIndexModel
 from pymongo.read_concern import ReadConcern
 
 from errors import FaceError
-from mongo_store import FIELDS, PLACE, PREPARE_SECONDS, MongoStore, bson_vector, vector_fields
-from sealing import NO_KEYS
-from store import Document, Entry, entry_of, place_of, unavailable_on
-from template_codec import Template
+from store.encryption import NO_KEYS
+from store.mongo import FIELDS, PLACE, PREPARE_SECONDS, MongoStore, bson_vector, vector_fields
+from store.records import Document, Entry, entry_of, place_of, unavailable_on
+from store.template_bytes import Template
 
 log = logging.getLogger(__name__)
 

@@ -25,10 +25,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeGuard
 
-import template_codec
 from errors import FaceError
-from sealing import Keyring, MissingKeyError
-from template_codec import Template
+from store import template_bytes as template_codec
+from store.encryption import Keyring, MissingKeyError
+from store.template_bytes import Template
 
 log = logging.getLogger(__name__)
 

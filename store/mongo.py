@@ -20,8 +20,8 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from errors import FaceError
-from sealing import NO_KEYS, Keyring
-from store import (
+from store.encryption import NO_KEYS, Keyring
+from store.records import (
     MAX_SEQ,
     PAGE,
     YEAR_10000,
@@ -43,7 +43,7 @@ from store import (
     text_of,
     unavailable_on,
 )
-from template_codec import Template
+from store.template_bytes import Template
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 
 import wiring
-from audit import AuditLog, folder_of
 from errors import FaceError
 from settings import Settings, SettingsError
-from store import Records
+from store.audit_log import AuditLog, folder_of
+from store.records import Records
 
 logger = logging.getLogger("face_api")
 

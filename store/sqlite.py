@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from sealing import NO_KEYS, Keyring
-from store import (
+from store.encryption import NO_KEYS, Keyring
+from store.records import (
     PAGE,
     YEAR_10000,
     Document,

@@ -1,0 +1,1 @@
+"""The durable records and their encryption, the audit log, retention. Imports errors and libraries."""
