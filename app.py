@@ -24,7 +24,7 @@ from engines.base import Engine
 from engines.covering import CoveringClassifier, CoveringModel
 from engines.liveness import Liveness
 from forms import FORM_ALLOWANCE
-from gallery import Gallery
+from gallery.decisions import Gallery
 from html_pages import add_try_page
 from metrics import Metrics
 from photos import decode as images

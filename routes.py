@@ -21,14 +21,14 @@ from forms import (
     receive_form,
     user_id_of,
 )
-from gallery import Gallery
+from gallery.decisions import Gallery
+from gallery.templates import Candidate
 from metrics import Metrics
 from pipeline import Pipeline, stage
 from settings import Settings
 from store.audit_log import AuditLog
 from store.records import Records
 from store.retention import Retention
-from templates import Candidate
 from web import localised
 
 

@@ -13,9 +13,9 @@ from engines.base import Engine
 from engines.liveness import AddOnLiveness, Liveness
 from engines.model_files import ModelUnavailable
 from errors import FaceError
-from gallery import Gallery
+from gallery.decisions import Gallery
+from gallery.snapshot import SnapshotFolder
 from settings import Settings
-from snapshot import SnapshotFolder
 from store.encryption import NO_KEYS, Keyring
 from store.records import Records, Store
 

@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gallery import Gallery
+from gallery.decisions import Gallery
 from store.records import Enrolment, Store
 from wiring import open_store
 

@@ -40,7 +40,7 @@ from engines.base import Engine
 from engines.compact_engine import CompactEngine, weights_folder
 from engines.covering import CoveringModel
 from engines.dlib_networks import DESCRIPTOR, DETECTOR
-from gallery import Gallery
+from gallery.decisions import Gallery
 from photos import decode as images
 from photos.resampling import to_side
 from settings import Settings

@@ -32,11 +32,11 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from replica import Ours, Replica, View
-from snapshot import SnapshotFolder
+from gallery.in_memory import Ours, Replica, View
+from gallery.snapshot import SnapshotFolder
+from gallery.templates import BLOCK_ROWS
 from store.records import Enrolment, Entry
 from store.sqlite import SqliteStore
-from templates import BLOCK_ROWS
 
 Vector = npt.NDArray[np.float32]
 

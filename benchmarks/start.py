@@ -22,8 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gallery import Gallery
-from snapshot import SnapshotFolder
+from gallery.decisions import Gallery
+from gallery.snapshot import SnapshotFolder
 from store.encryption import NO_KEYS, Keyring
 from store.records import Enrolment
 from store.sqlite import SqliteStore

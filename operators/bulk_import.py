@@ -11,7 +11,7 @@ from pathlib import Path
 import wiring
 from engines.base import Engine, cosine_of
 from errors import CODES
-from gallery import Gallery
+from gallery.decisions import Gallery
 from operators import bulk
 from operators.bulk import Line, Made, Photo, Report
 from operators.progress import watched

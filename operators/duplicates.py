@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 import wiring
 from engines.base import cosine_of, similarity_of
+from gallery.templates import coded
 from operators.progress import watched
 from settings import Settings, SettingsError
 from store.records import Records
 from store.template_bytes import Template
-from templates import coded
 
 logger = logging.getLogger("face_api")
 

@@ -254,7 +254,7 @@ from itertools import count
 from pathlib import Path
 import numpy as np
 import replica, snapshot, templates
-from gallery import Gallery
+from gallery.decisions import Gallery
 from wiring import open_store
 
 # So small that kills meet the snapshot's writing as well.

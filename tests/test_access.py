@@ -17,7 +17,7 @@ import app
 import commands
 from access import Access
 from app import create_app
-from gallery import Gallery
+from gallery.decisions import Gallery
 from keys import KeysError, new_key, parse
 from settings import Settings, SettingsError, load_settings
 from store.sqlite import SqliteStore

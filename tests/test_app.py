@@ -21,7 +21,7 @@ from app import create_app
 from engines.base import Face, Pixels, Vector
 from engines.covering import Covering
 from errors import FaceError
-from gallery import Gallery
+from gallery.decisions import Gallery
 from pipeline import ModelSlots
 from settings import Settings
 from store.records import Enrolment

@@ -18,7 +18,7 @@ from fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg
 
 import app
 from app import create_app
-from gallery import Gallery
+from gallery.decisions import Gallery
 from metrics import Metrics
 from settings import Settings
 from store.audit_log import MAX_DROPPED, AuditError, AuditLog, lines_of

@@ -19,11 +19,11 @@ from running import ASTRONAUT, Service
 
 import app
 from errors import FaceError
-from gallery import Gallery
+from gallery.decisions import Gallery
+from gallery.snapshot import SnapshotFolder
 from operators import backup
 from operators.backup import PARTIAL, BackupError, read, restore, write
 from settings import PROJECT
-from snapshot import SnapshotFolder
 from store.encryption import NO_KEYS, Keyring
 from store.records import Document, Enrolment, Records
 from store.sqlite import SqliteStore

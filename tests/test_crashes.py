@@ -17,7 +17,7 @@ from crashing import ENROLLED, NO_ANSWER, NO_ROOM, UNAVAILABLE, Crowd, Disk, Lin
 from test_races import a_person
 
 from errors import FaceError
-from gallery import Gallery
+from gallery.decisions import Gallery
 from store.records import Store
 from wiring import open_store
 

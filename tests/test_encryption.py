@@ -21,7 +21,8 @@ from fakes import ScriptedEngine
 
 import wiring
 from errors import FaceError
-from gallery import Gallery
+from gallery.decisions import Gallery
+from gallery.templates import Templates
 from operators import rotate_keys
 from settings import PROJECT, Settings, SettingsError, load_settings
 from store import template_bytes as template_codec
@@ -31,7 +32,6 @@ from store.mongo_vectors import MongoVectorIndex
 from store.records import PAGE, Enrolment, Store, StoredEmbedding
 from store.sqlite import SqliteStore
 from store.template_bytes import Template
-from templates import Templates
 
 OLD, NEW = Keyring((bytes(range(32)),)), Keyring((bytes(range(32, 64)),))
 BOTH = Keyring((*NEW.keys, *OLD.keys))

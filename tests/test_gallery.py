@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from conftest import Database
 
-import gallery as gallery_module
 from errors import FaceError
-from gallery import Gallery
-from replica import View
+from gallery import decisions as gallery_module
+from gallery.decisions import Gallery
+from gallery.in_memory import View
+from gallery.templates import BLOCK_ROWS, Candidate
 from store.records import Enrolment, Entry, Store
 from store.sqlite import SqliteStore
 from store.template_bytes import Template
-from templates import BLOCK_ROWS, Candidate
 
 D = 64
 SAME_FACE = 0.5

@@ -20,10 +20,10 @@ from test_gallery import SAME_FACE, D, a_face, another_photo
 from test_log_model import EnrolmentLog, FaultyStore
 from vector_stand_in import VectorCollection
 
-import indexed_replica
 from errors import FaceError
-from gallery import Gallery
-from indexed_replica import IndexedReplica
+from gallery import in_mongodb as indexed_replica
+from gallery.decisions import Gallery
+from gallery.in_mongodb import IndexedReplica
 from settings import Settings, SettingsError
 from store.mongo import MongoStore
 from store.mongo_vectors import MongoVectorIndex, VectorSearchMissingError

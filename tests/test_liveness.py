@@ -20,7 +20,7 @@ from app import create_app
 from engines.compact_engine import CompactEngine
 from engines.liveness import AddOnLiveness
 from engines.model_files import ModelUnavailable
-from gallery import Gallery
+from gallery.decisions import Gallery
 from settings import Settings
 from store.sqlite import SqliteStore
 

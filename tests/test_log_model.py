@@ -25,12 +25,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-import replica
-import snapshot as snapshot_module
-import templates
 from errors import FaceError
-from gallery import Gallery
-from snapshot import SnapshotFolder
+from gallery import in_memory as replica
+from gallery import snapshot as snapshot_module
+from gallery import templates
+from gallery.decisions import Gallery
+from gallery.snapshot import SnapshotFolder
 from store.records import Enrolment, Entry, Store
 from store.sqlite import SqliteStore
 from store.template_bytes import Template

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app import create_app
 from engines.covering import Covering
-from gallery import Gallery
+from gallery.decisions import Gallery
 from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
 

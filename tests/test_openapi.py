@@ -26,7 +26,7 @@ from app import create_app
 from engines.covering import Covering
 from errors import CODES, FaceError
 from face_checks import HINTS
-from gallery import Gallery
+from gallery.decisions import Gallery
 from openapi import CHECK_CODES, describe, limits_of_checks
 from settings import PROJECT, Settings
 from store.sqlite import SqliteStore

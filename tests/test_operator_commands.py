@@ -20,7 +20,8 @@ from fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg, write_tiny_pa
 
 import app
 from engines.base import Engine, Face, Pixels, Vector
-from gallery import Gallery
+from gallery.decisions import Gallery
+from gallery.templates import coded
 from operators import bulk, duplicates, enrolled_people
 from operators.bulk import Line, Photo, Report
 from operators.bulk_import import Importer, still_to_do
@@ -32,7 +33,6 @@ from store.encryption import Keyring
 from store.records import Enrolment
 from store.sqlite import SqliteStore
 from store.template_bytes import Template
-from templates import coded
 
 
 def a_template(seed: int, dimension: int = 64) -> Template:

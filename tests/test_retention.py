@@ -14,7 +14,7 @@ from conftest import Database
 
 import app
 from errors import FaceError
-from gallery import Gallery
+from gallery.decisions import Gallery
 from store.audit_log import AuditLog, lines_of
 from store.records import Enrolment, Records
 from store.retention import DAY, Retention, RetentionError, due, erase

@@ -16,15 +16,15 @@ import pytest
 from conftest import Database
 from test_gallery import a_face
 
-import replica
-import saved_block
-import snapshot as snapshot_module
-import templates
 from errors import FaceError
-from gallery import Gallery
+from gallery import in_memory as replica
+from gallery import snapshot as snapshot_module
+from gallery import snapshot_file as saved_block
+from gallery import templates
+from gallery.decisions import Gallery
+from gallery.snapshot import ERASED, SnapshotFolder
+from gallery.snapshot_file import MappedBlock, open_block
 from operators import backup
-from saved_block import MappedBlock, open_block
-from snapshot import ERASED, SnapshotFolder
 from store.encryption import NO_KEYS, OVERHEAD, Keyring
 from store.records import Enrolment, Entry, Store
 

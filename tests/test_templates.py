@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from templates import Block, Candidate, Probe, Templates, key_of
+from gallery.templates import Block, Candidate, Probe, Templates, key_of
 
 Vector = npt.NDArray[np.float32]
 

@@ -17,7 +17,7 @@ from app import create_app
 from engines.covering import Covering
 from errors import CODES, SENTENCES, english
 from face_checks import HINTS, NEARER_HINTS
-from gallery import Gallery
+from gallery.decisions import Gallery
 from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
 

@@ -22,7 +22,7 @@ from app import create_app
 from engines.base import Pixels
 from errors import CODES
 from face_checks import HINTS
-from gallery import Gallery
+from gallery.decisions import Gallery
 from keys import new_key
 from settings import PROJECT, Settings
 from store.sqlite import SqliteStore

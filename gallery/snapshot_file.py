@@ -24,8 +24,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from gallery.templates import Block, layout
 from store.encryption import OVERHEAD, Keyring, SealError
-from templates import Block, layout
 
 log = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from errors import FaceError
-from saved_block import Header, SavedBlock
-from snapshot import SnapshotFolder
+from gallery.snapshot import SnapshotFolder
+from gallery.snapshot_file import Header, SavedBlock
+from gallery.templates import BLOCK_ROWS, Block, Candidate, Templates, key_of
 from store.records import Entry, Store
 from store.template_bytes import Template
-from templates import BLOCK_ROWS, Block, Candidate, Templates, key_of
 
 log = logging.getLogger(__name__)
 

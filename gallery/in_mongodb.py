@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from errors import FaceError
-from replica import Ours
+from gallery.in_memory import Ours
+from gallery.templates import BLOCK_ROWS, Candidate, Templates
 from store.records import Entry, Store
 from store.template_bytes import Template
-from templates import BLOCK_ROWS, Candidate, Templates
 
 if TYPE_CHECKING:
     from store.mongo_vectors import MongoVectorIndex

@@ -23,9 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from saved_block import Header, SavedBlock, is_current, open_block, write_block
+from gallery.snapshot_file import Header, SavedBlock, is_current, open_block, write_block
+from gallery.templates import BLOCK_ROWS, Block
 from store.encryption import NO_KEYS, Keyring
-from templates import BLOCK_ROWS, Block
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from errors import FaceError
-from indexed_replica import IndexedReplica
-from replica import Ours, Replica
-from snapshot import SnapshotFolder
+from gallery.in_memory import Ours, Replica
+from gallery.in_mongodb import IndexedReplica
+from gallery.snapshot import SnapshotFolder
+from gallery.templates import Candidate
 from store.records import Enrolment, Store
 from store.template_bytes import NORM_TOLERANCE, Template
-from templates import Candidate
 
 if TYPE_CHECKING:
     from store.mongo_vectors import MongoVectorIndex
