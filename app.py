@@ -15,28 +15,28 @@ from pathlib import Path
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-import api_pages
 import commands
-import server
 import wiring
-from access import Access
+from api import description_pages as api_pages
+from api import server
+from api.access import Access
+from api.forms import FORM_ALLOWANCE
+from api.metrics import Metrics
+from api.pages import add_try_page
+from api.responses import log_requests, protect_responses, render_errors
+from api.routes import Parts, add_routes
 from engines.base import Engine
 from engines.covering import CoveringClassifier, CoveringModel
 from engines.liveness import Liveness
-from forms import FORM_ALLOWANCE
 from gallery.decisions import Gallery
-from html_pages import add_try_page
-from metrics import Metrics
 from photos import decode as images
 from photos.decode import Photo
 from photos.decoder_pool import Decoders
 from pipeline import ModelSlots, Pipeline
-from routes import Parts, add_routes
 from settings import PROJECT, Settings, add_flags
 from store.audit_log import AuditLog, folder_of
 from store.records import Records
 from store.retention import Retention
-from web import log_requests, protect_responses, render_errors
 
 logger = logging.getLogger("face_api")
 

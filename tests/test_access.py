@@ -15,10 +15,10 @@ from fakes import ScriptedCovering, ScriptedEngine, a_photo, a_template, jpeg
 
 import app
 import commands
-from access import Access
+from api.access import Access
+from api.api_keys import KeysError, new_key, parse
 from app import create_app
 from gallery.decisions import Gallery
-from keys import KeysError, new_key, parse
 from settings import Settings, SettingsError, load_settings
 from store.sqlite import SqliteStore
 

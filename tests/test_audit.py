@@ -17,9 +17,9 @@ import pytest
 from fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg
 
 import app
+from api.metrics import Metrics
 from app import create_app
 from gallery.decisions import Gallery
-from metrics import Metrics
 from settings import Settings
 from store.audit_log import MAX_DROPPED, AuditError, AuditLog, lines_of
 from store.sqlite import SqliteStore

@@ -23,7 +23,7 @@ from PIL import Image
 from requests.structures import CaseInsensitiveDict
 from running import ASTRONAUT, Service
 
-from openapi import AN_ID, describe
+from api.openapi import AN_ID, describe
 from settings import PROJECT, Settings
 
 pytestmark = pytest.mark.slow

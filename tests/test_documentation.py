@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import commands
+from api.openapi import CHECK_CODES, describe
 from errors import CODES
-from openapi import CHECK_CODES, describe
 from settings import PROJECT, Settings
 
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md"), *(PROJECT / "models").glob("*.md")])

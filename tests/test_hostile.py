@@ -30,8 +30,8 @@ from PIL import Image
 from running import ASTRONAUT, Service, read_answer
 from schemathesis.checks import CHECKS
 
-from openapi import describe
-from server import allow_descriptors
+from api.openapi import describe
+from api.server import allow_descriptors
 from settings import Settings
 
 pytestmark = pytest.mark.slow

@@ -20,14 +20,14 @@ import schemathesis
 from conforming import assert_described, validate
 from fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
 
-from access import PUBLIC
-from api_pages import described_path, render, routes_of
+from api.access import PUBLIC
+from api.description_pages import described_path, render, routes_of
+from api.openapi import CHECK_CODES, describe, limits_of_checks
 from app import create_app
 from engines.covering import Covering
 from errors import CODES, FaceError
 from face_checks import HINTS
 from gallery.decisions import Gallery
-from openapi import CHECK_CODES, describe, limits_of_checks
 from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
 

@@ -25,8 +25,8 @@ from fakes import packaged
 from PIL import Image
 from running import ASTRONAUT, Service, read_answer
 
+from api.responses import SECURITY_HEADERS
 from settings import PROJECT
-from web import SECURITY_HEADERS
 
 LINUX = Path("/proc/self/fd").is_dir()
 GROUP = packaged("insightface", "data", "images", "t1.jpg")

@@ -18,12 +18,12 @@ from fakes import ScriptedCovering, ScriptedEngine, packaged_photo
 from PIL import Image
 from running import Service
 
+from api.api_keys import new_key
 from app import create_app
 from engines.base import Pixels
 from errors import CODES
 from face_checks import HINTS
 from gallery.decisions import Gallery
-from keys import new_key
 from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
 

@@ -14,9 +14,9 @@ from flask import Flask, Response, current_app, g, jsonify, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import logs
+from api.metrics import Metrics
+from api.translations import Translations
 from errors import FaceError, too_large
-from metrics import Metrics
-from translations import Translations
 
 logger = logging.getLogger("face_api")
 

@@ -21,7 +21,7 @@ class Translations:
         OSError, ValueError: a file cannot be read.
     """
 
-    def __init__(self, folder: Path = PROJECT / "translations") -> None:
+    def __init__(self, folder: Path = Path(__file__).parent / "languages") -> None:
         self._texts: dict[str, dict[str, dict[str, str]]] = {
             path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))
         }

@@ -13,10 +13,10 @@ from flask import Flask, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-import openapi
-from access import PUBLIC, scope
-from html_pages import cached, page_answer
-from openapi import Json
+from api import openapi
+from api.access import PUBLIC, scope
+from api.openapi import Json
+from api.pages import cached, page_answer
 from settings import PROJECT, Settings
 
 
@@ -54,7 +54,7 @@ def described_path(rule: str) -> str:
 def render(template: str, api: Json) -> str:
     """Render one of pages/docs.html and pages/api.md from an OpenAPI document of `openapi.describe`."""
     pages = Environment(
-        loader=FileSystemLoader(PROJECT / "pages"),
+        loader=FileSystemLoader(Path(__file__).parent / "html"),
         autoescape=template.endswith(".html"),
         undefined=StrictUndefined,
         trim_blocks=template.endswith(".html"),

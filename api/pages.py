@@ -8,7 +8,7 @@ import re
 
 from flask import Flask, Response, request
 
-from access import PUBLIC, scope
+from api.access import PUBLIC, scope
 from settings import PROJECT
 
 
@@ -41,7 +41,7 @@ def cached(body: str, content_type: str, policy: str) -> Response:
 
 def add_try_page(app: Flask) -> None:
     """Add `GET /try`: camera or file, guidance, sign up, verify."""
-    page = (PROJECT / "pages" / "try.html").read_text("utf-8")
+    page = (Path(__file__).parent / "html" / "try.html").read_text("utf-8")
 
     @app.get("/try", provide_automatic_options=False)
     @scope(PUBLIC)

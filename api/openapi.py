@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from api.forms import SANE_IDEMPOTENCY_KEY, USER_ID
+from api.responses import SANE_REQUEST_ID
 from engines.covering import Covering
 from errors import CODES, english
 from face_checks import HINTS, Check, Measurements, Pose, judge
-from forms import SANE_IDEMPOTENCY_KEY, USER_ID
 from settings import Settings
-from web import SANE_REQUEST_ID
 
 Json = dict[str, Any]
 

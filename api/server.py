@@ -22,9 +22,9 @@ from waitress.task import ErrorTask
 from waitress.utilities import BadRequest, Error
 from waitress.wasyncore import loop
 
+from api.responses import SECURITY_HEADERS
 from errors import CODES
 from settings import Settings
-from web import SECURITY_HEADERS
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

@@ -15,8 +15,8 @@ from limits.errors import ConfigurationError, StorageError
 from limits.storage import storage_from_string
 from limits.strategies import SlidingWindowCounterRateLimiter
 
+from api.api_keys import KeyChain, KeysError
 from errors import FaceError
-from keys import KeyChain, KeysError
 from settings import Settings, SettingsError
 
 logger = logging.getLogger("face_api")

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from flask import Flask, Response, g, jsonify, request
 
-from access import PUBLIC, Access, scope
-from engines.base import Engine, Vector, cosine_of, similarity_of
-from errors import FaceError, english
-from forms import (
+from api.access import PUBLIC, Access, scope
+from api.forms import (
     FORM_ALLOWANCE,
     read_idempotency_key,
     read_threshold,
@@ -21,15 +19,17 @@ from forms import (
     receive_form,
     user_id_of,
 )
+from api.metrics import Metrics
+from api.responses import localised
+from engines.base import Engine, Vector, cosine_of, similarity_of
+from errors import FaceError, english
 from gallery.decisions import Gallery
 from gallery.templates import Candidate
-from metrics import Metrics
 from pipeline import Pipeline, stage
 from settings import Settings
 from store.audit_log import AuditLog
 from store.records import Records
 from store.retention import Retention
-from web import localised
 
 
 @dataclass(frozen=True)
