@@ -15,7 +15,6 @@ from pathlib import Path
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-import commands
 import wiring
 from api import description_pages as api_pages
 from api import server
@@ -25,6 +24,7 @@ from api.metrics import Metrics
 from api.pages import add_try_page
 from api.responses import log_requests, protect_responses, render_errors
 from api.routes import Parts, add_routes
+from commands import cli as commands
 from engines.base import Engine
 from engines.covering import CoveringClassifier, CoveringModel
 from engines.liveness import Liveness

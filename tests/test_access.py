@@ -14,10 +14,10 @@ import pytest
 from fakes import ScriptedCovering, ScriptedEngine, a_photo, a_template, jpeg
 
 import app
-import commands
 from api.access import Access
 from api.api_keys import KeysError, new_key, parse
 from app import create_app
+from commands import cli as commands
 from gallery.decisions import Gallery
 from settings import Settings, SettingsError, load_settings
 from store.sqlite import SqliteStore

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from bson.datetime_ms import DatetimeMS
 from conftest import Database
+from operators import backup
 from running import ASTRONAUT, Service
 
 import app
+from commands.backup import PARTIAL, BackupError, read, restore, write
 from errors import FaceError
 from gallery.decisions import Gallery
 from gallery.snapshot import SnapshotFolder
-from operators import backup
-from operators.backup import PARTIAL, BackupError, read, restore, write
 from settings import PROJECT
 from store.encryption import NO_KEYS, Keyring
 from store.records import Document, Enrolment, Records
@@ -318,7 +318,7 @@ def test_what_a_restored_backup_still_wants_of_the_keys_is_told(
 KILLED = """
 import sys, time
 from pathlib import Path
-from operators.backup import write
+from commands.backup import write
 from store.encryption import NO_KEYS
 from store.sqlite import SqliteStore
 

@@ -6,10 +6,9 @@ import math
 
 import numpy as np
 import pytest
-
-from engines.base import similarity_of
 from operators import biometrics
-from operators.biometrics import (
+
+from commands.evaluate.biometrics import (
     THRESHOLDS,
     Comparisons,
     Population,
@@ -23,6 +22,7 @@ from operators.biometrics import (
     support,
     wilson,
 )
+from engines.base import similarity_of
 
 
 def at_angles(*degrees: list[float], cosine_at_half: float = 0.5) -> Population:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import COMMANDS
+from commands.cli import COMMANDS
 from settings import PROJECT
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import commands
 from api.openapi import CHECK_CODES, describe
+from commands import cli as commands
 from errors import CODES
 from settings import PROJECT, Settings
 

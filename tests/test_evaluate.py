@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from fakes import DIMENSION, ScriptedCovering, ScriptedEngine, a_face, a_photo, a_template, jpeg, write_tiny_pack
 from heic import heic_of_many
+from operators import evaluate, evaluation_report
 
 import app
+from commands.evaluate.biometrics import LEAST_ERRORS, fmr_for_fpir
+from commands.evaluate.data import Cache, Outcome, cache_key, embed_all, read_folder, read_pairs, read_subgroups
 from engines.base import Pixels, Vector
 from errors import FaceError
-from operators import evaluate, evaluation_report
-from operators.biometrics import LEAST_ERRORS, fmr_for_fpir
-from operators.evaluation_data import Cache, Outcome, cache_key, embed_all, read_folder, read_pairs, read_subgroups
 from pipeline import ModelSlots, Pipeline
 from settings import PROJECT, Settings
 from store.encryption import Keyring

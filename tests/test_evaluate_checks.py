@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
 
+from benchmarks.evaluate_checks import DEGRADATIONS, MEASURES, Degradation, Gates, read_people, read_photos, write_page
 from engines.base import Face, Pixels
 from engines.covering import Covering
 from face_checks import judge, measure
-from operators.evaluate_checks import DEGRADATIONS, MEASURES, Degradation, Gates, read_people, read_photos, write_page
 from settings import Settings
 
 LIMITS = Settings()

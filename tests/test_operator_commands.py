@@ -17,16 +17,16 @@ import cv2
 import numpy as np
 import pytest
 from fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg, write_tiny_pack
+from operators import bulk, duplicates, enrolled_people
 
 import app
+from commands.bulk import Line, Photo, Report
+from commands.duplicates import pairs_above, tiles_of
+from commands.import_photos import Importer, still_to_do
+from commands.reembed import bring_up_to_date
 from engines.base import Engine, Face, Pixels, Vector
 from gallery.decisions import Gallery
 from gallery.templates import coded
-from operators import bulk, duplicates, enrolled_people
-from operators.bulk import Line, Photo, Report
-from operators.bulk_import import Importer, still_to_do
-from operators.duplicates import pairs_above, tiles_of
-from operators.reembed import bring_up_to_date
 from settings import PROJECT, Settings
 from store.audit_log import lines_of
 from store.encryption import Keyring

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import wiring
-from operators.progress import watched
+from commands.progress import watched
 from settings import Settings, SettingsError
 from store import retention
 from store import template_bytes as template_codec

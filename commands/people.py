@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import wiring
-from operators.progress import watched
+from commands.progress import watched
 from settings import Settings, SettingsError
 from store import retention
 from store import template_bytes as template_codec

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from operators import evaluation_report
 
 import wiring
-from engines.base import Engine
-from operators import evaluation_report
-from operators.biometrics import (
+from commands.bulk import one_thread_each, pipeline_of
+from commands.evaluate.biometrics import (
     LEAST_ERRORS,
     THRESHOLDS,
     Comparisons,
@@ -33,8 +33,7 @@ from operators.biometrics import (
     search,
     support,
 )
-from operators.bulk import one_thread_each, pipeline_of
-from operators.evaluation_data import (
+from commands.evaluate.data import (
     Cache,
     Outcome,
     Pair,
@@ -45,6 +44,7 @@ from operators.evaluation_data import (
     read_pairs,
     read_subgroups,
 )
+from engines.base import Engine
 from settings import Settings
 
 logger = logging.getLogger("face_api")

@@ -33,7 +33,7 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
 import wiring
-from operators.progress import watched
+from commands.progress import watched
 from settings import Settings
 from store.encryption import Keyring, SealError
 from store.records import Document, Records, StoreNotEmptyError, erasure_of, is_text

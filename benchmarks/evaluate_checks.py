@@ -16,12 +16,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from commands.bulk import SUFFIXES
+from commands.evaluate.biometrics import wilson
 from engines.base import Engine, Pixels, Vector, similarity_of
 from engines.covering import CoveringClassifier, CoveringModel
 from errors import FaceError
 from face_checks import Measurements, judge, measure, require_single_face
-from operators.biometrics import wilson
-from operators.bulk import SUFFIXES
 from photos import decode as images
 from settings import PROJECT, Settings, add_flags, load_settings
 from wiring import load_engine

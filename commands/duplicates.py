@@ -18,9 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 import wiring
+from commands.progress import watched
 from engines.base import cosine_of, similarity_of
 from gallery.templates import coded
-from operators.progress import watched
 from settings import Settings, SettingsError
 from store.records import Records
 from store.template_bytes import Template

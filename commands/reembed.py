@@ -13,11 +13,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import wiring
-from engines.base import Engine
 from operators import bulk
-from operators.bulk import Line, Made, Photo, Report
-from operators.progress import watched
+
+import wiring
+from commands.bulk import Line, Made, Photo, Report
+from commands.progress import watched
+from engines.base import Engine
 from settings import Settings, SettingsError
 from store.records import Enrolment, Records
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from commands.bulk import SUFFIXES, in_order
+from commands.progress import watched
 from engines.base import Engine, Vector
 from errors import FaceError
-from operators.bulk import SUFFIXES, in_order
-from operators.progress import watched
 from settings import PROJECT, Settings
 from store.encryption import Keyring
 

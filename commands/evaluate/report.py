@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from operators.biometrics import ENOUGH_ERRORS
+from commands.evaluate.biometrics import ENOUGH_ERRORS
 
 Result = Mapping[str, Any]
 Format = Callable[[float], str]

@@ -8,13 +8,14 @@ import logging
 import sys
 from pathlib import Path
 
+from operators import bulk
+
 import wiring
+from commands.bulk import Line, Made, Photo, Report
+from commands.progress import watched
 from engines.base import Engine, cosine_of
 from errors import CODES
 from gallery.decisions import Gallery
-from operators import bulk
-from operators.bulk import Line, Made, Photo, Report
-from operators.progress import watched
 from settings import Settings
 from store.records import Records
 

@@ -1,0 +1,1 @@
+"""The operator commands: python app.py COMMAND. Imports everything but app.py."""

@@ -1,0 +1,1 @@
+"""The command evaluate: error rates and thresholds on photos of your own."""
