@@ -15,7 +15,7 @@ from pathlib import Path
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-import wiring
+import bootstrap
 from api import description_pages as api_pages
 from api import server
 from api.access import Access
@@ -135,16 +135,16 @@ def build(settings: Settings, in_the_end: ExitStack) -> Flask:
     decoders = Decoders(settings.model_slots, settings.max_image_pixels)
     in_the_end.callback(decoders.close)
     covering = CoveringModel(PROJECT / "models")
-    store = wiring.connected_store(settings)
-    engine = wiring.loaded_engine(settings)
+    store = bootstrap.connected_store(settings)
+    engine = bootstrap.loaded_engine(settings)
     decoders.require_working()  # they have been starting meanwhile
-    liveness = wiring.liveness_of(settings, engine)
+    liveness = bootstrap.liveness_of(settings, engine)
     server.release_memory()
-    gallery = wiring.gallery_of(settings, store, engine)
+    gallery = bootstrap.gallery_of(settings, store, engine)
 
     def load() -> None:
         gallery.load()
-        wiring.announce(gallery)
+        bootstrap.announce(gallery)
 
     loader = threading.Thread(target=load, name="gallery-load", daemon=True)
     loader.start()

@@ -22,9 +22,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bootstrap import open_store
 from gallery.decisions import Gallery
 from store.records import Enrolment, Store
-from wiring import open_store
 
 D = 512
 

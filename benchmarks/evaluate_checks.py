@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from bootstrap import load_engine
 from commands.bulk import SUFFIXES
 from commands.evaluate.biometrics import wilson
 from engines.base import Engine, Pixels, Vector, similarity_of
@@ -24,7 +25,6 @@ from errors import FaceError
 from face_checks import Measurements, judge, measure, require_single_face
 from photos import decode as images
 from settings import PROJECT, Settings, add_flags, load_settings
-from wiring import load_engine
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from load import bare_loop, model_runs, usable
-
 from operators import bulk
+
+from bootstrap import load_engine
 from settings import Settings
-from wiring import load_engine
 
 ROUNDS = 3
 

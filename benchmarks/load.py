@@ -30,6 +30,7 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from bootstrap import load_engine
 from engines.base import Engine, Face, Pixels
 from engines.compact_engine import CompactEngine
 from engines.covering import CoveringModel
@@ -37,7 +38,6 @@ from errors import FaceError
 from face_checks import check_photo
 from photos import decode as images
 from settings import Settings
-from wiring import load_engine
 
 Answer = tuple[int, float]
 

@@ -36,6 +36,7 @@ from load import Service as Process
 from load import exchange, model_runs, request
 
 from app import create_app
+from bootstrap import load_engine
 from engines.base import Engine
 from engines.compact_engine import CompactEngine, weights_folder
 from engines.covering import CoveringModel
@@ -45,7 +46,6 @@ from photos import decode as images
 from photos.resampling import to_side
 from settings import Settings
 from store.sqlite import SqliteStore
-from wiring import load_engine
 
 STAGES = ("read", "decode", "detect", "decode_larger", "check", "embed", "search", "enrol")
 ROUNDS = 3

@@ -32,7 +32,7 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
-import wiring
+import bootstrap
 from commands.progress import watched
 from settings import Settings
 from store.encryption import Keyring, SealError
@@ -267,7 +267,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Back up or restore."""
     keyring = settings.keyring
-    store = wiring.connected_store(settings)
+    store = bootstrap.connected_store(settings)
     try:
         if hasattr(arguments, "replace"):
             count = restore(store, arguments.file, keyring, replace=arguments.replace)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-import wiring
+import bootstrap
 from commands.progress import watched
 from engines.base import cosine_of, similarity_of
 from gallery.templates import coded
@@ -127,12 +127,12 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     least = settings.duplicate_threshold if arguments.least is None else arguments.least
     if not (math.isfinite(least) and -1 <= least <= 1):
         raise SettingsError("--least must lie between -1 and 1")
-    store = wiring.connected_store(settings)
+    store = bootstrap.connected_store(settings)
     try:
         user_ids, rows, model = templates_of(store, arguments.model)
     finally:
         store.close()
-    half = wiring.cosine_at_half_of(model)
+    half = bootstrap.cosine_at_half_of(model)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["user_id", "other_user_id", "similarity"])
     tiles = tiles_of(len(rows))

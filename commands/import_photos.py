@@ -10,7 +10,7 @@ from pathlib import Path
 
 from operators import bulk
 
-import wiring
+import bootstrap
 from commands.bulk import Line, Made, Photo, Report
 from commands.progress import watched
 from engines.base import Engine, cosine_of
@@ -44,9 +44,9 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """
     photos = bulk.photos_of(arguments.source)
     settings = bulk.one_thread_each(settings)
-    store = wiring.connected_store(settings)
-    engine = wiring.loaded_engine(settings)
-    gallery = wiring.gallery_of(settings, store, engine)
+    store = bootstrap.connected_store(settings)
+    engine = bootstrap.loaded_engine(settings)
+    gallery = bootstrap.gallery_of(settings, store, engine)
     gallery.load(keep_trying=False)
     try:
         with Report(arguments.report) as report:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-import wiring
+import bootstrap
 from commands.progress import watched
 from settings import Settings, SettingsError
 from store import retention
@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Do what the command says, beside running services."""
-    store = wiring.connected_store(settings)
+    store = bootstrap.connected_store(settings)
     keyring = settings.keyring
     try:
         if arguments.command == "export":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from operators import bulk
 
-import wiring
+import bootstrap
 from commands.bulk import Line, Made, Photo, Report
 from commands.progress import watched
 from engines.base import Engine
@@ -46,9 +46,9 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """
     target = _target(arguments, settings)
     photos = bulk.photos_of(arguments.source)
-    old, new = wiring.connected_store(settings), wiring.connected_store(target)
+    old, new = bootstrap.connected_store(settings), bootstrap.connected_store(target)
     try:
-        engine = wiring.loaded_engine(bulk.one_thread_each(settings))
+        engine = bootstrap.loaded_engine(bulk.one_thread_each(settings))
         with Report(arguments.report) as report:
             left = bring_up_to_date(old, new, photos, engine, bulk.one_thread_each(settings), report)
             sys.stdout.write(report.counts())

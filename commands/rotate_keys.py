@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
 
-import wiring
+import bootstrap
 from commands.progress import watched
 from settings import Settings, SettingsError
 from store import retention
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             "TEMPLATE_KEYS is empty: give the new key first and the older ones behind it "
             "(`python app.py rotate-keys --new-key` makes one). Templates are never decrypted for good."
         )
-    store = wiring.connected_store(settings)
+    store = bootstrap.connected_store(settings)
     try:
         audit = AuditLog(folder_of(settings), settings.audit_days) if settings.audit == "on" else None
         return _rotate(store, keyring, audit, change=not arguments.check, lost_key=arguments.erase_lost)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
-import wiring
+import bootstrap
 from errors import FaceError
 from settings import Settings, SettingsError
 from store.audit_log import AuditLog, folder_of
@@ -173,7 +173,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """List, or erase, who was not verified for RETENTION_DAYS, beside running services."""
     if not settings.retention_days:
         raise SettingsError("RETENTION_DAYS is 0: give the number of days")
-    store = wiring.connected_store(settings)
+    store = bootstrap.connected_store(settings)
     now = time.time()
     try:
         people = due(store, settings.retention_days, now, None)

@@ -20,10 +20,10 @@ import mongomock.collection
 import pymongo
 import pytest
 
+from bootstrap import open_store
 from store.encryption import NO_KEYS, Keyring
 from store.mongo import MongoStore
 from store.records import Records
-from wiring import open_store
 
 
 class MongoServer:

@@ -34,10 +34,10 @@ from fakes import write_tiny_pack
 from running import Service
 from test_races import NO_GATES, a_person
 
+from bootstrap import open_store
 from settings import PROJECT
 from store.records import Entry, Store
 from store.template_bytes import Template
-from wiring import open_store
 
 # Equal pictures have equal templates, and the tiny pack's strangers are rather alike.
 SAME = 0.999
@@ -255,7 +255,7 @@ from pathlib import Path
 import numpy as np
 import replica, snapshot, templates
 from gallery.decisions import Gallery
-from wiring import open_store
+from bootstrap import open_store
 
 # So small that kills meet the snapshot's writing as well.
 templates.BLOCK_ROWS = snapshot.BLOCK_ROWS = replica.BLOCK_ROWS = 16

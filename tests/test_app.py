@@ -18,6 +18,7 @@ import pytest
 from fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, a_template, jpeg
 
 from app import create_app
+from bootstrap import wait_for_store
 from engines.base import Face, Pixels, Vector
 from engines.covering import Covering
 from errors import FaceError
@@ -26,7 +27,6 @@ from pipeline import ModelSlots
 from settings import Settings
 from store.records import Enrolment
 from store.sqlite import SqliteStore
-from wiring import wait_for_store
 
 BAD_THRESHOLDS = ["", "x", "nan", "inf", "-inf", "1e999", "0.39", "1.01", "\u0660\u066b\u0665", "0x1", "1_0", "0,5"]
 # What the test client answers is read as JSON throughout, which its types do not promise.

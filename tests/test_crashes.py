@@ -16,10 +16,10 @@ from conftest import MongoServer
 from crashing import ENROLLED, NO_ANSWER, NO_ROOM, UNAVAILABLE, Crowd, Disk, Line
 from test_races import a_person
 
+from bootstrap import open_store
 from errors import FaceError
 from gallery.decisions import Gallery
 from store.records import Store
-from wiring import open_store
 
 pytestmark = pytest.mark.slow
 

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from conftest import Database
 from fakes import ScriptedEngine
+from operators import rotate_keys
 
-import wiring
+import bootstrap
 from errors import FaceError
 from gallery.decisions import Gallery
 from gallery.templates import Templates
-from operators import rotate_keys
 from settings import PROJECT, Settings, SettingsError, load_settings
 from store import template_bytes as template_codec
 from store.encryption import MAGIC, Keyring, is_sealed, parse_keys
@@ -56,8 +56,8 @@ def started(folder: Path, keyring: Keyring) -> tuple[Store, Gallery]:
     settings = Settings(data_dir=folder, template_keys=text(keyring))
     engine = ScriptedEngine()
     engine.dimension = 512
-    store = wiring.connected_store(settings)
-    gallery = wiring.gallery_of(settings, store, engine)
+    store = bootstrap.connected_store(settings)
+    gallery = bootstrap.gallery_of(settings, store, engine)
     gallery.load()
     return store, gallery
 
@@ -198,7 +198,7 @@ def test_a_plain_template_that_somebody_puts_into_an_encrypted_database_matches_
         settings = Settings(data_dir=folder, template_keys=text(NEW), plain_templates=plain_templates)
         engine = ScriptedEngine()
         engine.name, engine.dimension = "m", 512
-        gallery = wiring.gallery_of(settings, wiring.connected_store(settings), engine)
+        gallery = bootstrap.gallery_of(settings, bootstrap.connected_store(settings), engine)
         gallery.load()
         best = gallery.search(a_template(66))
         assert (best is not None and best.user_id == "victim") is found

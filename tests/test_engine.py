@@ -16,13 +16,13 @@ import onnx
 import pytest
 from fakes import packaged_photo, write_tiny_pack
 
+from bootstrap import load_engine
 from engines import model_files as weights
 from engines.base import Face, Pixels, cosine_of, similarity_of
 from engines.compact_engine import DLIB_LAYOUT, CompactEngine
 from engines.insightface_engine import AURAFACE_RECOGNISER, INSIGHTFACE_LAYOUT, InsightFaceEngine
 from engines.model_files import ModelFile, ModelUnavailable, ensure
 from settings import PROJECT
-from wiring import load_engine
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared photos are not beside this clone")

@@ -15,7 +15,7 @@ from fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
 from insightface.addons import catalog
 from onnx import TensorProto, helper, numpy_helper
 
-import wiring
+import bootstrap
 from app import create_app
 from engines.compact_engine import CompactEngine
 from engines.liveness import AddOnLiveness
@@ -107,7 +107,7 @@ def test_a_model_that_cannot_be_fetched_says_where_it_is_and_under_which_terms(
 
 def test_the_compact_model_has_other_landmarks_and_is_refused() -> None:
     with pytest.raises(ModelUnavailable, match="LIVENESS"):
-        wiring.liveness_of(Settings(liveness="enforce"), CompactEngine())
+        bootstrap.liveness_of(Settings(liveness="enforce"), CompactEngine())
 
 
 def a_service(folder: Path, mode: str) -> tuple[Any, ScriptedEngine]:
@@ -117,7 +117,7 @@ def a_service(folder: Path, mode: str) -> tuple[Any, ScriptedEngine]:
     engine = ScriptedEngine()
     gallery = Gallery(store, engine.name, engine.dimension)
     settings = Settings(data_dir=folder, models_dir=folder, liveness=mode)
-    liveness = wiring.liveness_of(settings, engine)
+    liveness = bootstrap.liveness_of(settings, engine)
     app = create_app(settings, engine, ScriptedCovering(), store, gallery, liveness=liveness)
     return app.test_client(), engine
 

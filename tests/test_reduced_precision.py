@@ -17,11 +17,11 @@ import pytest
 from fakes import write_tiny_pack
 from onnx import TensorProto, helper, numpy_helper
 
+from bootstrap import load_engine
 from engines import insightface_pack, reduced_precision
 from engines import model_files as weights
 from engines.insightface_engine import InsightFaceEngine
 from engines.model_files import ModelUnavailable
-from wiring import load_engine
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -28,6 +28,7 @@ from bson.int64 import Int64
 from conftest import Database, MongoServer
 from pymongo.errors import NetworkTimeout, WriteConcernError
 
+from bootstrap import open_store
 from errors import FaceError
 from store import mongo as mongo_store
 from store import records as store_module
@@ -36,7 +37,6 @@ from store.mongo import MongoStore
 from store.records import Enrolment, Entry, Store
 from store.sqlite import SqliteStore
 from store.template_bytes import Template
-from wiring import open_store
 
 ROOT = Path(__file__).parent.parent
 D = 64

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from operators import evaluation_report
 
-import wiring
+import bootstrap
 from commands.bulk import one_thread_each, pipeline_of
 from commands.evaluate.biometrics import (
     LEAST_ERRORS,
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is known now, not in an hour
 
     settings = one_thread_each(settings)
-    engine = wiring.loaded_engine(settings)
+    engine = bootstrap.loaded_engine(settings)
     paths = [one for photos in people.values() for one in photos]
     key = cache_key(engine, settings, arguments.without_checks)
     cache = Cache(arguments.cache, key, engine.dimension, settings.keyring)
