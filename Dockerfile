@@ -14,10 +14,13 @@ RUN useradd --no-create-home --uid 10001 --user-group --home-dir /app --shell /u
 COPY --from=build /venv /venv
 WORKDIR /app
 COPY *.py ./
-COPY operators/ operators/
+COPY api/ api/
+COPY commands/ commands/
+COPY engines/ engines/
+COPY gallery/ gallery/
+COPY photos/ photos/
+COPY store/ store/
 COPY models/ models/
-COPY pages/ pages/
-COPY translations/ translations/
 # Whatever the umask that the project was cloned with: user 10001 reads it, and nobody but root writes it.
 RUN chmod -R a+rX,go-w /app
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \

@@ -19,7 +19,7 @@ lint: $(VENV)/.test-ready
 # DATA holds photos/ (with labels.csv, or none/ mask/ sunglasses/ other/), and perhaps covering/, people/ and pack/.
 evaluate-checks: $(VENV)/.run-ready
 	@test -d "$(DATA)" || { echo "It takes a folder of photos: make $@ DATA=<folder>"; exit 1; }
-	$(BIN)/python -m operators.evaluate_checks $(wildcard $(DATA)/photos $(DATA)/covering) \
+	$(BIN)/python -m benchmarks.evaluate_checks $(wildcard $(DATA)/photos $(DATA)/covering) \
 		$(if $(wildcard $(DATA)/people),--people $(DATA)/people) \
 		$(if $(wildcard $(DATA)/pack),--model $(DATA)/pack --model compact --thresholds 0.38 0.5) $(ARGS)
 

@@ -7,6 +7,7 @@ import functools
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from flask import Flask, Response
@@ -17,7 +18,7 @@ from api import openapi
 from api.access import PUBLIC, scope
 from api.openapi import Json
 from api.pages import cached, page_answer
-from settings import PROJECT, Settings
+from settings import Settings
 
 
 def add_routes(app: Flask, settings: Settings) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from pathlib import Path
 
 from flask import Flask, Response, request
 
 from api.access import PUBLIC, scope
-from settings import PROJECT
 
 
 def page_answer(page: str, *, also: str = "") -> Response:

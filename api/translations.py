@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from face_checks import HINTS, NEARER_HINTS
-from settings import PROJECT
 
 SOURCE = "en"
 KEY_OF_HINT = {hint: key for key, hint in {**HINTS, **NEARER_HINTS}.items()}

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
+sys.path.insert(0, str(PROJECT))
 
-import crashing
-from conftest import MongoServer
-from crashing import NO_ANSWER, NO_ROOM, UNAVAILABLE, Disk, Figures, Line
-from running import Service
+from tests.support import crashing
+from tests.support.crashing import NO_ANSWER, NO_ROOM, UNAVAILABLE, Disk, Figures, Line
+from tests.support.databases import MongoServer
+from tests.support.running import Service
 
 
 def on_a_service(service: Service, run: Callable[[Service], Figures]) -> Figures:

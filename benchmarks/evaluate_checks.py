@@ -515,7 +515,7 @@ Every number and figure here is written by `make evaluate-checks DATA=<folder>`,
 real gates with the default settings over whole photos. For photos of your own (a folder with a `labels.csv`, or with
 sub-folders `none`, `mask`, `sunglasses`, `other`) and, if you like, identities (a sub-folder per person):
 
-    python -m operators.evaluate_checks <photos> --people <identities> --model <FACE_MODEL> --out checks.md
+    python -m benchmarks.evaluate_checks <photos> --people <identities> --model <FACE_MODEL> --out checks.md
 
 The first model named judges all folders and is calibrated, the others the first folder (and the identities) alone.
 Shares are in per cent, with Wilson's 95 % interval in brackets. *Quality alone*: the covering classifier learned from

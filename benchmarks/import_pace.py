@@ -18,10 +18,9 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from load import bare_loop, model_runs, usable
-from operators import bulk
-
+from benchmarks.load import bare_loop, model_runs, usable
 from bootstrap import load_engine
+from commands import bulk
 from settings import Settings
 
 ROUNDS = 3

@@ -32,10 +32,9 @@ from unittest.mock import patch
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from load import Service as Process
-from load import exchange, model_runs, request
-
 from app import create_app
+from benchmarks.load import Service as Process
+from benchmarks.load import exchange, model_runs, request
 from bootstrap import load_engine
 from engines.base import Engine
 from engines.compact_engine import CompactEngine, weights_folder
@@ -116,7 +115,7 @@ class Service:
 
     def post(self, data: bytes, route: str) -> int:
         """Send one photo; the whole request counts as `request`."""
-        with patch("routes.stage", self.stage), patch("pipeline.stage", self.stage), self.stage("request"):
+        with patch("api.routes.stage", self.stage), patch("pipeline.stage", self.stage), self.stage("request"):
             return self._client.post(route, data={"file": (io.BytesIO(data), "p.jpg")}).status_code
 
 

@@ -8,9 +8,8 @@ import logging
 import sys
 from pathlib import Path
 
-from operators import bulk
-
 import bootstrap
+from commands import bulk
 from commands.bulk import Line, Made, Photo, Report
 from commands.progress import watched
 from engines.base import Engine, cosine_of

@@ -13,9 +13,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from operators import bulk
-
 import bootstrap
+from commands import bulk
 from commands.bulk import Line, Made, Photo, Report
 from commands.progress import watched
 from engines.base import Engine

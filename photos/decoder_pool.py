@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -24,6 +25,10 @@ from photos import decode as images
 from photos.decode import Photo
 
 logger = logging.getLogger("face_api")
+
+# What a decoder process runs: this module, found from the project's folder.
+_PROJECT = Path(__file__).resolve().parent.parent
+_PROGRAM = ("-m", "photos.decoder_pool")
 
 # The slowest photo that is within the limits takes 2 s of a core, and waits longer where others want the core, too.
 CPU_S, PATIENCE_S = 6, 30.0
@@ -61,10 +66,15 @@ class Decoders:
             self._idle.put(self._started())
 
     def _started(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, __file__, str(self._max_pixels)]
+        command = [sys.executable, *_PROGRAM, str(self._max_pixels)]
         # A session of its own: Ctrl-C is for the service, which still needs its decoders for a while.
-        return subprocess.Popen(  # noqa: S603 - it runs this very file
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_ENVIRONMENT, start_new_session=True
+        return subprocess.Popen(  # noqa: S603 - it runs this very module
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=_PROJECT,
+            env=_ENVIRONMENT,
+            start_new_session=True,
         )
 
     def require_working(self) -> None:

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
-from fakes import ScriptedCovering, a_face, a_photo, packaged_photo
 
 import face_checks
 from engines.base import Face, LandmarkLayout, Pixels
@@ -18,6 +17,7 @@ from engines.insightface_engine import INSIGHTFACE_LAYOUT
 from errors import FaceError
 from face_checks import check_photo, head_pose
 from settings import Settings
+from tests.support.fakes import ScriptedCovering, a_face, a_photo, packaged_photo
 
 LIMITS = Settings()
 # The order in which api.md lists the reasons of a refusal.

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from operators import evaluation_report
 
 import bootstrap
 from commands.bulk import one_thread_each, pipeline_of
+from commands.evaluate import report as evaluation_report
 from commands.evaluate.biometrics import (
     LEAST_ERRORS,
     THRESHOLDS,

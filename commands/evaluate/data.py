@@ -23,17 +23,10 @@ logger = logging.getLogger("face_api")
 
 # What decides which template a photo gets, beside the model and the settings.
 _CODE = (
-    "images.py",
-    "decoders.py",
-    "engine.py",
-    "resampling.py",
-    "onnx_outline.py",
-    "insightface_engine.py",
-    "insightface_pack.py",
-    "compact_engine.py",
-    "dlib_networks.py",
+    *sorted(
+        path.relative_to(PROJECT).as_posix() for room in ("photos", "engines") for path in (PROJECT / room).glob("*.py")
+    ),
     "face_checks.py",
-    "covering.py",
     "pipeline.py",
     "models/covering.onnx",
 )

@@ -1,0 +1,292 @@
+"""The API's description: sound, complete, true of what the service answers, and readable without any other machine."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+
+from api.access import PUBLIC
+from api.description_pages import described_path, render, routes_of
+from api.openapi import CHECK_CODES, describe, limits_of_checks
+from app import create_app
+from engines.covering import Covering
+from errors import CODES, FaceError
+from face_checks import HINTS
+from gallery.decisions import Gallery
+from settings import PROJECT, Settings
+from store.sqlite import SqliteStore
+from tests.support.conforming import assert_described, validate
+from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
+
+API = describe(Settings())
+
+
+class Scene:
+    """The application with scripted models, a store that can fail, and its description as it serves it."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.engine, self.covering = ScriptedEngine(), ScriptedCovering()
+        self.settings = replace(settings, data_dir=folder)
+        self.store = SqliteStore(folder / "faces.sqlite3")
+        self.store.prepare()
+        self.gallery = Gallery(self.store, self.engine.name, self.engine.dimension)
+        self.app = create_app(self.settings, self.engine, self.covering, self.store, self.gallery)
+        self.client: Any = self.app.test_client()
+        self.api: Any = self.client.get("/openapi.json").json
+
+    def send(self, method: str, route: str, described: str = "", **options: Any) -> Any:
+        """Send one request; its answer must be as described."""
+        answer = self.client.open(route, method=method, **options)
+        described = described or route
+        if described in self.api["paths"]:
+            assert_described(self.api, method, described, answer.status_code, answer.headers, answer.data)
+        return answer
+
+    def post(self, route: str, *fields: str, headers: dict[str, str] | None = None, **values: Any) -> Any:
+        data = {name: (io.BytesIO(jpeg(a_photo())), "photo.jpg") for name in fields or ("file",)}
+        return self.send("POST", route, data={**data, **values}, headers=headers)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    scene = Scene(tmp_path, Settings())
+    yield scene
+    scene.store.close()
+
+
+def test_the_description_is_sound_openapi() -> None:
+    schemathesis.openapi.from_dict(API).validate()
+
+
+def test_a_route_that_is_not_described_stops_the_start() -> None:
+    with pytest.raises(ValueError, match="/surprise"):
+        describe(Settings(), [("GET", "/surprise")])
+
+
+def test_every_route_of_the_service_is_described_and_every_described_one_is_there(scene: Scene) -> None:
+    described = {
+        (method.upper(), path) for path, item in API["paths"].items() for method in item if method != "parameters"
+    }
+    there = set(routes_of(scene.app))
+    assert there <= described
+    assert described - there <= {("GET", "/try")}  # an operator may switch that page off
+    assert scene.api == describe(scene.settings, there)
+
+
+def test_every_route_asks_for_the_scope_that_is_described(scene: Scene) -> None:
+    for rule in scene.app.url_map.iter_rules():
+        view = scene.app.view_functions[rule.endpoint]
+        for method, path in routes_of(scene.app):
+            if path == described_path(rule.rule) and method in (rule.methods or ()):
+                described = API["paths"][path][method.lower()].get("x-scope", PUBLIC)
+                assert described == getattr(view, "scope", "ops"), path
+
+
+def test_every_code_is_described_with_its_status_and_its_hint() -> None:
+    codes = {one["const"]: one for one in API["components"]["schemas"]["Code"]["oneOf"]}
+    assert {code: (one["x-status"], one["description"]) for code, one in codes.items()} == dict(CODES)
+    assert {code: one["x-hint"] for code, one in codes.items() if "x-hint" in one} == HINTS
+
+
+def test_the_codes_of_refused_photos_stand_in_the_order_in_which_the_checks_decide() -> None:
+    judged = list(limits_of_checks(Settings()))
+    assert [code for code in CHECK_CODES if code in judged] == judged
+    assert set(HINTS) <= set(CHECK_CODES)
+
+
+def test_every_field_of_an_answer_and_every_limit_is_put_in_words() -> None:
+    schemas = API["components"]["schemas"]
+    described = [schemas[name]["properties"] for name in ("Error", "Check", "Face")]
+    described += [
+        item[method]["responses"]["200"]["content"]["application/json"]["schema"].get("properties", {})
+        for item in API["paths"].values()
+        for method in set(item) - {"parameters"}
+        if "application/json" in item[method]["responses"]["200"]["content"]
+    ]
+    for properties in described:
+        assert [name for name, one in properties.items() if not one.get("description")] in ([], ["status"])
+    page = render("docs.html", describe(Settings(max_under_exposure=0.123)))
+    for code in schemas["Code"]["oneOf"]:
+        assert ("x-limit" in code) == ("x-measured" in code), code["const"]
+    assert "share of pixels up to 25 of 255, \u2264 0.123" in page
+    assert all(f"<code>{name}</code>" in page for properties in described for name in properties if name != "status")
+
+
+def test_limits_are_those_of_the_settings() -> None:
+    tight = describe(
+        Settings(max_file_bytes=3 * 2**20, max_image_pixels=5_000_000, threshold_floor=0.45, max_roll_deg=9)
+    )
+    form = tight["paths"]["/verify"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert "3 MiB and 5 megapixels" in form["file"]["description"]
+    assert form["threshold"]["minimum"] == 0.45
+    assert limits_of_checks(Settings(max_roll_deg=9))["head_tilted"] == {"max": 9}
+    assert "≤\u00a09 " in render("api.md", tight)
+
+
+def test_the_example_of_every_answer_is_an_answer_as_described() -> None:
+    for item in API["paths"].values():
+        for method in set(item) - {"parameters"}:
+            for content in item[method]["responses"]["200"]["content"].values():
+                if "example" in content:
+                    validate(API, content["schema"], content["example"])
+
+
+def test_successes_are_answered_as_described(scene: Scene) -> None:
+    assert scene.send("GET", "/").status_code == 200
+    user_id = scene.post("/signUp", headers={"Idempotency-Key": "k", "X-Request-ID": "mine"}).json["user_id"]
+    assert scene.post("/verify", threshold="0.6", user_id=user_id).json["verified"] is True
+    assert scene.post("/compare", "file1", "file2").json["match"] is True
+    assert scene.post("/analyze").json["accepted"] is True
+    assert scene.send("GET", "/health").json["gallery"]["enrolled"] == 1
+    for method in ("GET", "DELETE"):
+        assert scene.send(method, f"/users/{user_id}", "/users/{user_id}").status_code == 200
+    for page in ("/metrics", "/docs", "/openapi.json"):
+        assert scene.send("GET", page).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "route", "fields", "code"),
+    [
+        ("POST", "/signUp", {}, "no_file"),
+        ("POST", "/verify", {"file": b""}, "empty_file"),
+        ("POST", "/analyze", {"file": b"\xff\xd8\xff\xe0"}, "unreadable_image"),
+        ("POST", "/compare", {"file1": b"Hello!", "file2": b"Hello!"}, "unsupported_format"),
+        ("POST", "/compare", {"file1": jpeg(a_photo()), "file2": b"Hello!"}, "unsupported_format"),
+        ("POST", "/verify", {"file": b"x", "threshold": "nan"}, "invalid_threshold"),
+        ("POST", "/verify", {"file": b"x", "user_id": "me"}, "invalid_user_id"),
+        ("POST", "/verify", {"file": jpeg(a_photo()), "user_id": str(uuid.UUID(int=1))}, "unknown_user"),
+        ("POST", "/verify", {"file": jpeg(a_photo())}, "no_match"),
+        ("POST", "/signup", {"file": bytes(8 * 2**20 + 1)}, "file_too_large"),
+        ("PUT", "/signUp", {}, "method_not_allowed"),
+        ("GET", "/nowhere", {}, "not_found"),
+        ("GET", "/users/me", {}, "invalid_user_id"),
+        ("GET", f"/users/{uuid.UUID(int=1)}", {}, "unknown_user"),
+        ("DELETE", f"/users/{uuid.UUID(int=2)}", {}, "unknown_user"),
+    ],
+)
+def test_refusals_are_answered_as_described(
+    scene: Scene, method: str, route: str, fields: dict[str, Any], code: str
+) -> None:
+    data = {name: (io.BytesIO(value), "p") if isinstance(value, bytes) else value for name, value in fields.items()}
+    described = "/users/{user_id}" if route.startswith("/users/") else route
+    if (method, route) == ("PUT", "/signUp"):
+        described = "/nowhere"  # a method that is not there has no description
+    answer = scene.send(method, route, described, data=data)
+    assert (answer.status_code, answer.json["code"]) == (CODES[code][0], code)
+
+
+@pytest.mark.parametrize("route", ["/signUp", "/verify", "/analyze", "/compare"])
+def test_refused_photos_are_answered_as_described(scene: Scene, route: str) -> None:
+    fields = ("file1", "file2") if route == "/compare" else ("file",)
+    for faces in ([], [a_face(), a_face()], [a_face(12)]):
+        scene.engine.faces = faces
+        answer = scene.post(route, *fields)
+        assert answer.status_code == (200 if route == "/analyze" else 422)
+        assert answer.json["code"] in CHECK_CODES
+    scene.engine.faces = [a_face()]
+    scene.covering.seen = Covering(mask=1.0, sunglasses=1.0, other=1.0, hidden=1.0)
+    assert scene.post(route, *fields).json["code"] == "mask"
+
+
+def test_outages_are_answered_as_described(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> Iterator[Any]:
+        raise FaceError("database_unavailable", headers={"Retry-After": "5"})
+
+    scene.engine.faces = [object()]  # type: ignore[list-item]  # the fault under test
+    assert scene.post("/verify").json["code"] == "internal_error"
+    scene.engine.faces = [a_face()]
+    monkeypatch.setattr(scene.store, "entries", away)
+    for answer in (scene.post("/verify"), scene.post("/signUp"), scene.send("GET", "/health")):
+        assert answer.json["code"] == "database_unavailable"
+
+
+def test_overload_is_answered_as_described(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, Settings(model_slots=1, queue_limit=0))
+    scene.engine.released.clear()
+    first = threading.Thread(target=scene.post, args=("/analyze",))
+    first.start()
+    while not scene.engine.detections:
+        time.sleep(0.01)
+    answer = scene.post("/verify")
+    scene.engine.released.set()
+    first.join()
+    scene.store.close()
+    assert answer.json["code"] == "overloaded"
+
+
+def test_an_unchanged_description_is_not_sent_again(scene: Scene) -> None:
+    for route in ("/openapi.json", "/docs"):
+        first = scene.send("GET", route)
+        again = scene.send("GET", route, headers={"If-None-Match": first.headers["ETag"]})
+        assert (again.status_code, again.data) == (304, b"")
+        assert scene.send("GET", route, headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+class Page(HTMLParser):
+    """What a page loads, where it can be jumped to, and where its links go."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.anchors: set[str] = set()
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in {"src", "srcset", "data", "action"} or tag == "link":
+                self.loads.append(f"{tag} {name}={value}")
+            if name == "id":
+                self.anchors.add(value or "")
+            if name == "href":
+                self.links.append(value or "")
+
+
+def test_the_page_needs_no_other_resource_and_its_policy_admits_its_own_alone(scene: Scene) -> None:
+    answer = scene.send("GET", "/docs")
+    page = Page(answer.text)
+    assert page.loads == []
+    assert not re.search(r"@import|url\(|fetch\(|import\(", answer.text)
+    policy = answer.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    for tag in ("style", "script"):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", answer.text, re.DOTALL)
+        assert f"{tag}-src 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" in policy
+    assert not re.search(r"<[^>]*\s(style|on\w+)=", answer.text), (
+        "the policy keeps inline styles and handlers from working"
+    )
+
+
+def test_the_page_shows_every_route_and_code_and_its_links_lead_somewhere(scene: Scene) -> None:
+    page = Page(scene.send("GET", "/docs").text)
+    paths = scene.api["paths"].values()
+    operations = {item[method]["operationId"] for item in paths for method in set(item) - {"parameters"}}
+    assert operations | set(CODES) <= page.anchors
+    elsewhere = {"/" + link for link in page.links if link.removeprefix("#") not in page.anchors}
+    assert "/openapi.json" in elsewhere <= set(scene.api["paths"])
+
+
+def test_what_a_description_says_cannot_become_markup() -> None:
+    api = describe(Settings())
+    api["info"]["description"] = "<script>alert(1)</script> `<b>`"
+    assert "<script>alert" not in render("docs.html", api)
+    assert "<b>" not in render("docs.html", api)
+
+
+def test_the_written_page_is_what_the_command_makes() -> None:
+    written = (PROJECT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert written == render("api.md", API), "run: python app.py openapi --markdown > docs/api.md"

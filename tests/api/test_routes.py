@@ -1,0 +1,604 @@
+"""The routes with scripted models: what is decided, in which order, and how it is said."""
+
+from __future__ import annotations
+
+import io
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from app import create_app
+from bootstrap import wait_for_store
+from engines.base import Face, Pixels, Vector
+from engines.covering import Covering
+from errors import FaceError
+from gallery.decisions import Gallery
+from pipeline import ModelSlots
+from settings import Settings
+from store.records import Enrolment
+from store.sqlite import SqliteStore
+from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, a_template, jpeg
+
+BAD_THRESHOLDS = ["", "x", "nan", "inf", "-inf", "1e999", "0.39", "1.01", "\u0660\u066b\u0665", "0x1", "1_0", "0,5"]
+# What the test client answers is read as JSON throughout, which its types do not promise.
+Post = Callable[..., Any]
+
+
+class FailingStore(SqliteStore):
+    """A store that can be told to be out of reach."""
+
+    down = False
+
+    def entries(self, after: int, name: str | None = None) -> Iterator[Any]:
+        if self.down:
+            raise FaceError("database_unavailable", headers={"Retry-After": "5"})
+        return super().entries(after, name)
+
+    def ping(self) -> None:
+        if self.down:
+            raise FaceError("database_unavailable", headers={"Retry-After": "5"})
+        super().ping()
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def covering() -> ScriptedCovering:
+    return ScriptedCovering()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[FailingStore]:
+    store = FailingStore(tmp_path / "faces.sqlite3")
+    store.prepare()
+    yield store
+    store.close()
+
+
+def client_of(engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore, settings: Settings) -> Any:
+    gallery = Gallery(store, engine.name, engine.dimension)
+    return create_app(settings, engine, covering, store, gallery).test_client()
+
+
+@pytest.fixture
+def client(engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore) -> Any:
+    return client_of(engine, covering, store, Settings())
+
+
+@pytest.fixture
+def post(client: Any) -> Post:
+    def post(route: str, photo: bytes | None = None, headers: dict[str, str] | None = None, **fields: str) -> Any:
+        data: dict[str, Any] = dict(fields)
+        data["file"] = (io.BytesIO(jpeg(a_photo()) if photo is None else photo), "photo.jpg")
+        return client.post(route, data=data, headers=headers)
+
+    return post
+
+
+class SlowStore(FailingStore):
+    """A store whose log is read as far as `released` allows."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.reached, self.released = threading.Event(), threading.Event()
+
+    def entries(self, after: int, name: str | None = None) -> Iterator[Any]:
+        for entry in super().entries(after, name):
+            if entry.seq == 4000:
+                self.reached.set()
+                assert self.released.wait(30)
+            yield entry
+
+
+def count(store: FailingStore) -> int:
+    return sum(1 for entry in store.entries(0) if entry.template is not None)
+
+
+def test_the_liveness_probe_answers_in_the_words_that_clients_know(client: Any) -> None:
+    response = client.get("/")
+    assert (response.status_code, response.json) == (
+        200,
+        {"status": "success", "message": "Face Recognition API is running"},
+    )
+
+
+@pytest.mark.parametrize("route", ["/signUp", "/signup"])
+def test_a_sign_up_answers_the_user_id_in_the_words_that_clients_know(post: Post, route: str) -> None:
+    response = post(route)
+    assert response.status_code == 200
+    user_id = response.json["user_id"]
+    assert uuid.UUID(user_id).version == 4
+    assert response.json == {
+        "status": "success",
+        "message": f"Face stored successfully with user_id: {user_id}",
+        "user_id": user_id,
+    }
+
+
+def test_an_enrolled_face_is_refused_as_a_duplicate_without_naming_whose_it_is(post: Post, store: FailingStore) -> None:
+    user_id = post("/signUp").json["user_id"]
+    again = post("/signUp")
+    assert (again.status_code, again.json["code"]) == (409, "duplicate_face")
+    assert again.json["message"] == "This face already exists in the database"
+    assert user_id not in again.text
+    assert count(store) == 1
+
+
+def test_a_match_is_told_with_its_similarity(post: Post, engine: ScriptedEngine) -> None:
+    user_id = post("/signUp").json["user_id"]
+    other = a_template(2)
+    engine.template = _at_cosine(engine.template, other, 0.9412)
+    assert post("/verify").json == {
+        "status": "success",
+        "message": "Face verified successfully with confidence: 0.94",
+        "verified": True,
+        "user_id": user_id,
+        "similarity": 0.9412,
+        "threshold": 0.5,
+    }
+
+
+def test_a_stranger_is_not_verified(post: Post, engine: ScriptedEngine) -> None:
+    post("/signUp")
+    engine.template = _at_cosine(engine.template, a_template(2), 0.49)
+    response = post("/verify")
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == "FaceMatch"
+    assert response.json == {
+        "status": "error",
+        "code": "no_match",
+        "message": "No matching face found",
+        "request_id": response.headers["X-Request-ID"],
+        "verified": False,
+    }
+
+
+def test_nobody_is_verified_against_an_empty_gallery(post: Post) -> None:
+    assert post("/verify").json["code"] == "no_match"
+
+
+def test_whoever_would_verify_cannot_enrol_again(post: Post, engine: ScriptedEngine, store: FailingStore) -> None:
+    enrolled = engine.template
+    post("/signUp")
+    for cosine in (0.499, 0.501):
+        engine.template = _at_cosine(enrolled, a_template(3), cosine)
+        verified = post("/verify").status_code == 200
+        refused = post("/signUp").json.get("code") == "duplicate_face"
+        assert verified == refused == (cosine > 0.5)
+
+
+def test_similarities_mean_the_same_on_a_model_with_another_scale(post: Post, engine: ScriptedEngine) -> None:
+    engine.cosine_at_half = 0.9
+    enrolled = engine.template
+    post("/signUp")
+    engine.template = _at_cosine(enrolled, a_template(2), 0.95)
+    assert post("/verify").json["similarity"] == pytest.approx(0.75, abs=1e-3)
+    engine.template = _at_cosine(enrolled, a_template(2), 0.89)
+    assert post("/verify").json["code"] == "no_match"
+
+
+@pytest.mark.parametrize("text", BAD_THRESHOLDS)
+def test_a_threshold_that_is_no_number_in_range_is_refused(post: Post, text: str, engine: ScriptedEngine) -> None:
+    response = post("/verify", threshold=text)
+    assert (response.status_code, response.json["code"]) == (400, "invalid_threshold")
+    assert engine.detections == 0
+
+
+@pytest.mark.parametrize(("text", "status"), [("0.4", 200), ("0.6", 200), ("6e-1", 200), ("0.95", 401), ("1", 401)])
+def test_a_caller_can_set_the_threshold_from_the_floor_up(
+    post: Post, engine: ScriptedEngine, text: str, status: int
+) -> None:
+    post("/signUp")
+    engine.template = _at_cosine(engine.template, a_template(2), 0.9)
+    assert post("/verify", threshold=text).status_code == status
+
+
+def test_a_claimed_user_id_is_compared_with_that_person_alone(post: Post, engine: ScriptedEngine) -> None:
+    first, second = a_template(1), a_template(2)
+    engine.template = first
+    first_id = post("/signUp").json["user_id"]
+    engine.template = _at_cosine(first, second, 0.1)
+    second_id = post("/signUp").json["user_id"]
+    assert post("/verify", user_id=second_id.upper()).json["user_id"] == second_id
+    assert post("/verify", user_id=first_id).json["code"] == "no_match"
+    assert post("/verify", user_id=str(uuid.uuid4())).json["code"] == "unknown_user"
+    assert post("/verify", user_id="me").json["code"] == "invalid_user_id"
+
+
+@pytest.mark.parametrize(
+    ("faces", "code"),
+    [
+        ([], "no_face"),
+        ([a_face(), a_face(20)], "multiple_faces"),
+        ([a_face(inter_eye_distance=12)], "face_too_small"),
+        ([a_face(centre=(10.0, 140.0))], "face_cut_off"),
+        ([a_face(roll_deg=55)], "head_tilted"),
+    ],
+)
+def test_a_refused_photo_answers_with_its_code_and_stores_nothing(
+    post: Post, engine: ScriptedEngine, store: FailingStore, faces: list[Any], code: str
+) -> None:
+    engine.faces = faces
+    response = post("/signUp")
+    assert (response.status_code, response.json["code"]) == (422, code)
+    failed = [check["code"] for check in response.json["checks"] if not check["passed"]]
+    assert failed[0] == code
+    assert count(store) == 0
+
+
+def test_a_refused_photo_never_pays_for_recognition(
+    post: Post, engine: ScriptedEngine, covering: ScriptedCovering
+) -> None:
+    covering.seen = Covering(mask=0.99, sunglasses=0.0, other=0.0, hidden=0.99)
+    assert post("/verify").json["code"] == "mask"
+    assert (engine.detections, engine.embeddings) == (1, 0)
+
+
+def test_each_model_runs_once_for_a_sign_up(post: Post, engine: ScriptedEngine) -> None:
+    post("/signUp")
+    assert (engine.detections, engine.embeddings) == (1, 1)
+
+
+def test_a_photo_whose_alignment_degenerates_is_refused(post: Post, engine: ScriptedEngine) -> None:
+    face = a_face()
+    face.landmarks[:] = 100.0
+    engine.faces = [face]
+    response = post("/signUp")
+    assert (response.status_code, response.json["code"]) == (422, "landmarks_hidden")
+
+
+def test_a_retry_with_the_same_idempotency_key_answers_what_the_first_attempt_answered(
+    post: Post, store: FailingStore
+) -> None:
+    headers = {"Idempotency-Key": "9b2f"}
+    first = post("/signUp", headers=headers)
+    assert first.json == post("/signUp", headers=headers).json
+    assert post("/signUp", headers={"Idempotency-Key": "other"}).json["code"] == "duplicate_face"
+    assert count(store) == 1
+
+
+def test_a_search_that_failed_is_no_answer(post: Post, store: FailingStore, engine: ScriptedEngine) -> None:
+    post("/signUp")
+    store.down = True
+    for route in ("/signUp", "/verify"):
+        response = post(route)
+        assert (response.status_code, response.json["code"]) == (503, "database_unavailable")
+        assert int(response.headers["Retry-After"]) > 0
+    store.down = False
+    assert post("/verify").status_code == 200
+    assert post("/signUp").json["code"] == "duplicate_face"
+
+
+def test_readiness_follows_the_database_and_tells_what_the_gallery_holds(
+    client: Any, post: Post, store: FailingStore
+) -> None:
+    post("/signUp")
+    ready = client.get("/health")
+    assert ready.status_code == 200
+    assert ready.json["gallery"]["enrolled"] == 1
+    assert (ready.json["model"], ready.json["store"]) == ("scripted-v1", "SQLite")
+    store.down = True
+    assert client.get("/health").status_code == 503
+    assert client.get("/").status_code == 200
+
+
+def test_an_unforeseen_error_tells_the_client_nothing_of_itself(post: Post, engine: ScriptedEngine) -> None:
+    engine.faces = [object()]  # type: ignore[list-item]  # the fault under test
+    response = post("/signUp")
+    assert (response.status_code, response.json["code"]) == (500, "internal_error")
+    assert "object" not in response.text
+    assert set(response.json) == {"status", "code", "message", "request_id"}
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"), [("abc-123", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("<script>", False)]
+)
+def test_a_sane_request_id_is_kept_and_any_other_replaced(client: Any, sent: str, kept: bool) -> None:
+    answered = client.get("/", headers={"X-Request-ID": sent}).headers["X-Request-ID"]
+    assert (answered == sent) is kept
+    assert answered
+
+
+def test_beyond_the_queue_a_request_is_refused_at_once_while_accepted_ones_are_served(
+    engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore
+) -> None:
+    settings = Settings(model_slots=1, queue_limit=1)
+    client = client_of(engine, covering, store, settings)
+    engine.released.clear()
+    answers: list[Any] = []
+    photo = jpeg(a_photo())
+
+    def verify() -> None:
+        answers.append(client.application.test_client().post("/verify", data={"file": (io.BytesIO(photo), "p.jpg")}))
+
+    callers = [threading.Thread(target=verify) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(0.5)
+    assert [answer.json["code"] for answer in answers] == ["overloaded"] * 2
+    assert all(answer.headers["Retry-After"] for answer in answers)
+    assert client.get("/").status_code == 200
+    engine.released.set()
+    for caller in callers:
+        caller.join(20)
+    assert [answer.json["code"] for answer in answers[2:]] == ["no_match"] * 2
+
+
+def test_photos_get_the_models_in_the_order_of_asking_and_nobody_gets_in_between() -> None:
+    slots, order = ModelSlots(1, 8), list[str]()
+
+    def ask(name: str) -> None:
+        with slots.slot():
+            order.append(name)
+
+    callers = [threading.Thread(target=ask, args=(name,), daemon=True) for name in "abcdef"]
+    with slots.slot():
+        for count, caller in enumerate(callers, 1):
+            caller.start()
+            while len(slots._waiting) < count:
+                time.sleep(0.001)
+    last = threading.Thread(target=ask, args=("late",), daemon=True)
+    last.start()
+    for caller in (*callers, last):
+        caller.join(10)
+    assert order == [*"abcdef", "late"]
+    assert slots.queue() == (0, 0)
+
+
+def test_it_is_told_how_many_wait_for_the_models_and_how_many_are_in_them() -> None:
+    slots = ModelSlots(2, 3)
+    with ExitStack() as places:
+        for _ in range(4):
+            places.enter_context(slots.place())
+        with slots.slot():
+            assert slots.queue() == (3, 1)
+    assert slots.queue() == (0, 0)
+
+
+def test_a_photo_that_fails_or_is_given_up_while_it_waits_leaves_the_models_to_the_next() -> None:
+    slots = ModelSlots(1, 8)
+    with pytest.raises(ValueError, match="fails"), slots.slot():
+        raise ValueError("fails")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    served = threading.Event()
+
+    def wait_too() -> None:
+        with slots.slot():
+            served.set()
+
+    with slots.slot():
+        threading.Thread(target=wait_too, daemon=True).start()
+        while not slots._waiting:
+            time.sleep(0.001)
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt), slots.slot():
+            pytest.fail("two at once")
+        signal.signal(signal.SIGALRM, before)
+        assert not served.wait(0.2)
+    assert served.wait(10)
+    with slots.slot():
+        assert slots.queue() == (0, 1)
+
+
+def test_a_database_that_comes_up_late_is_waited_for_and_one_that_never_does_is_reported(tmp_path: Path) -> None:
+    class LateStore(SqliteStore):
+        attempts = 0
+
+        def prepare(self) -> None:
+            self.attempts += 1
+            if self.attempts < 2:
+                raise FaceError("database_unavailable") from OSError()
+            super().prepare()
+
+    late = LateStore(tmp_path / "late.sqlite3")
+    assert wait_for_store(lambda: late, 30) is late
+    assert late.attempts == 2
+    with pytest.raises(FaceError, match="database_unavailable"):
+        wait_for_store(lambda: LateStore(tmp_path / "never.sqlite3"), 0)
+
+
+def _at_cosine(template: Any, other: Any, cosine: float) -> Any:
+    """A unit vector at this cosine to `template`, in the plane of the two."""
+    aside = other - (other @ template) * template
+    aside /= np.linalg.norm(aside)
+    mixed = cosine * template + np.sqrt(1 - cosine**2) * aside
+    return np.asarray(mixed / np.linalg.norm(mixed), np.float32)
+
+
+def test_while_the_gallery_loads_its_progress_is_told_and_nothing_is_decided(
+    engine: ScriptedEngine, covering: ScriptedCovering, tmp_path: Path
+) -> None:
+    store = SlowStore(tmp_path / "faces.sqlite3")
+    store.prepare()
+    people = [Enrolment(f"user {number}", a_template(number), engine.name, 1.0) for number in range(4500)]
+    store.append(1, people)
+    gallery = Gallery(store, engine.name, engine.dimension)
+    client: Any = create_app(Settings(), engine, covering, store, gallery).test_client()
+    loading = threading.Thread(target=gallery.load)
+    loading.start()
+    assert store.reached.wait(30)
+    health = client.get("/health")
+    assert (health.status_code, health.json["code"], health.json["gallery"]) == (
+        503,
+        "not_ready",
+        {"applied": 2000, "of": 4500},
+    )
+    for route in ("/signUp", "/verify"):
+        answer = client.post(route, data={"file": (io.BytesIO(jpeg(a_photo())), "photo.jpg")})
+        assert (answer.status_code, answer.json["code"], answer.headers["Retry-After"]) == (503, "not_ready", "5")
+    assert client.get("/").status_code == 200
+    store.released.set()
+    loading.join(30)
+    assert client.get("/health").json["gallery"]["enrolled"] == 4500
+    store.close()
+
+
+class ShrinkingEngine(ScriptedEngine):
+    """Finds the face of a 360 x 320 photo at the place where it is in a copy of any size, and keeps the copies."""
+
+    def __init__(self, inter_eye: float) -> None:
+        super().__init__()
+        self.inter_eye = inter_eye
+        self.seen: list[tuple[int, ...]] = []
+        self.embedded: list[tuple[tuple[int, ...], float]] = []
+
+    def detect(self, image: Pixels) -> list[Face]:
+        self.seen.append(image.shape[:2])
+        whole = max(image.shape) / 3600
+        return [a_face(self.inter_eye * whole, (1600 * whole, 1400 * whole))]
+
+    def embed(self, image: Pixels, face: Face) -> Vector:
+        self.embedded.append((image.shape[:2], face.inter_eye))
+        return super().embed(image, face)
+
+
+@pytest.mark.parametrize(("inter_eye", "decoded"), [(600.0, 1800), (176.0, 1800), (100.0, 3600)])
+def test_a_large_photo_is_measured_in_a_copy_that_keeps_enough_of_the_face_and_in_its_own_pixels(
+    covering: ScriptedCovering, store: FailingStore, inter_eye: float, decoded: int
+) -> None:
+    engine = ShrinkingEngine(inter_eye)
+    client = client_of(engine, covering, store, Settings(max_head_size=10, min_face_in_frame=0))
+    large = cv2.resize(a_photo(), (3200, 3600), interpolation=cv2.INTER_CUBIC)
+    answer = client.post("/signUp", data={"file": (io.BytesIO(jpeg(np.asarray(large, np.uint8))), "photo.jpg")})
+    ((shape, embedded_inter_eye),) = engine.embedded or [((0, 0), 0.0)]
+    checks = {check["code"]: check["measured"] for check in (answer.json.get("checks") or [])}
+    if answer.status_code == 200:
+        assert shape[0] == decoded
+        assert embedded_inter_eye == pytest.approx(inter_eye * decoded / 3600, abs=1)
+    else:
+        assert checks["face_too_small"] == pytest.approx(inter_eye, abs=2)
+    assert engine.seen == [(1800, 1600)]
+
+
+def test_an_analysis_says_what_every_check_found_and_where_the_face_is(engine: ScriptedEngine, client: Any) -> None:
+    answer = client.post("/analyze", data={"file": (io.BytesIO(jpeg(a_photo())), "p.jpg")}).json
+    assert (answer["status"], answer["accepted"], answer["code"]) == ("success", True, None)
+    assert answer["image"] == {"width": 320, "height": 360}
+    assert answer["faces"][0]["landmarks"] == np.round(engine.faces[0].landmarks.astype(float), 1).tolist()
+    assert {check["code"] for check in answer["checks"]} >= {"blurred", "mask", "head_turned"}
+    assert engine.embeddings == 0
+
+
+def test_an_analysis_of_a_photo_that_would_be_refused_is_an_answer_with_hints(
+    engine: ScriptedEngine, covering: ScriptedCovering, post: Post
+) -> None:
+    covering.seen = Covering(mask=0.9, sunglasses=0.0, other=0.0, hidden=0.0)
+    answer = post("/analyze")
+    assert (answer.status_code, answer.json["accepted"], answer.json["code"]) == (200, False, "mask")
+    assert next(check["hint"] for check in answer.json["checks"] if check["code"] == "mask") == "Take off your mask."
+    engine.faces = []
+    assert (post("/analyze").json["code"], post("/analyze").json["faces"]) == ("no_face", [])
+
+
+def test_an_analysis_of_what_is_no_photo_is_refused(post: Post) -> None:
+    assert post("/analyze", b"text").json["code"] == "unsupported_format"
+
+
+def test_the_places_in_an_analysis_are_those_of_the_photo_as_it_was_sent(engine: ScriptedEngine, client: Any) -> None:
+    large = np.asarray(cv2.resize(a_photo(), None, fx=12, fy=12), np.uint8)
+    answer = client.post("/analyze", data={"file": (io.BytesIO(jpeg(large)), "p.jpg")}).json
+    assert answer["image"] == {"width": 3840, "height": 4320}
+    assert answer["faces"][0]["box"][2] == pytest.approx(2 * float(engine.faces[0].box[2]), rel=0.02)
+
+
+def both(one: bytes, other: bytes) -> dict[str, Any]:
+    return {"file1": (io.BytesIO(one), "1.jpg"), "file2": (io.BytesIO(other), "2.jpg")}
+
+
+def test_two_photos_are_compared_and_nothing_is_stored(
+    engine: ScriptedEngine, client: Any, store: FailingStore
+) -> None:
+    answer = client.post("/compare", data=both(jpeg(a_photo()), jpeg(a_photo())))
+    assert (answer.status_code, answer.json["match"], answer.json["similarity"]) == (200, True, 1.0)
+    assert (engine.embeddings, count(store)) == (2, 0)
+
+
+def test_two_different_people_do_not_match_and_that_is_no_error(engine: ScriptedEngine, client: Any) -> None:
+    engine.templates = [a_template(1), -a_template(1)]
+    answer = client.post("/compare", data=both(jpeg(a_photo()), jpeg(a_photo())))
+    assert (answer.status_code, answer.json["match"], answer.json["similarity"]) == (200, False, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("cosine", "threshold", "told"),
+    [
+        (0.49996, "0.5", (0.4999, False)),
+        (0.50004, "0.5", (0.5, True)),
+        (0.60004, "0.60003", (0.6001, True)),
+        (0.60002, "0.60003", (0.6, False)),
+        (0.8, "0.8001", (0.8, False)),
+    ],
+)
+def test_no_similarity_is_told_from_the_other_side_of_the_threshold(
+    post: Post, engine: ScriptedEngine, client: Any, cosine: float, threshold: str, told: tuple[float, bool]
+) -> None:
+    one, other = a_template(1), _at_cosine(a_template(1), a_template(2), cosine)
+    post("/signUp")
+    engine.templates = [one, other, other]
+    compared = client.post("/compare", data=both(jpeg(a_photo()), jpeg(a_photo())) | {"threshold": threshold}).json
+    assert (compared["similarity"], compared["match"]) == told
+    assert compared["message"] == ("The faces match." if told[1] else "The faces do not match.")
+    verified = post("/verify", threshold=threshold).json
+    assert (verified.get("similarity", told[0]), verified["verified"]) == told
+
+
+def test_a_comparison_says_which_of_the_photos_was_refused(client: Any) -> None:
+    answer = client.post("/compare", data=both(jpeg(a_photo()), b"text"))
+    assert (answer.status_code, answer.json["code"], answer.json["field"]) == (415, "unsupported_format", "file2")
+    answer = client.post("/compare", data={"file1": (io.BytesIO(jpeg(a_photo())), "1.jpg")})
+    assert (answer.status_code, answer.json["code"], answer.json["field"]) == (400, "no_file", "file2")
+    assert answer.json["message"] == "No photo was sent. Post it as the form-data field 'file2'."
+
+
+def test_two_photos_of_the_largest_size_each_fit_into_one_comparison(
+    engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore
+) -> None:
+    limit = len(jpeg(a_photo())) + 10
+    client = client_of(engine, covering, store, Settings(max_file_bytes=limit))
+    padded = jpeg(a_photo()) + b"\0" * 10
+    assert client.post("/compare", data=both(padded, padded)).status_code == 200
+    assert client.post("/compare", data=both(padded, padded + b"\0")).json["code"] == "file_too_large"
+
+
+@pytest.mark.parametrize("over", [1, 2**20])  # found by the decoder, and by the form's parser before it
+def test_a_file_that_is_too_large_is_told_the_limit(
+    engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore, over: int
+) -> None:
+    client = client_of(engine, covering, store, Settings(max_file_bytes=2**21))
+    answer = client.post("/signUp", data={"file": (io.BytesIO(bytes(2**21 + over)), "me.jpg")})
+    assert (answer.status_code, answer.json["code"]) == (413, "file_too_large")
+    assert answer.json["message"] == "The photo's file is larger than 2 MiB."
+
+
+def test_an_enrolled_person_can_be_asked_for_and_erased(post: Post, client: Any) -> None:
+    user_id = post("/signUp").json["user_id"]
+    found = client.get(f"/users/{user_id.upper()}").json
+    assert (found["user_id"], found["model"], found["enrolled_at"][:2]) == (user_id, "scripted-v1", "20")
+    erased = client.delete(f"/users/{user_id}")
+    assert (erased.status_code, erased.json["user_id"]) == (200, user_id)
+    assert [client.get(f"/users/{user_id}").status_code, client.delete(f"/users/{user_id}").status_code] == [404, 404]
+    assert post("/verify").status_code == 401
+    assert post("/signUp").status_code == 200
+
+
+@pytest.mark.parametrize("method", ["get", "delete"])
+def test_what_is_no_user_id_is_told_so(client: Any, method: str) -> None:
+    answer = getattr(client, method)("/users/somebody")
+    assert (answer.status_code, answer.json["code"]) == (400, "invalid_user_id")

@@ -1,0 +1,101 @@
+"""The covering classifier as it ships: what it must see on a real face, and what it must not mind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from engines.base import Pixels
+from engines.covering import Covering, CoveringModel
+from engines.model_files import ModelUnavailable
+from face_checks import ORIGIN, aligned_face
+from settings import PROJECT, Settings
+from tests.support.fakes import a_face, packaged_photo
+
+LIMITS = Settings()
+EYE, MOUTH = 22.0, 44.0  # pixels from the point between the eyes, across and down
+
+
+@pytest.fixture(scope="module")
+def model() -> CoveringModel:
+    return CoveringModel(PROJECT / "models")
+
+
+@pytest.fixture(scope="module")
+def face() -> Pixels:
+    """A clean face, cut out as the service cuts it."""
+    return aligned_face(packaged_photo("skimage", "data", "astronaut.png"), a_face(42.5, (225.0, 101.0), -4.0))
+
+
+def painted(
+    face: Pixels, outline: list[tuple[float, float]], colour: tuple[int, int, int], opacity: float = 1
+) -> Pixels:
+    """The face with a polygon over it; its corners in pixels from the point between the eyes."""
+    over = face.copy()
+    cv2.fillPoly(over, [np.round(np.array(outline) + ORIGIN).astype(np.int32)], colour, cv2.LINE_AA)
+    return np.asarray(cv2.addWeighted(over, opacity, face, 1 - opacity, 0), np.uint8)
+
+
+def mask_from(top: float) -> list[tuple[float, float]]:
+    return [(-40, top), (0, top - 6), (40, top), (36, 62), (0, 80), (-36, 62)]
+
+
+def lenses(face: Pixels, opacity: float) -> Pixels:
+    for side in (-1, 1):
+        outline = [(side * EYE + 17 * np.cos(t), 2 + 13 * np.sin(t)) for t in np.linspace(0, 2 * np.pi, 24)]
+        face = painted(face, outline, (18, 14, 14), opacity)
+    return painted(face, [(-6, -2), (6, -2), (6, 2), (-6, 2)], (18, 14, 14))
+
+
+def verdict(seen: Covering) -> set[str]:
+    found = {"mask": seen.mask > LIMITS.max_mask, "sunglasses": seen.sunglasses > LIMITS.max_sunglasses}
+    return {name for name, is_there in {**found, "other": seen.other > LIMITS.max_covered}.items() if is_there}
+
+
+def test_a_free_face_is_not_covered(model: CoveringModel, face: Pixels) -> None:
+    assert verdict(model.classify(face)) == set()
+
+
+@pytest.mark.parametrize("colour", [(230, 190, 120), (245, 245, 245), (25, 25, 25), (60, 60, 170)])
+def test_a_mask_of_any_colour_is_seen(model: CoveringModel, face: Pixels, colour: tuple[int, int, int]) -> None:
+    assert "mask" in verdict(model.classify(painted(face, mask_from(22), colour)))
+
+
+def test_a_mask_under_the_chin_leaves_the_face_free(model: CoveringModel, face: Pixels) -> None:
+    assert verdict(model.classify(painted(face, mask_from(74), (230, 190, 120)))) == set()
+
+
+def test_dark_lenses_are_seen_and_clear_ones_are_not_minded(model: CoveringModel, face: Pixels) -> None:
+    assert "sunglasses" in verdict(model.classify(lenses(face, 0.97)))
+    assert verdict(model.classify(lenses(face, 0.1))) == set()
+
+
+def test_something_over_the_lower_face_is_seen(model: CoveringModel, face: Pixels) -> None:
+    phone = painted(face, [(-14, 10), (30, 6), (34, 90), (-10, 94)], (40, 40, 44))
+    assert verdict(model.classify(phone))
+
+
+def test_probabilities_are_probabilities(model: CoveringModel) -> None:
+    for value in (0, 127, 255):
+        seen = model.classify(np.full((160, 160, 3), value, np.uint8))
+        assert all(0 <= one <= 1 for one in (seen.mask, seen.sunglasses, seen.other, seen.hidden))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a model"])
+def test_without_its_file_the_service_does_not_start(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "covering.onnx").write_bytes(content)
+    with pytest.raises(ModelUnavailable, match=r"covering\.onnx"):
+        CoveringModel(tmp_path)
+
+
+def test_the_models_runtime_reports_to_nobody(tmp_path: Path) -> None:
+    # With an environment of its own: in continuous integration onnxruntime keeps quiet by itself.
+    load = "from engines.covering import CoveringModel; from settings import PROJECT; CoveringModel(PROJECT / 'models')"
+    subprocess.run([sys.executable, "-c", load], cwd=PROJECT, env={"HOME": str(tmp_path)}, check=True, timeout=60)
+    assert list(tmp_path.rglob("*")) == []  # otherwise: .cache/Microsoft/DeveloperTools/.onnxruntime/deviceid
