@@ -85,9 +85,13 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"There is no command {arguments[0]!r}.\n{cli.overview()}\n")
         return 2
     parser = argparse.ArgumentParser(
-        description="Face recognition API. Each flag is also an environment variable, and a line of .env, in capitals.",
-        epilog=cli.overview(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="app.py",
+        usage="python app.py [--flag VALUE ...]\n       python app.py COMMAND --help",
+        description="Serves the face recognition API, or runs a command.\n\n"
+        f"{cli.overview()}\n\n"
+        "Each flag is also an environment variable and a line of .env: --log-level is\n"
+        "LOG_LEVEL. .env.example explains each. Defaults are in brackets.",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=27),
     )
     add_flags(parser)
     return cli.started(vars(parser.parse_args(arguments)), serve)
