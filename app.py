@@ -12,14 +12,14 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import bootstrap
-from api import description_pages, server
-from api.forms import FORM_ALLOWANCE
+from api import description_pages, web_server
+from api.html_pages import add_try_page
 from api.metrics import Metrics
-from api.pages import add_try_page
-from api.parts import Parts
 from api.request_audit import audit_requests
+from api.request_fields import FORM_ALLOWANCE
 from api.responses import log_requests, protect_responses, render_errors
 from api.routes import add_routes
+from api.service_parts import Parts
 from commands import cli
 from settings import Settings, add_flags
 
@@ -72,7 +72,7 @@ def serve(settings: Settings) -> int:
             logger.info("Ready, for development alone: http://%s:%d", settings.host, settings.port)
             app.run(settings.host, settings.port, debug=True, use_debugger=False, use_reloader=False, threaded=True)
         else:
-            server.serve(app, settings)
+            web_server.serve(app, settings)
     return 0
 
 

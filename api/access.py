@@ -16,7 +16,7 @@ from limits.storage import storage_from_string
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from api.api_keys import KeyChain, KeysError
-from api.request_record import current_record
+from api.request_log import current_record
 from errors import FaceError
 from settings import Settings, SettingsError
 

@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import logs
 from api.metrics import Metrics
-from api.request_record import begin_record, current_record
+from api.request_log import begin_record, current_record
 from api.translations import Translations
 from errors import FaceError, too_large
 

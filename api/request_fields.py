@@ -9,7 +9,7 @@ import re
 
 from flask import request
 
-from api.request_record import current_record
+from api.request_log import current_record
 from errors import FaceError
 from settings import Settings
 
