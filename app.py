@@ -23,7 +23,7 @@ from api.service_parts import Parts
 from commands import cli
 from settings import Settings, add_flags
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, parts: Parts) -> Flask:

@@ -33,7 +33,7 @@ from store.retention import Retention
 if TYPE_CHECKING:
     from store.mongo_vectors import MongoVectorIndex
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 # A gallery that loads within this time is there before the first request; a larger one answers `not_ready` meanwhile.
 LOAD_PATIENCE_S = 2.0

@@ -20,7 +20,7 @@ from api.request_log import current_record
 from errors import FaceError
 from settings import Settings, SettingsError
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 PUBLIC = "public"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")

@@ -18,7 +18,7 @@ from api.request_log import begin_record, current_record
 from api.translations import Translations
 from errors import FaceError, too_large
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 CODE_OF_HTTP = {404: "not_found", 405: "method_not_allowed"}
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")

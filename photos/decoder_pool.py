@@ -24,7 +24,7 @@ from errors import FaceError
 from photos import decode
 from photos.decode import Photo
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 # What a decoder process runs: this module, found from the project's folder.
 _PROJECT = Path(__file__).resolve().parent.parent
