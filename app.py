@@ -17,7 +17,8 @@ from api.html_pages import add_try_page
 from api.metrics import Metrics
 from api.request_audit import audit_requests
 from api.request_fields import FORM_ALLOWANCE
-from api.responses import log_requests, protect_responses, render_errors
+from api.request_log import log_requests
+from api.responses import answer_errors, protect_responses
 from api.routes import add_routes
 from api.service_parts import Parts
 from commands import cli
@@ -48,7 +49,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
         parts.engine.name, parts.pipeline.slots.queue, parts.gallery.status, lambda: audit.lost if audit else 0
     )
     log_requests(app, metrics)
-    render_errors(app, settings.max_file_bytes)
+    answer_errors(app, settings.max_file_bytes)
     protect_responses(app)
     if audit is not None:
         audit_requests(app, audit)

@@ -101,7 +101,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
             if claimed is None:
                 candidate = gallery.search(template)
             else:
-                parts.access.claim(claimed.lower())
+                parts.access.count_claim(claimed.lower())
                 candidate = compare_claimed(gallery, claimed, template)
         if candidate is None:
             raise no_match()
@@ -112,7 +112,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         if parts.retention is not None:
             parts.retention.seen(candidate.user_id)
         if claimed is not None:
-            parts.access.proven(claimed.lower())
+            parts.access.forget_claims(claimed.lower())
         return jsonify(
             status="success",
             message=f"Face verified successfully with confidence: {similarity:.2f}",
