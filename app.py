@@ -82,6 +82,7 @@ def serve(settings: Settings) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the service, or one of the operator's commands; returns the exit status."""
+    bootstrap.forbid_core_dumps()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in cli.COMMANDS:
         return cli.run(arguments[0], arguments[1:])
@@ -90,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     parser = argparse.ArgumentParser(
         prog="app.py",
+        allow_abbrev=False,
         usage="python app.py [--flag VALUE ...]\n       python app.py COMMAND --help",
         description="Serves the face recognition API, or runs a command.\n\n"
         f"{cli.overview()}\n\n"
