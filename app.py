@@ -42,6 +42,8 @@ logger = logging.getLogger("face_api")
 
 # A gallery that loads within this is there before the first request; a larger one answers `not_ready` meanwhile.
 LOAD_PATIENCE_S = 2.0
+# Git keeps no empty folder, so that a clone's uploads/ holds this file.
+FOLDER_KEEPER = ".gitkeep"
 
 
 def create_app(
@@ -97,15 +99,15 @@ def create_app(
 
 
 def prepare_uploads(folder: Path) -> None:
-    """Make `folder` the place of every temporary file of this process, and empty it of a killed process's left-overs.
+    """Make `folder` the place of every temporary file of this process, and delete what a killed process left there.
 
     The web server and the form parser keep what outgrows memory in nameless files there (mode 0600; gone with
     their last reader, even after a kill); where a file system has no nameless files they are named at random and
-    unlinked at once.
+    unlinked at once. The file that keeps the folder in a clone stays.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for left_over in folder.iterdir():
-        if left_over.is_file() or left_over.is_symlink():
+        if left_over.name != FOLDER_KEEPER and (left_over.is_file() or left_over.is_symlink()):
             left_over.unlink()
     tempfile.tempdir = str(folder)
     with tempfile.TemporaryFile():
