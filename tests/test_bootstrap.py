@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app import prepare_uploads
+from bootstrap import prepare_uploads
 from settings import PROJECT
 
 
