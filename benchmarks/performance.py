@@ -201,7 +201,7 @@ def measured(model: str, photos: list[bytes]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
         f"| {row} | {rest:.1f} | {1000 * total / count:.1f} |",
         "",
-        f"Mean CPU milliseconds a request (`HTTP and the rest` includes {again:.1f} for decoding a photo again, larger)."
+        f"Mean CPU milliseconds a request (`HTTP and the rest` includes {again:.1f} for decoding again, larger)."
         if again >= 0.05
         else "Mean CPU milliseconds a request.",
         "",
@@ -236,13 +236,13 @@ def main() -> None:
     text = [
         "# Performance",
         "",
-        "What each stage of a request costs, and how much of it is the models' own work. `make benchmark DATA=...` writes",
-        "this page.",
+        "What each stage of a request costs, and how much of it is the models' own work. This page is written by",
+        "`make benchmark DATA=...`.",
         "",
         "Each request is compared with two things, photo by photo in one run:",
         "",
-        "- The *older flow* runs every model of the pack on every face, and does so twice for a sign-up. For the compact",
-        "  model it is dlib's own module.",
+        "- The *older flow* runs every model of the pack on every face, and does so twice for a sign-up. For the",
+        "  compact model it is dlib's own module.",
         "- The *bare loop* is the request's own model runs and nothing else.",
         "",
         f"Times are CPU time with one thread a model run (Python {platform.python_version()}, {platform.machine()}).",
