@@ -37,6 +37,8 @@ logger = logging.getLogger("face_api")
 
 # A gallery that loads within this time is there before the first request; a larger one answers `not_ready` meanwhile.
 LOAD_PATIENCE_S = 2.0
+# Git keeps no empty folder, so a clone's uploads/ holds this file.
+FOLDER_KEEPER = ".gitkeep"
 
 AnyStore = TypeVar("AnyStore", bound=EnrolmentLog)
 
@@ -289,10 +291,11 @@ def prepare_uploads(folder: Path) -> None:
 
     The web server and the form parser keep there what is too large for memory, in nameless files (mode 0600, gone with
     their last reader, even after a kill). A file system without nameless files gets random names, unlinked at once.
+    The file that keeps the folder in a clone stays.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for left_over in folder.iterdir():
-        if left_over.is_file() or left_over.is_symlink():
+        if left_over.name != FOLDER_KEEPER and (left_over.is_file() or left_over.is_symlink()):
             left_over.unlink()
     tempfile.tempdir = str(folder)
     with tempfile.TemporaryFile():
