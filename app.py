@@ -138,7 +138,7 @@ def build(settings: Settings, in_the_end: ExitStack) -> Flask:
     store = bootstrap.connected_store(settings)
     engine = bootstrap.loaded_engine(settings)
     decoders.require_working()  # they have been starting meanwhile
-    liveness = bootstrap.liveness_of(settings, engine)
+    liveness = bootstrap.liveness_of(settings)
     server.release_memory()
     gallery = bootstrap.gallery_of(settings, store, engine)
 
