@@ -35,7 +35,7 @@ from engines.base import Engine
 from engines.covering import CoveringModel
 from errors import FaceError
 from face_checks import check_photo
-from photos import decode as images
+from photos import decode
 from settings import Settings
 
 Answer = tuple[int, float]
@@ -183,7 +183,7 @@ def model_runs(engine: Engine, photos: list[bytes], limits: Settings) -> list[Ca
     covering = CoveringModel(PROJECT / "models")
     recorded: list[Callable[[], object]] = []
     for data in photos:
-        image = images.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
+        image = decode.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
         runs: list[Callable[[], object]] = []
         detector, recogniser = engine._detector, engine._recogniser  # type: ignore[attr-defined]
         session_for, session = detector._session_for_input_size, recogniser.session
@@ -223,7 +223,7 @@ def usable(engine: Engine, photos: list[bytes], limits: Settings) -> list[bytes]
     covering = CoveringModel(PROJECT / "models")
     passed = []
     for data in photos:
-        image = images.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
+        image = decode.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
         try:
             check_photo(image, engine.detect(image), limits, covering)
         except FaceError:

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import pytest
 
 import face_checks
-from engines.base import MEAN_FACE, Face, Pixels
+from engines.base import MEAN_FACE, Face
 from engines.covering import Covering
 from errors import FaceError
 from face_checks import check_photo, head_pose
+from photos.pixels import Pixels
 from settings import Settings
 from tests.support.fakes import ScriptedCovering, a_face, a_photo, packaged_photo
 

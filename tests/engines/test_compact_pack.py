@@ -15,10 +15,11 @@ import onnx
 import pytest
 
 from engines import compact_pack, model_files
-from engines.base import Pixels, similarity_of
+from engines.base import similarity_of
 from engines.compact_pack import IDENTITY, SFACE, SOURCES, YUNET
 from engines.insightface_engine import InsightFaceEngine
 from engines.model_files import ModelUnavailable
+from photos.pixels import Pixels
 from settings import PROJECT
 from tests.support.fakes import packaged, packaged_photo
 

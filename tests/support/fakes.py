@@ -13,8 +13,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.base import MEAN_FACE, Face, Pixels, Vector
+from engines.base import MEAN_FACE, Face, Template
 from engines.covering import Covering
+from photos.pixels import Pixels
 
 DIMENSION = 8
 
@@ -43,7 +44,7 @@ def jpeg(image: Pixels) -> bytes:
     return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1])
 
 
-def a_template(seed: int) -> Vector:
+def a_template(seed: int) -> Template:
     vector = np.random.default_rng(seed).normal(size=DIMENSION).astype(np.float32)
     return np.asarray(vector / np.linalg.norm(vector), np.float32)
 
@@ -71,8 +72,8 @@ class ScriptedEngine:
 
     def __init__(self) -> None:
         self.faces: list[Face] = [a_face()]
-        self.template: Vector = a_template(1)
-        self.templates: list[Vector] = []
+        self.template: Template = a_template(1)
+        self.templates: list[Template] = []
         self.detections = 0
         self.embeddings = 0
         self.released = threading.Event()
@@ -86,7 +87,7 @@ class ScriptedEngine:
         assert self.released.wait(20)
         return self.faces
 
-    def embed(self, image: Pixels, face: Face) -> Vector:
+    def embed(self, image: Pixels, face: Face) -> Template:
         self.embeddings += 1
         return self.templates.pop(0) if self.templates else self.template
 
