@@ -38,7 +38,7 @@ from settings import Settings
 from store.encryption import Keyring, SealError
 from store.records import Document, RecordStore, StoreNotEmptyError, erasure_of, is_text
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 FORMAT = "face-api backup 1"
 FRAME_BYTES = 1024 * 1024

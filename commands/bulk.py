@@ -22,7 +22,7 @@ from photos.decoder_pool import Decoders
 from pipeline import ModelSlots, Pipeline
 from settings import PROJECT, Settings
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -16,7 +16,7 @@ from engines.model_files import ModelUnavailable
 from errors import FaceError
 from settings import Settings, SettingsError, add_flags, load_settings, read_env_file
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 # command -> the module that does it, imported only then, and one line for --help.
 COMMANDS: Mapping[str, tuple[str, str]] = {

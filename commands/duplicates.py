@@ -24,7 +24,7 @@ from gallery.templates import coded
 from settings import Settings, SettingsError
 from store.records import RecordStore
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 ROWS, COLUMNS = 2048, 16_384
 MAX_NORM = 1.01

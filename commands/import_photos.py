@@ -18,7 +18,7 @@ from gallery.decisions import Gallery
 from settings import Settings
 from store.records import RecordStore
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 AT_ONCE = 64
 

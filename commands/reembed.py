@@ -21,7 +21,7 @@ from engines.base import Engine
 from settings import Settings, SettingsError
 from store.records import Enrolment, RecordStore
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 MAX_LOST_RACES = 1000
 SHOWN = 20

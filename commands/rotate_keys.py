@@ -19,7 +19,7 @@ from store.audit_log import AuditLog
 from store.encryption import KEY_BYTES, Keyring, MissingKeyError
 from store.records import PAGE, RecordStore, StoredEmbedding
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

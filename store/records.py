@@ -146,7 +146,13 @@ class EnrolmentLog(Protocol):
         """Return whom the log erases up to place `until`."""
 
     def find_request(self, request_key: str, since: float) -> str | None:
-        """Return the user_id enrolled under `request_key` at or after `since` (epoch seconds), or None."""
+        """Return the user_id enrolled under `request_key` at or after `since` (epoch seconds), or None.
+
+        What follows a full stop in the key is a digest of the photo. It is compared, not searched.
+
+        Raises:
+            FaceError: `database_unavailable`; `idempotency_conflict`: that request was made with another photo.
+        """
 
     def ping(self) -> None:
         """Return if the database answers; cheap."""
@@ -238,6 +244,24 @@ def record_of(seq: int, enrolment: Enrolment, keyring: Keyring) -> Document:
     if enrolment.request_key is not None:
         record["request_key"] = enrolment.request_key
     return record
+
+
+def request_keys_of(request_key: str) -> tuple[str, str]:
+    """The first key with the same beginning as `request_key` up to a full stop, and the first one after all such."""
+    beginning = request_key.partition(".")[0]
+    return beginning, f"{beginning}/"  # the character after the full stop
+
+
+def find_in(records: Sequence[Document], request_key: str) -> str | None:
+    """The user_id of the record that a request left, None without records; raises as `EnrolmentLog.find_request`."""
+    digest = request_key.partition(".")[2]
+    for record in records:
+        stored_digest = str(record.get("request_key")).partition(".")[2]
+        if not digest or stored_digest in ("", digest):
+            return text_of(record.get("user_id"))
+    if records:
+        raise FaceError("idempotency_conflict")
+    return None
 
 
 def is_text(value: object) -> TypeGuard[str]:

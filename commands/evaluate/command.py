@@ -47,7 +47,7 @@ from commands.evaluate.data import (
 from engines.base import Engine
 from settings import Settings
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 WANTED_FMRS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 GALLERY_SIZES = (1_000, 10_000, 100_000)

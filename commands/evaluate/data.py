@@ -19,7 +19,7 @@ from errors import FaceError
 from settings import PROJECT, Settings
 from store.encryption import Keyring
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 # What decides which template a photo gets, beside the model and the settings.
 _CODE = (
