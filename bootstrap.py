@@ -64,7 +64,7 @@ def wait_for_store(connect: Callable[[], AnyStore], patience_s: float) -> AnySto
             return store
 
 
-def open_store(
+def make_store(
     mongo_uri: str | None,
     *,
     mongo_db: str,
@@ -73,14 +73,14 @@ def open_store(
     timeout: float = 5.0,
     keyring: Keyring = NO_KEYS,
 ) -> RecordStore:
-    """Return the store that the settings name, not yet connected: call `prepare` next.
+    """Make the store that the arguments name, not yet connected: call `prepare` next.
 
     Args:
         mongo_uri: a MongoDB connection string; the embedded SQLite file when None or empty.
         mongo_db, mongo_collection: names there.
         data_dir: folder of the SQLite file.
         timeout: seconds after which any one MongoDB operation fails.
-        keyring: seals the templates that are stored, and opens those that are.
+        keyring: seals and opens the stored templates.
 
     Raises:
         ValueError, FaceError: as `mongo.connect`.
@@ -95,7 +95,7 @@ def open_store(
     return mongo.connect(mongo_uri, mongo_db, mongo_collection, timeout=timeout, keyring=keyring)
 
 
-def connected_store(settings: Settings) -> RecordStore:
+def connect_store(settings: Settings) -> RecordStore:
     """Connect to the store that the settings name, and prepare it.
 
     Raises:
@@ -106,7 +106,7 @@ def connected_store(settings: Settings) -> RecordStore:
     keyring = settings.keyring
 
     def connect() -> RecordStore:
-        return open_store(
+        return make_store(
             settings.mongo_uri,
             mongo_db=settings.mongo_db,
             mongo_collection=settings.mongo_collection,
@@ -310,7 +310,7 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
     decoders = Decoders(settings.model_slots, settings.max_image_pixels)
     at_the_end.callback(decoders.close)
     covering = CoveringModel(PROJECT / "models")
-    store = connected_store(settings)
+    store = connect_store(settings)
     engine = loaded_engine(settings)
     decoders.require_working()  # they have been starting meanwhile
     liveness = liveness_of(settings)

@@ -35,8 +35,9 @@ from bson.raw_bson import RawBSONDocument
 import bootstrap
 from commands.progress import watched
 from settings import Settings
+from store.documents import erasure_of, is_text
 from store.encryption import Keyring, SealError
-from store.records import Document, RecordStore, StoreNotEmptyError, erasure_of, is_text
+from store.records import Document, RecordStore, StoreNotEmptyError
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ def restore(store: RecordStore, path: Path, keyring: Keyring, *, replace: bool) 
             counted, last = counted + 1, record["seq"]
             if isinstance(embedding := record.get("embedding"), bytes):
                 outdated += not keyring.is_current(embedding)
-                missing.add(keyring.missing(embedding))
+                missing.add(keyring.missing_key(embedding))
         end = content
     if end["count"] != counted:
         raise BackupError(f"{path} holds {counted} records instead of {end['count']}")
@@ -267,7 +268,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Back up or restore."""
     keyring = settings.keyring
-    store = bootstrap.connected_store(settings)
+    store = bootstrap.connect_store(settings)
     try:
         if hasattr(arguments, "replace"):
             count = restore(store, arguments.file, keyring, replace=arguments.replace)

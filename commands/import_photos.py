@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """
     photos = bulk.photos_of(arguments.source)
     settings = bulk.one_thread_each(settings)
-    store = bootstrap.connected_store(settings)
+    store = bootstrap.connect_store(settings)
     engine = bootstrap.loaded_engine(settings)
     gallery = bootstrap.gallery_of(settings, store, engine)
     gallery.load(keep_trying=False)

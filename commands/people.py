@@ -20,8 +20,9 @@ from commands.progress import watched
 from engines.base import Template
 from settings import Settings, SettingsError
 from store import retention, template_bytes
+from store.documents import text_of, timestamp_of
 from store.encryption import Keyring, MissingKeyError
-from store.records import RecordStore, moment_of, text_of
+from store.records import RecordStore
 
 UNREADABLE = "(unreadable)"
 
@@ -68,7 +69,7 @@ def enrolled(store: RecordStore, keyring: Keyring, stats: Stats | None = None) -
             counted_as = f"(a template {error})"
         except ValueError:
             counted_as = UNREADABLE
-        known = moment_of(document.get("timestamp"))
+        known = timestamp_of(document.get("timestamp"))
         if known is not None:
             stats.first = min(known, stats.first or known)
             stats.last = max(known, stats.last or known)
@@ -97,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Do what the command says, beside running services."""
-    store = bootstrap.connected_store(settings)
+    store = bootstrap.connect_store(settings)
     keyring = settings.keyring
     try:
         if arguments.command == "export":

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """
     target = _target(arguments, settings)
     photos = bulk.photos_of(arguments.source)
-    old, new = bootstrap.connected_store(settings), bootstrap.connected_store(target)
+    old, new = bootstrap.connect_store(settings), bootstrap.connect_store(target)
     try:
         engine = bootstrap.loaded_engine(bulk.one_thread_each(settings))
         with Report(arguments.report) as report:

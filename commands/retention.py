@@ -8,7 +8,8 @@ import time
 
 import bootstrap
 from settings import Settings, SettingsError
-from store.retention import DAY, due, erase
+from store.documents import DAY_S
+from store.retention import due, erase
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,13 +23,13 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """List, or erase, who was not verified for RETENTION_DAYS, beside running services."""
     if not settings.retention_days:
         raise SettingsError("RETENTION_DAYS is 0: give the number of days")
-    store = bootstrap.connected_store(settings)
+    store = bootstrap.connect_store(settings)
     now = time.time()
     try:
         people = due(store, settings.retention_days, now, None)
         if arguments.now:
             # The clock is right, says whoever calls this: what one that was ahead has noted would stop every sweep.
-            today = int(now // DAY)
+            today = int(now // DAY_S)
             store.note_seen([user_id for user_id, day in store.notes() if day > today + 1], today)
             audit = bootstrap.open_audit_log(settings)
             people = [user_id for user_id in people if erase(store, user_id, audit)]
