@@ -22,6 +22,7 @@ from api.responses import log_requests, protect_responses, render_errors
 from api.routes import add_routes
 from commands import cli
 from settings import Settings, add_flags
+from version import VERSION
 
 logger = logging.getLogger("face_api")
 
@@ -93,8 +94,9 @@ def main(arguments: list[str] | None = None) -> int:
         "LOG_LEVEL. .env.example explains each. Defaults are in brackets.",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=27),
     )
+    parser.add_argument("--version", action="version", version=VERSION)
     add_flags(parser)
-    return cli.started(vars(parser.parse_args(arguments)), serve)
+    return cli.start(vars(parser.parse_args(arguments)), serve)
 
 
 if __name__ == "__main__":

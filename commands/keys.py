@@ -6,21 +6,22 @@ import argparse
 import sys
 
 from api.api_keys import NAME, SCOPES, KeysError, checked, file_of, new_key, parse, write
+from commands.command import Command
 from settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `python app.py keys`."""
+    """Give the parser this command's arguments."""
     parser.add_argument("action", choices=("add", "list", "revoke"))
-    parser.add_argument("name", nargs="?", help="of the key to add or revoke; the logs show it")
+    parser.add_argument("name", nargs="?", help="the name of the key to add or revoke; the logs show it")
     parser.add_argument(
         "--scope", action="append", choices=sorted(SCOPES), help="app (default) or ops; may be repeated"
     )
-    parser.add_argument("--print-line", action="store_true", help="add: store nothing, show the line for API_KEYS")
+    parser.add_argument("--print-line", action="store_true", help="add: store nothing, and show the line for API_KEYS")
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Add, list or revoke keys; running services take the change up by themselves. KeysError says what is wrong."""
+    """Add, list or revoke keys; running services notice the change. KeysError says what is wrong."""
     path = file_of(settings)
     keys = parse(path.read_text("utf-8")) if path.exists() else []
     names = [key.name for key in keys]
@@ -46,3 +47,6 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     sys.stderr.write(f"The key of {key.name}; it is shown this once, and only its hash is kept:\n")
     sys.stdout.write(f"{secret}\n")
     return 0
+
+
+KEYS = Command("keys", "API keys: add NAME, list, revoke NAME", run, add_arguments)

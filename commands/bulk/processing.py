@@ -1,20 +1,19 @@
-"""Owns many photos at once: finding them, taking them through the pipeline, and a report that can be gone on with."""
+"""Takes many photos through the service's own pipeline, several at once and each in one thread."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import logging
 import os
-from collections import Counter, deque
+import signal
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from commands.bulk.photo_list import Photo
 from engines.base import Engine, Template
 from engines.covering import CoveringModel
 from errors import FaceError
@@ -22,28 +21,20 @@ from photos.decoder_pool import Decoders
 from pipeline import ModelSlots, Pipeline
 from settings import PROJECT, Settings
 
-logger = logging.getLogger("face_api")
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Files with other names are not meant as photos; what the service makes of one of these is reported.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif")
-# Codes of a report's lines, beside those of refusals.
-DONE = ("enrolled", "reembedded")
-
 
 @dataclass(frozen=True)
-class Photo:
-    """One photo of a bulk: where it is, and the id that its CSV gives it (None without)."""
+class ProcessedPhoto:
+    """What became of one photo.
 
-    path: Path
-    label: str | None
-
-
-@dataclass(frozen=True)
-class Made:
-    """What became of one photo: a template, or the error that refused it. `digest` is the file's SHA-256."""
+    Attributes:
+        photo: the photo.
+        digest: SHA-256 of its file in hexadecimal; empty if the file cannot be read.
+        template: float32[d], L2-normalised; None if the photo was refused.
+        error: why it was refused; None if it was not.
+    """
 
     photo: Photo
     digest: str
@@ -51,58 +42,17 @@ class Made:
     error: FaceError | None
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of a report."""
-
-    path: str
-    sha256: str
-    code: str
-    user_id: str
-    message: str
-
-
-def photos_of(source: Path) -> list[Photo]:
-    """Find the photos of a folder (by their suffix, with its sub-folders) or of a CSV (path, and perhaps an id).
-
-    A CSV's relative paths start at its folder; a first line that names its columns is left out.
-
-    Raises:
-        ValueError: there is no photo, or a path twice.
-        OSError: the folder or the file cannot be read.
-    """
-    if source.is_dir():
-        files = sorted(path for path in source.rglob("*") if path.is_file())
-        found = [Photo(path, None) for path in files if path.suffix.lower() in SUFFIXES]
-        if len(found) < len(files):
-            logger.info("Passed over, having no name of a photo: %d files", len(files) - len(found))
-    else:
-        with source.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row and row[0].strip()]
-        if rows and rows[0][0].strip().lower() in ("path", "file", "photo"):
-            rows = rows[1:]
-        found = [
-            Photo(source.parent / row[0].strip(), row[1].strip() if len(row) > 1 and row[1].strip() else None)
-            for row in rows
-        ]
-    if not found:
-        raise ValueError(f"there is no photo in {source} ({', '.join(SUFFIXES)})")
-    if len({photo.path for photo in found}) < len(found):
-        raise ValueError(f"{source} names a photo twice")
-    return found
-
-
-def one_thread_each(settings: Settings) -> Settings:
-    """The same settings for a bulk: a photo on every core rather than every core on a photo."""
+def one_thread_per_photo(settings: Settings) -> Settings:
+    """The same settings for a bulk: a photo on every core is faster than every core on one photo."""
     if settings.model_threads:
         return settings
-    return replace(settings, model_threads=1, model_slots=min(os.cpu_count() or 1, settings.request_threads - 1),
-                   queue_limit=0)  # fmt: skip
+    slots = min(os.cpu_count() or 1, settings.request_threads - 1)
+    return replace(settings, model_threads=1, model_slots=slots, queue_limit=0)
 
 
 @contextmanager
-def pipeline_of(engine: Engine, settings: Settings) -> Iterator[Pipeline]:
-    """The service's own pipeline with decoders of its own, so that one bad photo ends no bulk.
+def open_pipeline(engine: Engine, settings: Settings) -> Iterator[Pipeline]:
+    """The service's own pipeline with its own decoder processes, so that one bad photo does not end the bulk.
 
     Raises:
         OSError: no photo can be decoded.
@@ -113,100 +63,82 @@ def pipeline_of(engine: Engine, settings: Settings) -> Iterator[Pipeline]:
         yield Pipeline(settings, engine, CoveringModel(PROJECT / "models"), slots, decode=decoders.decode)
 
 
-def made_of(photos: Sequence[Photo], engine: Engine, settings: Settings) -> Iterator[Made]:
-    """Take photos through the service's own pipeline, as many at once as there are model slots, in their order."""
+def process_photos(
+    photos: Sequence[Photo], engine: Engine, settings: Settings, stopping: threading.Event | None = None
+) -> Iterator[ProcessedPhoto]:
+    """Take photos through the pipeline, as many at once as there are model slots; the results keep their order.
 
-    def made(photo: Photo) -> Made:
+    Raises:
+        FaceError: with a status of 500 or above: the machine cannot process photos.
+    """
+
+    def process(photo: Photo) -> ProcessedPhoto:
         try:
-            data = _read(photo, settings)
+            data = read_photo(photo, settings)
         except OSError:
-            return Made(photo, "", None, FaceError("unreadable_image", "unreadable_file"))
+            return ProcessedPhoto(photo, "", None, FaceError("unreadable_image", "unreadable_file"))
         digest = hashlib.sha256(data).hexdigest()
         try:
-            return Made(photo, digest, pipeline.template(data), None)
+            return ProcessedPhoto(photo, digest, pipeline.template(data), None)
         except FaceError as refusal:
             if refusal.status >= 500:  # the machine's fault, not the photo's
                 raise
-            return Made(photo, digest, None, refusal)
+            return ProcessedPhoto(photo, digest, None, refusal)
 
-    with pipeline_of(engine, settings) as pipeline:
-        yield from in_order(made, photos, settings.model_slots)
+    with open_pipeline(engine, settings) as pipeline:
+        yield from in_order(process, photos, settings.model_slots, stopping)
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Iterator[Result]:
-    """Do the work in so many threads; the results come in the order of the items."""
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], at_once: int, stopping: threading.Event | None = None
+) -> Iterator[Result]:
+    """Do the work in `at_once` threads, and yield the results in the order of the items.
+
+    Once `stopping` is set no work begins, and the results of the work that has begun are still yielded.
+    """
+    stopping = stopping or threading.Event()
     workers = ThreadPoolExecutor(at_once)
     running: deque[Future[Result]] = deque()
     try:
         for item in items:
+            if stopping.is_set():
+                break
             running.append(workers.submit(work, item))
-            # A few more than are worked on, so that none waits for the one whose turn it is to be handed on.
+            # More than are worked on, so that no thread waits while the oldest result is not ready.
             if len(running) >= 4 * at_once:
                 yield running.popleft().result()
         while running:
-            yield running.popleft().result()
+            future = running.popleft()
+            if not (stopping.is_set() and future.cancel()):
+                yield future.result()
     finally:
         workers.shutdown(cancel_futures=True)
 
 
-def _read(photo: Photo, settings: Settings) -> bytes:
-    """A photo's bytes, and of a file that is too large no more than shows it."""
+@contextmanager
+def stopped_gently() -> Iterator[threading.Event]:
+    """Let the work in hand end at Ctrl-C or SIGTERM: the event is set, and KeyboardInterrupt is raised at the end.
+
+    A second Ctrl-C interrupts at once.
+    """
+    stopping = threading.Event()
+
+    def stop(*_: object) -> None:
+        stopping.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopping.is_set():
+        raise KeyboardInterrupt
+
+
+def read_photo(photo: Photo, settings: Settings) -> bytes:
+    """A photo's bytes; of a file that is too large only as many as show that it is."""
     with photo.path.open("rb") as file:
         return file.read(settings.max_file_bytes + 1)
-
-
-class Report:
-    """A CSV with one line for each photo that is done, so that it is not done again; of several the last counts.
-
-    Raises:
-        OSError: it cannot be read or written.
-        ValueError: the file is another one.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._columns = [field.name for field in fields(Line)]
-        self.lines: dict[str, Line] = {}
-        if path.exists() and path.stat().st_size:
-            data = path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]  # a line that a kill cut off is written anew
-            rows = list(csv.reader(io.StringIO(whole.decode("utf-8", "surrogateescape"), newline="")))
-            if not rows or rows[0] != self._columns or any(len(row) != len(self._columns) for row in rows):
-                raise ValueError(f"{path} is no report of this command")
-            self.lines = {row[0]: Line(*row) for row in rows[1:]}
-            os.truncate(path, len(whole))
-        # Not every file's name is text.
-        self._file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")
-        path.chmod(0o600)
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        if not self.lines and path.stat().st_size == 0:
-            self._writer.writerow(self._columns)
-
-    def __enter__(self) -> Report:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def refused(self, photo: Photo, settings: Settings) -> bool:
-        """Whether this very photo was refused, and not another one under its name."""
-        line = self.lines.get(str(photo.path))
-        if line is None or line.code in DONE:
-            return False
-        try:
-            return line.sha256 == hashlib.sha256(_read(photo, settings)).hexdigest()
-        except OSError:
-            return not line.sha256
-
-    def add(self, lines: Iterable[Line]) -> None:
-        """Add lines, durably."""
-        for line in lines:
-            self.lines[line.path] = line
-            self._writer.writerow([line.path, line.sha256, line.code, line.user_id, line.message])
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def counts(self) -> str:
-        """How many photos came to which end, for people."""
-        counted = Counter(line.code for line in self.lines.values())
-        return "".join(f"{count:8} {code}\n" for code, count in counted.most_common())

@@ -1,7 +1,7 @@
-"""Owns `python app.py reembed`: everybody's templates by a new model, side by side with the running service.
+"""The command reembed: makes everybody's templates with a new model, while the service runs on the old one.
 
 The new templates go into a store of their own (another collection, or another folder), under the same user_ids. The
-service goes on with the older model until it is started with the new FACE_MODEL and the new store's name.
+service keeps its model until it is started with the new FACE_MODEL and the new store's name.
 """
 
 from __future__ import annotations
@@ -10,102 +10,153 @@ import argparse
 import logging
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import bootstrap
-from commands import bulk
-from commands.bulk import Line, Made, Photo, Report
-from commands.progress import watched
+from commands.bulk.photo_list import Photo, find_photos
+from commands.bulk.processing import ProcessedPhoto, one_thread_per_photo, process_photos, stopped_gently
+from commands.bulk.report import Report, ReportLine, report_path
+from commands.command import Command
+from commands.progress import with_progress
 from engines.base import Engine
 from settings import Settings, SettingsError
 from store.records import Enrolment, RecordStore
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 MAX_LOST_RACES = 1000
-SHOWN = 20
+MAX_SHOWN_PEOPLE = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `python app.py reembed`."""
-    parser.add_argument("source", type=Path, help="a folder of photos named <user_id>.jpg, or a CSV of path,user_id")
+    """Give the parser this command's arguments."""
+    parser.add_argument(
+        "source",
+        type=Path,
+        help="a folder of photos named <user_id>.jpg, or a .csv file whose first line names its columns: path "
+        "(relative to the CSV), user_id",
+    )
     parser.add_argument("--into-collection", help="with MongoDB: the new collection")
     parser.add_argument("--into-folder", type=Path, help="with SQLite: the new DATA_DIR")
-    parser.add_argument("--report", type=Path, default=Path("reembed-report.csv"), help="what became of each photo")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        help="CSV with a line for each photo (default: reembed-report.csv in the present DATA_DIR)",
+    )
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Bring the new store up to date with the one that is served; repeat it until nothing is left, then switch over.
+    """Bring the new store up to date with the one that is served; repeat it until nobody is missing.
+
+    FACE_MODEL (or --face-model) is the new model here.
+
+    Returns:
+        0 when everybody is in the new store; 1 otherwise.
 
     Raises:
-        SettingsError: it is not said where to.
-        ValueError: there are no photos, or the report is another file.
+        SettingsError: the new store is not given, or FACE_MODEL is the model that everybody has already.
+        ValueError: there are no photos, the report is another file, or the new store holds another model's people.
         FaceError: `database_unavailable`; run it again.
     """
     target = _target(arguments, settings)
-    photos = bulk.photos_of(arguments.source)
+    photos = find_photos(arguments.source)
     old, new = bootstrap.connected_store(settings), bootstrap.connected_store(target)
     try:
-        engine = bootstrap.loaded_engine(bulk.one_thread_each(settings))
-        with Report(arguments.report) as report:
-            left = bring_up_to_date(old, new, photos, engine, bulk.one_thread_each(settings), report)
-            sys.stdout.write(report.counts())
+        settings = one_thread_per_photo(settings)
+        engine = bootstrap.loaded_engine(settings)
+        require_change_of_model(old, new, engine.name)
+        with Report(report_path(arguments.report, settings, "reembed-report.csv")) as report:
+            missing = bring_up_to_date(old, new, photos, engine, settings, report)
+            sys.stdout.write(report.summary())
+        ready = people_by_model(new)[engine.name]
     finally:
         old.close()
         new.close()
-    where = f"MONGO_COLLECTION={target.mongo_collection}" if settings.mongo_uri else f"DATA_DIR={target.data_dir}"
-    sys.stdout.writelines(f"{user_id}: enrolled, and not in the new store\n" for user_id in left[:SHOWN])
-    sys.stdout.write(f"{len(left)} people are enrolled and not in the new store.\n")
-    sys.stdout.write(f"To switch over, start the service with FACE_MODEL={settings.face_model} and {where}.\n")
-    return 1 if left else 0
+    sys.stdout.writelines(f"{user_id}: enrolled, and not in the new store\n" for user_id in missing[:MAX_SHOWN_PEOPLE])
+    sys.stdout.write(f"{ready} people are in the new store with {engine.name}, {len(missing)} are not there yet.\n")
+    if ready:
+        where = f"MONGO_COLLECTION={target.mongo_collection}" if settings.mongo_uri else f"DATA_DIR={target.data_dir}"
+        sys.stdout.write(f"To switch over, start the service with FACE_MODEL={settings.face_model} and {where}.\n")
+    else:
+        sys.stdout.write("Do not switch over: nobody could be verified.\n")
+    return 1 if missing or not ready else 0
 
 
-def bring_up_to_date(  # noqa: PLR0917 - from where, to where, by what
+def people_by_model(store: RecordStore) -> Counter[str]:
+    """How many people the store holds with each model; "" stands for records that name none."""
+    return Counter(stored.model or "" for stored in store.embeddings(0))
+
+
+def require_change_of_model(old: RecordStore, new: RecordStore, model: str) -> None:
+    """Log which model is the old one and which the new one.
+
+    Raises:
+        SettingsError: `model` is the model that everybody has already.
+        ValueError: nobody is enrolled, or the new store holds people of another model.
+    """
+    present, target = people_by_model(old), people_by_model(new)
+    if not present:
+        raise ValueError("nobody is enrolled")
+    if set(present) == {model}:
+        raise SettingsError(
+            f"everybody is enrolled with {model} already, the FACE_MODEL of now: give the new one with --face-model"
+        )
+    others = sorted(set(target) - {model})
+    if others:
+        raise ValueError(
+            f"the new store holds people of another model ({', '.join(others)}) than {model}: give an empty store"
+        )
+    counts = ", ".join(f"{count} people of {name or 'no named model'}" for name, count in present.most_common())
+    logger.info("The served store holds %s. The new templates are made with %s", counts, model)
+
+
+def bring_up_to_date(  # noqa: PLR0917 - from where, to where, with what
     old: RecordStore, new: RecordStore, photos: list[Photo], engine: Engine, settings: Settings, report: Report
 ) -> list[str]:
-    """Add who is missing in the new store, and erase who is erased in the older one; returns who is still missing."""
+    """Add everybody who is missing in the new store, erase who was erased in the old one; return who is missing."""
     people = {stored.user_id for stored in old.embeddings(0)}
     there = {stored.user_id for stored in new.embeddings(0)}
     for user_id in there - people:
         while new.find_person(user_id) is not None and not new.erase(new.last_place() + 1, user_id):
             pass
     there &= people
-    todo = [
-        photo
-        for photo in photos
-        if (whose := _whose(photo)) in people and whose not in there and not report.refused(photo, settings)
-    ]
-    for made in watched(bulk.made_of(todo, engine, settings), len(todo), "photos"):
-        user_id = _whose(made.photo)
-        code, message = "reembedded", ""
-        if made.template is None:
-            code, message = (made.error.code, made.error.message) if made.error else ("internal_error", "")
-        elif user_id in there:
-            code = "another_photo_was_taken"
-        elif _added(old, new, made, user_id, engine.name):
-            there.add(user_id)
-        else:
-            code = "unknown_user"
-        report.add([Line(str(made.photo.path), made.digest, code, user_id, message)])
+    known = [photo for photo in photos if _user_id_of(photo) in people]
+    if len(known) < len(photos):
+        logger.warning("%d photos are skipped: nobody is enrolled under their user_id", len(photos) - len(known))
+    todo = [photo for photo in known if _user_id_of(photo) not in there and not report.has_refused(photo, settings)]
+    with stopped_gently() as stopping:
+        for processed in with_progress(process_photos(todo, engine, settings, stopping), len(todo), "photos"):
+            user_id = _user_id_of(processed.photo)
+            code, message = "reembedded", ""
+            if processed.error is not None:
+                code, message = processed.error.code, processed.error.message
+            elif user_id in there:
+                code = "another_photo_was_taken"
+            elif _add(old, new, processed, user_id, engine.name):
+                there.add(user_id)
+            else:
+                code = "unknown_user"
+            report.add([ReportLine(str(processed.photo.path), processed.digest, code, user_id, message)])
     return sorted(people - there)
 
 
-def _added(old: RecordStore, new: RecordStore, made: Made, user_id: str, model: str) -> bool:
-    """Store one template under a user_id that is still enrolled; False if it is not any more."""
-    assert made.template is not None
+def _add(old: RecordStore, new: RecordStore, processed: ProcessedPhoto, user_id: str, model: str) -> bool:
+    """Store one template under a user_id that is still enrolled; False if it was erased meanwhile."""
+    assert processed.template is not None
     for _ in range(MAX_LOST_RACES):
         person = old.find_person(user_id)
         if person is None:
             return False
-        enrolment = Enrolment(user_id, made.template, model, person.timestamp or time.time())
+        enrolment = Enrolment(user_id, processed.template, model, person.timestamp or time.time())
         if new.append(new.last_place() + 1, [enrolment]):
             return True
     return False
 
 
-def _whose(photo: Photo) -> str:
-    return photo.label or photo.path.stem
+def _user_id_of(photo: Photo) -> str:
+    return photo.user_id or photo.path.stem
 
 
 def _target(arguments: argparse.Namespace, settings: Settings) -> Settings:
@@ -116,3 +167,6 @@ def _target(arguments: argparse.Namespace, settings: Settings) -> Settings:
     if arguments.into_folder is None or arguments.into_folder.resolve() == settings.data_dir:
         raise SettingsError("give the new DATA_DIR with --into-folder")
     return replace(settings, data_dir=arguments.into_folder.resolve())
+
+
+REEMBED = Command("reembed", "make everybody's templates with a new model, in a second store", run, add_arguments)
