@@ -12,19 +12,20 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import bootstrap
-from api import description_pages, server
-from api.forms import FORM_ALLOWANCE
+from api import description_pages, web_server
+from api.html_pages import add_try_page
 from api.metrics import Metrics
-from api.pages import add_try_page
-from api.parts import Parts
 from api.request_audit import audit_requests
-from api.responses import log_requests, protect_responses, render_errors
+from api.request_fields import FORM_ALLOWANCE
+from api.request_log import log_requests
+from api.responses import answer_errors, protect_responses
 from api.routes import add_routes
+from api.service_parts import Parts
 from commands import cli
 from settings import Settings, add_flags
 from version import VERSION
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, parts: Parts) -> Flask:
@@ -49,7 +50,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
         parts.engine.name, parts.pipeline.slots.queue, parts.gallery.status, lambda: audit.lost if audit else 0
     )
     log_requests(app, metrics)
-    render_errors(app, settings.max_file_bytes)
+    answer_errors(app, settings.max_file_bytes)
     protect_responses(app)
     if audit is not None:
         audit_requests(app, audit)
@@ -73,7 +74,7 @@ def serve(settings: Settings) -> int:
             logger.info("Ready, for development alone: http://%s:%d", settings.host, settings.port)
             app.run(settings.host, settings.port, debug=True, use_debugger=False, use_reloader=False, threaded=True)
         else:
-            server.serve(app, settings)
+            web_server.serve(app, settings)
     return 0
 
 

@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from api import server
+from api import web_server
 from api.access import Access
-from api.parts import Parts
+from api.service_parts import Parts
 from engines import model_files
 from engines.base import Engine
 from engines.covering import CoveringModel
@@ -33,7 +33,7 @@ from store.retention import Retention
 if TYPE_CHECKING:
     from store.mongo_vectors import MongoVectorIndex
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 # A gallery that loads within this time is there before the first request; a larger one answers `not_ready` meanwhile.
 LOAD_PATIENCE_S = 2.0
@@ -316,8 +316,8 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
         ModelUnavailable: the model cannot be had.
     """
     access = Access(settings)
-    server.require_free(settings.host, settings.port)
-    server.return_memory()
+    web_server.require_free(settings.host, settings.port)
+    web_server.return_memory()
     prepare_uploads(settings.uploads_dir)
     decoders = Decoders(settings.model_slots, settings.max_image_pixels)
     at_the_end.callback(decoders.close)
@@ -326,7 +326,7 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
     engine = loaded_engine(settings)
     decoders.require_working()  # they have been starting meanwhile
     liveness = liveness_of(settings, engine)
-    server.release_memory()
+    web_server.release_memory()
     gallery = gallery_of(settings, store, engine)
 
     def load() -> None:

@@ -89,7 +89,7 @@ def english(sentence: str, values: Mapping[str, object] = MappingProxyType({})) 
 class FaceError(Exception):
     """A request that cannot be answered as asked, with the code, sentence and status that the client gets.
 
-    Raised where the fact is known; rendered in one place, `web.py`.
+    Raised where the fact is known; answered in one place, `api/responses.py`.
 
     Args:
         code: a key of `CODES`.

@@ -234,14 +234,15 @@ def add_flags(parser: argparse.ArgumentParser, *, shown: bool = True) -> None:
 
 def _flag_help(setting: Field[Any]) -> str:
     """A flag's line in `--help`, with its default in brackets."""
-    default = setting.default
+    default: Any = setting.default
+    help_: str = setting.metadata["help"]
     if isinstance(default, Path):
         default = f"{default.relative_to(PROJECT)}/"
     elif isinstance(default, float):
         default = "" if math.isnan(default) else f"{default:g}"
     elif isinstance(default, bool):
         default = ""
-    return (setting.metadata["help"] + (f" [{default}]" if default != "" else "")).replace("%", "%%")
+    return (help_ if default == "" else f"{help_} [{default}]").replace("%", "%%")
 
 
 def read_env_file(env_file: Path | None = PROJECT / ".env") -> dict[str, str | None]:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from api.forms import SANE_IDEMPOTENCY_KEY, USER_ID
-from api.responses import SANE_REQUEST_ID
+from api.request_fields import SANE_IDEMPOTENCY_KEY, USER_ID
+from api.request_log import SANE_REQUEST_ID
 from engines.covering import Covering
 from errors import CODES, english
 from face_checks import HINTS, Check, Measurements, Pose, judge

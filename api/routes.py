@@ -9,7 +9,9 @@ import numpy as np
 from flask import Flask, Response, jsonify, request
 
 from api.access import PUBLIC, scope
-from api.forms import (
+from api.metrics import Metrics
+from api.request_audit import audit_request
+from api.request_fields import (
     FORM_ALLOWANCE,
     read_idempotency_key,
     read_threshold,
@@ -18,11 +20,9 @@ from api.forms import (
     receive_form,
     user_id_of,
 )
-from api.metrics import Metrics
-from api.parts import Parts
-from api.request_audit import audit_request
-from api.request_record import current_record
+from api.request_log import current_record
 from api.responses import localised
+from api.service_parts import Parts
 from engines.base import Engine, Template, cosine_of, similarity_of
 from errors import FaceError, english
 from gallery.decisions import Gallery
@@ -101,7 +101,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
             if claimed is None:
                 candidate = gallery.search(template)
             else:
-                parts.access.claim(claimed.lower())
+                parts.access.count_claim(claimed.lower())
                 candidate = compare_claimed(gallery, claimed, template)
         if candidate is None:
             raise no_match()
@@ -112,7 +112,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         if parts.retention is not None:
             parts.retention.seen(candidate.user_id)
         if claimed is not None:
-            parts.access.proven(claimed.lower())
+            parts.access.forget_claims(claimed.lower())
         return jsonify(
             status="success",
             message=f"Face verified successfully with confidence: {similarity:.2f}",

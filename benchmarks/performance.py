@@ -33,7 +33,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from api.access import Access
-from api.parts import Parts
+from api.service_parts import Parts
 from app import create_app
 from benchmarks.load import Service as Process
 from benchmarks.load import exchange, model_runs, request

@@ -16,7 +16,7 @@ from engines.model_files import ModelUnavailable
 from errors import FaceError
 from settings import Settings, SettingsError, add_flags, load_settings, read_env_file
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 # Command -> where it is. A command's module is imported only to run the command or to show the help.
 COMMANDS: Mapping[str, str] = {

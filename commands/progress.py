@@ -11,7 +11,7 @@ from typing import TypeVar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 LOG_EVERY_S = 30.0

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 START = "0" * 64
 # A clock that jumped ahead must not take the log away: of the oldest days a new one drops so many at most, or a share.

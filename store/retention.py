@@ -11,7 +11,7 @@ from errors import FaceError
 from store.audit_log import AuditLog
 from store.records import RecordStore
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 DAY = 86400.0
 NOTE_EVERY_S = 60.0

@@ -43,7 +43,7 @@ PLACES = {
     "pickle": ("store/template_bytes.py",),
     "matplotlib": ("commands/",),
     "prometheus_client": ("api/metrics.py",),
-    "waitress": ("api/server.py",),
+    "waitress": ("api/web_server.py",),
     "limits": ("api/access.py",),
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

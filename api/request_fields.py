@@ -9,11 +9,11 @@ import re
 
 from flask import request
 
-from api.request_record import current_record
+from api.request_log import current_record
 from errors import FaceError
 from settings import Settings
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 # Beside the photo itself: the other fields and the multipart framing.
 FORM_ALLOWANCE = 64 * 1024
