@@ -24,6 +24,7 @@ from api.routes import add_routes
 from api.service_parts import Parts
 from commands import cli
 from settings import Settings, add_flags
+from version import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +100,9 @@ def main(arguments: list[str] | None = None) -> int:
         "LOG_LEVEL. .env.example explains each. Defaults are in brackets.",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=27),
     )
+    parser.add_argument("--version", action="version", version=VERSION)
     add_flags(parser)
-    return cli.started(vars(parser.parse_args(arguments)), serve)
+    return cli.start(vars(parser.parse_args(arguments)), serve)
 
 
 if __name__ == "__main__":

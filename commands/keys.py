@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from api.api_keys import NAME, SCOPES, ApiKeysError, editing, file_of, new_api_key, parse_setting, read_file
+from commands.command import Command
 from settings import Settings
 
 
@@ -46,3 +47,6 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     sys.stderr.write(f"The API key of {name}. It is shown this once, and only its hash is kept:\n")
     sys.stdout.write(f"{secret}\n")
     return 0
+
+
+KEYS = Command("keys", "API keys: add NAME, list, revoke NAME", run, add_arguments)

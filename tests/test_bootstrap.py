@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bootstrap import UPLOAD_PREFIX, announce_risks, prepare_uploads
-from settings import Settings
+from settings import PROJECT, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +56,8 @@ def test_what_is_closed_is_not_called_open(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level("INFO"):
         announce_risks(Settings(template_keys="A" * 43 + "=", liveness="enforce"))
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("folder", ["uploads", "models"])
+def test_a_fresh_clone_has_the_folder(folder: str) -> None:
+    assert (PROJECT / folder).is_dir()
