@@ -72,12 +72,13 @@ def serve(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     with ExitStack() as at_the_end:
-        app = create_app(settings, bootstrap.build_parts(settings, at_the_end))
+        parts = bootstrap.build_parts(settings, at_the_end)
+        app = create_app(settings, parts)
         if settings.debug:
             logger.info("Ready, for development alone: http://%s:%d", settings.host, settings.port)
             app.run(settings.host, settings.port, debug=True, use_debugger=False, use_reloader=False, threaded=True)
         else:
-            web_server.serve(app, settings)
+            web_server.serve(app, settings, parts.gallery.refresh)
     return 0
 
 

@@ -6,13 +6,16 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flask import Flask, Response, g, request
 
 import logs
 from api.api_keys import ApiKey
 from api.metrics import Metrics
+from engines.model_slots import NOBODY, Client
 from pipeline import Trace
 
 logger = logging.getLogger(__name__)
@@ -28,20 +31,22 @@ class RequestRecord:
         request_id: the client's own X-Request-ID if it is sane, else a fresh one.
         code: the code of the error in the answer, or `ok`.
         api_key: the API key in the request; None without one.
+        client: the API key and the network of the caller, for taking turns.
         origin_accepted: whether the request's web origin may call; False until that is known.
         user_id: the person that the request is about; None until that is known.
-        failed_checks: the codes of the checks that the photo failed.
+        failed_checks: the checks that the photo failed, code -> what was measured; None where nothing could be.
         audited: whether the audit log has this request's line already.
-        trace: the stages' times and the checks' figures.
+        trace: the stages' times, the similarity and the liveness.
         begun: when the request began, by `time.perf_counter`.
     """
 
     request_id: str
     code: str = "ok"
     api_key: ApiKey | None = None
+    client: Client = NOBODY
     origin_accepted: bool = False
     user_id: str | None = None
-    failed_checks: list[str] = field(default_factory=list)
+    failed_checks: dict[str, float | None] = field(default_factory=dict)
     audited: bool = False
     trace: Trace = field(default_factory=Trace)
     begun: float = field(default_factory=time.perf_counter)
@@ -50,6 +55,14 @@ class RequestRecord:
     def api_key_name(self) -> str | None:
         """The operator's name for the API key; None without one."""
         return self.api_key.name if self.api_key else None
+
+    def note_checks(self, checks: Iterable[Mapping[str, Any]]) -> None:
+        """Note which of a photo's checks have failed.
+
+        Args:
+            checks: as the API lists them.
+        """
+        self.failed_checks |= {check["code"]: check["measured"] for check in checks if not check["passed"]}
 
     @property
     def seconds(self) -> float:
@@ -86,15 +99,18 @@ def log_requests(app: Flask, metrics: Metrics) -> None:
             seconds=seconds,
             stages_ms=record.trace.stages_ms,
         )
-        metrics.photo_failed(record.failed_checks)
+        metrics.photo_failed(list(record.failed_checks))
         fields = {
             "request_id": record.request_id,
             "status": response.status_code,
             "code": record.code,
             "key": record.api_key_name,
+            "address": request.remote_addr,
+            "user_id": record.user_id,
             "ms": round(1000 * seconds, 1),
             "stages_ms": record.trace.stages_ms,
-            "figures": record.trace.figures,
+            "failed_checks": record.failed_checks,
+            **record.trace.figures,
         }
         shown = {name: value for name, value in fields.items() if value not in ({}, None)}
         logger.info("%s %s", request.method, route, extra={logs.FIELDS: shown})
