@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -12,13 +15,15 @@ logger = logging.getLogger(__name__)
 # GET / and GET /health, and the refusals of the web server itself, take no time and wait for nothing.
 PROBE_PATHS = ("/", "/health")
 PROBE_THREADS = 4
+# While the oldest request has waited for a thread for so long, something hangs, and no further one may wait.
+LONGEST_WAIT_S = 2.0
 
 
 class RequestThreads:
     """Serves the web server's connections, each the first of its requests. Safe for many threads.
 
-    A thread is started when a request needs one. When all are busy, as many requests wait for a thread as there are
-    threads; further ones are refused.
+    A thread is started when a request needs one. When all are busy, requests wait for one; when one of them has waited
+    for LONGEST_WAIT_S, further ones are refused.
 
     Args:
         most: how many requests without a probe's path may be served at once.
@@ -28,8 +33,8 @@ class RequestThreads:
     """
 
     def __init__(self, most: int) -> None:
-        self._probes = _Pool("probe", PROBE_THREADS, most_waiting=1_000_000)
-        self._others = _Pool("request", most, most_waiting=most)
+        self._probes = _Pool("probe", PROBE_THREADS, longest_wait_s=math.inf)
+        self._others = _Pool("request", most, LONGEST_WAIT_S)
         self.refused = 0
         try:
             for _ in range(PROBE_THREADS):
@@ -57,11 +62,11 @@ class RequestThreads:
 
 
 class _Pool:
-    def __init__(self, name: str, most_threads: int, most_waiting: int) -> None:
-        self._name, self._most_threads, self._most_waiting = name, most_threads, most_waiting
+    def __init__(self, name: str, most_threads: int, longest_wait_s: float) -> None:
+        self._name, self._most_threads, self._longest_wait_s = name, most_threads, longest_wait_s
         self._changed = threading.Condition()
-        self._tasks: deque[Any] = deque()
-        self._threads = self._idle = 0
+        self._tasks: deque[tuple[float, Any]] = deque()  # each with the time at which it came
+        self._threads = self._busy = 0
 
     def start_thread(self) -> None:
         """Start one more thread; RuntimeError if the system has none."""
@@ -69,29 +74,29 @@ class _Pool:
         self._threads += 1
 
     def add(self, task: Any) -> bool:
-        """Have a task served; False if too many wait already."""
+        """Have a task served; False if one before it waits too long already."""
+        now = time.monotonic()
         with self._changed:
-            if self._idle <= len(self._tasks) and self._threads < self._most_threads:
-                try:
+            if len(self._tasks) >= self._threads - self._busy and self._threads < self._most_threads:
+                # Without one more thread, the task waits for one of those that exist.
+                with suppress(RuntimeError):
                     self.start_thread()
-                except RuntimeError:  # the threads that there are have to do
-                    if len(self._tasks) >= self._threads:
-                        return False
-            elif self._idle <= len(self._tasks) and len(self._tasks) >= self._most_waiting:
+            if self._tasks and now - self._tasks[0][0] > self._longest_wait_s:
                 return False
-            self._tasks.append(task)
+            self._tasks.append((now, task))
             self._changed.notify()
             return True
 
     def _serve(self) -> None:
         while True:
             with self._changed:
-                self._idle += 1
                 while not self._tasks:
                     self._changed.wait()
-                self._idle -= 1
-                task = self._tasks.popleft()
+                _, task = self._tasks.popleft()
+                self._busy += 1
             try:
                 task.service()
             except BaseException:
                 logger.exception("Unforeseen error while a connection was served")
+            with self._changed:
+                self._busy -= 1
