@@ -1,0 +1,3 @@
+"""The version of this service. `/openapi.json`, `--version` and the changelog's newest release agree on it."""
+
+VERSION = "0.2.0"
