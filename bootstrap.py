@@ -1,30 +1,44 @@
-"""Owns putting the parts together as the settings name them: store, engine, gallery."""
+"""Puts the parts of the service together as the settings name them: store, engine, gallery, pipeline."""
 
 from __future__ import annotations
 
 import logging
+import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from engines import model_files as weights
+from api import server
+from api.access import Access
+from api.parts import Parts
+from engines import model_files
 from engines.base import Engine
+from engines.covering import CoveringModel
 from engines.liveness import AddOnLiveness, Liveness
 from engines.model_files import ModelUnavailable
 from errors import FaceError
 from gallery.decisions import Gallery
 from gallery.snapshot import SnapshotFolder
-from settings import Settings
+from photos.decoder_pool import Decoders
+from pipeline import ModelSlots, Pipeline
+from settings import PROJECT, Settings
+from store.audit_log import AuditLog
 from store.encryption import NO_KEYS, Keyring
-from store.records import Records, Store
+from store.records import EnrolmentLog, RecordStore
+from store.retention import Retention
 
 if TYPE_CHECKING:
     from store.mongo_vectors import MongoVectorIndex
 
 logger = logging.getLogger("face_api")
 
-AnyStore = TypeVar("AnyStore", bound=Store)
+# A gallery that loads within this time is there before the first request; a larger one answers `not_ready` meanwhile.
+LOAD_PATIENCE_S = 2.0
+
+AnyStore = TypeVar("AnyStore", bound=EnrolmentLog)
 
 
 def wait_for_store(connect: Callable[[], AnyStore], patience_s: float) -> AnyStore:
@@ -55,7 +69,7 @@ def open_store(
     data_dir: Path,
     timeout: float = 5.0,
     keyring: Keyring = NO_KEYS,
-) -> Records:
+) -> RecordStore:
     """Return the store that the settings name, not yet connected: call `prepare` next.
 
     Args:
@@ -66,19 +80,19 @@ def open_store(
         keyring: seals the templates that are stored, and opens those that are.
 
     Raises:
-        ValueError, FaceError: as `mongo_store.connect`.
+        ValueError, FaceError: as `mongo.connect`.
     """
     # A run on one store does not pay for the other's imports.
     if not mongo_uri:
         from store.sqlite import SqliteStore  # noqa: PLC0415
 
         return SqliteStore(data_dir / "faces.sqlite3", keyring)
-    from store import mongo as mongo_store  # noqa: PLC0415
+    from store import mongo  # noqa: PLC0415
 
-    return mongo_store.connect(mongo_uri, mongo_db, mongo_collection, timeout=timeout, keyring=keyring)
+    return mongo.connect(mongo_uri, mongo_db, mongo_collection, timeout=timeout, keyring=keyring)
 
 
-def connected_store(settings: Settings) -> Records:
+def connected_store(settings: Settings) -> RecordStore:
     """Connect to the store that the settings name, and prepare it.
 
     Raises:
@@ -88,7 +102,7 @@ def connected_store(settings: Settings) -> Records:
 
     keyring = settings.keyring
 
-    def connect() -> Records:
+    def connect() -> RecordStore:
         return open_store(
             settings.mongo_uri,
             mongo_db=settings.mongo_db,
@@ -143,7 +157,7 @@ def load_engine(
     if face_model in ("auto", "auraface"):
         folder = models_dir / "auraface"
         try:
-            files = weights.ensure(folder, hub_timeout_s=hub_timeout_s)
+            files = model_files.ensure(folder, hub_timeout_s=hub_timeout_s)
         except ModelUnavailable as error:
             if face_model == "auraface" or precision != "fp32" or providers == "cuda":  # the compact model has neither
                 raise
@@ -206,10 +220,10 @@ def liveness_of(settings: Settings, engine: Engine) -> Liveness | None:
             "LIVENESS aligns faces by the landmarks of InsightFace's packs, and the compact model has others: take "
             "LIVENESS=off, or a pack."
         )
-    return AddOnLiveness(settings.models_dir, settings.min_liveness)
+    return AddOnLiveness(settings.models_dir)
 
 
-def gallery_of(settings: Settings, store: Store, engine: Engine) -> Gallery:
+def gallery_of(settings: Settings, store: EnrolmentLog, engine: Engine) -> Gallery:
     """Make the gallery of a store's people for a model, not loaded yet; it must be closed in the end.
 
     Raises:
@@ -231,7 +245,7 @@ def gallery_of(settings: Settings, store: Store, engine: Engine) -> Gallery:
     return Gallery(store, engine.name, engine.dimension, plain_model, snapshot if keeps else None, index)
 
 
-def _vector_index(settings: Settings, store: Store, engine: Engine) -> MongoVectorIndex | None:
+def _vector_index(settings: Settings, store: EnrolmentLog, engine: Engine) -> MongoVectorIndex | None:
     """Return MongoDB's vector index, created, if the settings want it; ValueError where the server has none."""
     if settings.search == "memory" or not settings.mongo_uri:
         return None
@@ -242,6 +256,16 @@ def _vector_index(settings: Settings, store: Store, engine: Engine) -> MongoVect
     index = MongoVectorIndex(store, engine.name, engine.dimension, exact=settings.search == "mongodb")
     index.prepare()
     return index
+
+
+def audit_folder(settings: Settings) -> Path:
+    """The folder of the audit log."""
+    return settings.data_dir / "audit"
+
+
+def open_audit_log(settings: Settings) -> AuditLog | None:
+    """Open the audit log; None if the settings turn it off."""
+    return AuditLog(audit_folder(settings), settings.audit_days) if settings.audit == "on" else None
 
 
 def announce(gallery: Gallery) -> None:
@@ -258,3 +282,67 @@ def announce(gallery: Gallery) -> None:
         )
     if status.get("unreadable"):
         logger.warning("%d records could not be read and are left out of every decision", status["unreadable"])
+
+
+def prepare_uploads(folder: Path) -> None:
+    """Make `folder` the place of every temporary file of this process, and delete what a killed process left there.
+
+    The web server and the form parser keep there what is too large for memory, in nameless files (mode 0600, gone with
+    their last reader, even after a kill). A file system without nameless files gets random names, unlinked at once.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left_over in folder.iterdir():
+        if left_over.is_file() or left_over.is_symlink():
+            left_over.unlink()
+    tempfile.tempdir = str(folder)
+    with tempfile.TemporaryFile():
+        pass  # a folder that cannot be written to is known now, not at the first large photo
+
+
+def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
+    """Load and connect everything that the settings name, and announce it in plain words.
+
+    Args:
+        settings: what the operator set.
+        at_the_end: is given what must be closed after the last request.
+
+    Returns:
+        The parts; the gallery may still be loading.
+
+    Raises:
+        ValueError: a connection string that cannot be parsed.
+        SettingsError: as `Access` does.
+        FaceError: `database_unavailable`, the store stayed out of reach.
+        ModelUnavailable: the model cannot be had.
+    """
+    access = Access(settings)
+    server.require_free(settings.host, settings.port)
+    server.return_memory()
+    prepare_uploads(settings.uploads_dir)
+    decoders = Decoders(settings.model_slots, settings.max_image_pixels)
+    at_the_end.callback(decoders.close)
+    covering = CoveringModel(PROJECT / "models")
+    store = connected_store(settings)
+    engine = loaded_engine(settings)
+    decoders.require_working()  # they have been starting meanwhile
+    liveness = liveness_of(settings, engine)
+    server.release_memory()
+    gallery = gallery_of(settings, store, engine)
+
+    def load() -> None:
+        gallery.load()
+        announce(gallery)
+
+    loader = threading.Thread(target=load, name="gallery-load", daemon=True)
+    loader.start()
+    loader.join(LOAD_PATIENCE_S)
+    at_the_end.callback(gallery.close)
+    audit = open_audit_log(settings)
+    retention = None
+    if settings.retention_days:
+        retention = Retention(store, settings.retention_days, lambda: int(gallery.status()["enrolled"]), audit)
+        retention.start()
+        at_the_end.callback(retention.close)
+    slots = ModelSlots(settings.model_slots, settings.queue_limit)
+    pipeline = Pipeline(settings, engine, covering, slots, liveness, decoders.decode)
+    return Parts(engine, store, gallery, pipeline, access, audit, retention)

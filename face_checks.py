@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engines.base import Face, Pixels
+from engines.base import Face
 from engines.covering import Covering, CoveringClassifier
 from errors import FaceError
+from photos.pixels import Pixels
 from photos.resampling import cut_out
 from settings import Settings
 
@@ -430,6 +431,20 @@ def check_photo(
     if not all(check.passed for check in checks):
         raise refusal(checks)
     return face, checks
+
+
+def liveness_check(score: float | None, settings: Settings) -> Check:
+    """The liveness check of a face.
+
+    Args:
+        score: the probability that the face is live; None if it could not be judged, which has not passed.
+        settings: MIN_LIVENESS is the least probability of a live face.
+    """
+    required = {"min": settings.min_liveness}
+    if score is None:
+        return Check("liveness_not_assessed", False, None, required, HINTS["liveness_not_assessed"])
+    passed = score >= settings.min_liveness
+    return Check("not_live", passed, round(score, 4), required, None if passed else HINTS["not_live"])
 
 
 def cannot_be_embedded(checks: Sequence[Check]) -> FaceError:

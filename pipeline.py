@@ -7,14 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
-from flask import g, has_request_context
 
 import face_checks
-from engines.base import ENOUGH_SIDE, Engine, Face, Vector
+from engines.base import ENOUGH_SIDE, Engine, Face, Template
 from engines.covering import CoveringClassifier
 from engines.liveness import Liveness
 from errors import FaceError
@@ -75,21 +74,26 @@ class ModelSlots:
                     self._in_slot -= 1
 
 
-@contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Time one stage of the current request for its log line; outside of a request nobody asks."""
-    begun = time.perf_counter()
-    try:
-        yield
-    finally:
-        if has_request_context():
-            g.stages[name] = round(1000 * (time.perf_counter() - begun), 1)
+@dataclass
+class Trace:
+    """What is kept of one photo's way: how long each stage took, and what the checks measured.
 
+    Attributes:
+        stages_ms: stage -> milliseconds of wall time.
+        figures: check or comparison -> what was measured; None where it could not be.
+    """
 
-def note_figures(figures: dict[str, float | None]) -> None:
-    """Keep what was measured for the current request's log line; outside of a request nobody asks."""
-    if has_request_context():
-        g.figures = figures
+    stages_ms: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, float | None] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages_ms[name] = round(1000 * (time.perf_counter() - begun), 1)
 
 
 @dataclass(frozen=True)
@@ -120,58 +124,62 @@ class Pipeline:
     liveness: Liveness | None = None
     decode: Callable[..., Photo] = images.decode
 
-    def template(self, data: bytes, *, picture: bool = False) -> Vector:
+    def template(self, data: bytes, trace: Trace | None = None, *, picture: bool = False) -> Template:
         """Decode, detect, check and embed.
 
         Args:
             data: an upload's bytes.
+            trace: is told of the stages and figures.
             picture: whether it may show a picture of a face, such as a card's portrait: liveness is not asked then.
 
         Raises:
             FaceError: the codes of `images.decode` and `face_checks.check_photo`.
         """
+        trace = trace or Trace()
         with self.slots.slot():
-            photo, faces = self._found(data)
-            photo, faces = self._close_enough(data, photo, faces)
-            face, checks = self._checked(photo, faces, None if picture else self.liveness)
-            with stage("embed"):
+            photo, faces = self._found(data, trace)
+            photo, faces = self._close_enough(data, photo, faces, trace)
+            face, checks = self._checked(photo, faces, None if picture else self.liveness, trace)
+            with trace.stage("embed"):
                 try:
                     return self.engine.embed(photo.pixels, face)
                 except ValueError as error:
                     raise face_checks.cannot_be_embedded(checks) from error
 
-    def unchecked_template(self, data: bytes) -> Vector:
+    def unchecked_template(self, data: bytes) -> Template:
         """Decode, detect and embed the widest face, whatever the checks would say of it: to measure the model alone.
 
         Raises:
             FaceError: the codes of `images.decode`, `no_face`, and `landmarks_hidden`: nothing to embed.
         """
+        trace = Trace()
         with self.slots.slot():
-            photo, faces = self._found(data)
-            photo, (face,) = self._close_enough(data, photo, faces[:1])
-            with stage("embed"):
+            photo, faces = self._found(data, trace)
+            photo, (face,) = self._close_enough(data, photo, faces[:1], trace)
+            with trace.stage("embed"):
                 try:
                     return self.engine.embed(photo.pixels, face)
                 except (ValueError, cv2.error) as error:
                     raise FaceError("landmarks_hidden") from error
 
-    def analysis(self, data: bytes) -> Analysis:
+    def analysis(self, data: bytes, trace: Trace | None = None) -> Analysis:
         """Decode, detect and check; a photo that the checks refuse is an answer here, not an error.
 
         Raises:
             FaceError: the codes of `images.decode`.
         """
+        trace = trace or Trace()
         with self.slots.slot():
-            photo, faces = self._found(data)
+            photo, faces = self._found(data, trace)
             try:
-                photo, faces = self._close_enough(data, photo, faces)
-                _, passed = self._checked(photo, faces, self.liveness)
+                photo, faces = self._close_enough(data, photo, faces, trace)
+                _, passed = self._checked(photo, faces, self.liveness, trace)
                 code, checks = None, face_checks.as_json(passed)
             except FaceError as refusal:
                 if "checks" not in refusal.fields:
                     raise
                 code, checks = refusal.code, refusal.fields["checks"]
-                note_figures({check["code"]: check["measured"] for check in checks})
+                trace.figures.update({check["code"]: check["measured"] for check in checks})
         return Analysis(
             code=code,
             checks=checks,
@@ -179,27 +187,29 @@ class Pipeline:
             faces=[face.enlarged(photo.reduced_by) for face in faces],
         )
 
-    def _checked(self, photo: Photo, faces: list[Face], liveness: Liveness | None) -> tuple[Face, list[Check]]:
+    def _checked(
+        self, photo: Photo, faces: list[Face], liveness: Liveness | None, trace: Trace
+    ) -> tuple[Face, list[Check]]:
         """Pass the photo through every gate, liveness last; raises as `face_checks.check_photo`."""
-        with stage("check"):
+        with trace.stage("check"):
             face, checks = face_checks.check_photo(photo.pixels, faces, self.settings, self.covering, photo.reduced_by)
         figures = {check.code: check.measured for check in checks}
         if liveness is not None:
-            with stage("liveness"):
-                live = liveness.check(photo.pixels, face)
+            with trace.stage("liveness"):
+                live = face_checks.liveness_check(liveness.score(photo.pixels, face), self.settings)
             figures["liveness"] = live.measured
             if self.settings.liveness == "enforce":
                 checks.append(live)
                 if not live.passed:
                     raise face_checks.refusal(checks)
-        note_figures(figures)
+        trace.figures.update(figures)
         return face, checks
 
-    def _found(self, data: bytes) -> tuple[Photo, list[Face]]:
+    def _found(self, data: bytes, trace: Trace) -> tuple[Photo, list[Face]]:
         """The photo, reduced as far as detection allows, and the faces in it."""
-        with stage("decode"):
+        with trace.stage("decode"):
             photo = self._decode(data, ENOUGH_SIDE)
-        with stage("detect"):
+        with trace.stage("detect"):
             return photo, self.engine.detect(photo.pixels)
 
     def _decode(self, data: bytes, longest_side: float) -> Photo:
@@ -208,12 +218,12 @@ class Pipeline:
             data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels, longest_side=longest_side
         )
 
-    def _close_enough(self, data: bytes, photo: Photo, faces: list[Face]) -> tuple[Photo, list[Face]]:
+    def _close_enough(self, data: bytes, photo: Photo, faces: list[Face], trace: Trace) -> tuple[Photo, list[Face]]:
         """Decode again, larger, where the one face turned out too small in the reduced copy to be measured."""
         face, _ = face_checks.require_single_face(faces, self.settings)
         missing = face_checks.ENOUGH_INTER_EYE / max(1.0, face.inter_eye)
         if missing <= 1 or photo.reduced_by == 1:
             return photo, faces
-        with stage("decode_larger"):
+        with trace.stage("decode_larger"):
             larger = self._decode(data, missing * max(photo.pixels.shape))
         return larger, [one.enlarged(photo.reduced_by / larger.reduced_by) for one in faces]

@@ -12,7 +12,7 @@ from typing import Any
 
 from dotenv import dotenv_values
 
-from store import encryption as sealing
+from store import encryption
 
 PROJECT = Path(__file__).resolve().parent
 
@@ -208,9 +208,9 @@ class Settings:
             )
 
     @property
-    def keyring(self) -> sealing.Keyring:
-        """The keys of TEMPLATE_KEYS; ValueError as `sealing.parse_keys`."""
-        return replace(sealing.parse_keys(self.template_keys), plain_too=self.plain_templates == "read")
+    def keyring(self) -> encryption.Keyring:
+        """The keys of TEMPLATE_KEYS; ValueError as `encryption.parse_keys`."""
+        return replace(encryption.parse_keys(self.template_keys), plain_too=self.plain_templates == "read")
 
 
 def _check(setting: Field[Any], value: Any) -> None:

@@ -1,1 +1,4 @@
-"""Everything that knows HTTP: routes, forms, answers, access, pages. Imports the pipeline and what lies below."""
+"""Everything that knows HTTP: routes, forms, answers, access, pages and the server.
+
+Only this room and `app.py` import Flask. It imports `pipeline.py` and what lies below.
+"""

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Response, current_app, request
 from limits import RateLimitItem, parse
 from limits.errors import ConfigurationError, StorageError
 from limits.storage import storage_from_string
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from api.api_keys import KeyChain, KeysError
+from api.request_record import current_record
 from errors import FaceError
 from settings import Settings, SettingsError
 
@@ -108,9 +109,10 @@ class Access:
             return Response(status=204)
         view = current_app.view_functions.get(request.endpoint or "")
         needed = getattr(view, "scope", "ops")
-        g.key_name = None
         if view is None or needed == PUBLIC:
             return None
+        record = current_record()
+        record.origin_accepted = True
         if not self._needs_keys():
             # Whoever comes through a proxy comes from elsewhere, though the proxy is on this machine; and of what it
             # reads a page tells no origin, so that a web site whose own name points here shows by that name alone.
@@ -120,9 +122,9 @@ class Access:
             return None
         if self._per_address:
             self._count(self._per_address, "address", _network(request.remote_addr))
-        g.key_name = self._name_of_key(needed)
+        name = self._name_of_key(needed)
         if self._per_key:
-            self._count(self._per_key, "key", g.key_name)
+            self._count(self._per_key, "key", name)
         return None
 
     def _needs_keys(self) -> bool:
@@ -150,7 +152,7 @@ class Access:
                 "unknown_key",
                 headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
             )
-        g.key_name = key.name  # of whom it is, the logs tell of a refusal, too
+        current_record().api_key_name = key.name  # the logs name the key of a refused request, too
         if needed not in key.scopes:
             raise FaceError("forbidden", "missing_scope", values={"scope": needed})
         return key.name

@@ -1,15 +1,13 @@
-"""Owns the API keys: who has one, for what, how they are stored (as hashes), and `python app.py keys`."""
+"""The API keys: their names, scopes and hashes, read from the settings and from the keys file."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import hmac
 import os
 import re
 import secrets
-import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -23,7 +21,7 @@ SCOPES: Mapping[str, str] = MappingProxyType(
     {"app": "sign up, verify, compare, analyze", "ops": "users, erasure, metrics"}
 )
 _PREFIX = "fk_"
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -71,7 +69,7 @@ def parse(text: str) -> list[Key]:
         name, _, rest = line.partition(":")
         scopes, _, digest = rest.partition(":")
         given = frozenset(scopes.split("+"))
-        if not _NAME.fullmatch(name) or not given <= SCOPES.keys() or not _HASH.fullmatch(digest):
+        if not NAME.fullmatch(name) or not given <= SCOPES.keys() or not _HASH.fullmatch(digest):
             raise KeysError(f"line {number} is not name:scopes:sha256 (scopes: {', '.join(SCOPES)}, joined by +)")
         found.append(Key(name, given, digest))
     if len({key.name for key in found}) < len(found):
@@ -87,7 +85,7 @@ class KeyChain:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._fixed = _checked("API_KEYS", settings.api_keys)
+        self._fixed = checked("API_KEYS", settings.api_keys)
         self._path = file_of(settings)
         self._lock = threading.Lock()
         self._stamp: object = None
@@ -139,53 +137,14 @@ def _stamp_of(path: Path) -> object:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-def _checked(name: str, text: str) -> list[Key]:
+def checked(name: str, text: str) -> list[Key]:
     try:
         return parse(text)
     except KeysError as error:
         raise SettingsError(f"{name}: {error}") from error
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `python app.py keys`."""
-    parser.add_argument("action", choices=("add", "list", "revoke"))
-    parser.add_argument("name", nargs="?", help="of the key to add or revoke; the logs show it")
-    parser.add_argument(
-        "--scope", action="append", choices=sorted(SCOPES), help="app (default) or ops; may be repeated"
-    )
-    parser.add_argument("--print-line", action="store_true", help="add: store nothing, show the line for API_KEYS")
-
-
-def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Add, list or revoke keys; running services take the change up by themselves. KeysError says what is wrong."""
-    path = file_of(settings)
-    keys = parse(path.read_text("utf-8")) if path.exists() else []
-    names = [key.name for key in keys]
-    if arguments.action == "list":
-        for key in _checked("API_KEYS", settings.api_keys) + keys:
-            sys.stdout.write(f"{key.name}\t{'+'.join(sorted(key.scopes))}\n")
-        return 0
-    if not arguments.name or not _NAME.fullmatch(arguments.name):
-        raise KeysError("give a name of 1 to 64 letters, digits, dots, dashes or underscores")
-    if arguments.action == "revoke":
-        if arguments.name not in names:
-            raise KeysError(f"there is no key named {arguments.name!r} in {path}")
-        _write(path, [key for key in keys if key.name != arguments.name])
-        sys.stdout.write(f"Revoked {arguments.name}.\n")
-        return 0
-    if arguments.name in names:
-        raise KeysError(f"there is a key named {arguments.name!r} already: revoke it, or take another name")
-    secret, key = new_key(arguments.name, arguments.scope or ["app"])
-    if arguments.print_line:
-        sys.stdout.write(f"API_KEYS={key.line()}\n")
-    else:
-        _write(path, [*keys, key])
-    sys.stderr.write(f"The key of {key.name}; it is shown this once, and only its hash is kept:\n")
-    sys.stdout.write(f"{secret}\n")
-    return 0
-
-
-def _write(path: Path, keys: Sequence[Key]) -> None:
+def write(path: Path, keys: Sequence[Key]) -> None:
     """Replace the file in one step, mode 0600: a service that reads meanwhile sees the old or the new one."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".keys-")

@@ -1,12 +1,10 @@
-"""Shows the API's description: `GET /openapi.json`, `GET /docs`, docs/api.md, and `python app.py openapi`."""
+"""Shows the API's description: `GET /openapi.json`, `GET /docs` and docs/api.md."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +138,3 @@ def _resolved(api: Json, one: Json) -> Json:
 def _marked(text: str) -> Markup:
     """Markdown's `code` as HTML."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped just before
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `python app.py openapi`."""
-    parser.add_argument("--markdown", action="store_true", help="as docs/api.md instead")
-
-
-def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Write the API's description, as OpenAPI 3.1 in JSON or as Markdown; returns the exit status."""
-    api = openapi.describe(settings)
-    sys.stdout.write(render("api.md", api) if arguments.markdown else json.dumps(api, indent=2) + "\n")
-    return 0

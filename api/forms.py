@@ -7,8 +7,9 @@ import logging
 import math
 import re
 
-from flask import g, request
+from flask import request
 
+from api.request_record import current_record
 from errors import FaceError
 from settings import Settings
 
@@ -94,5 +95,5 @@ def read_idempotency_key() -> str | None:
         return None
     if not SANE_IDEMPOTENCY_KEY.fullmatch(sent):
         raise FaceError("bad_request", "idempotency_key")
-    whose = g.get("key_name")
+    whose = current_record().api_key_name
     return hashlib.sha256((f"{whose}\n{sent}" if whose else sent).encode()).hexdigest()

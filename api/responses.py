@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 import uuid
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from flask import Flask, Response, current_app, g, jsonify, request
+from flask import Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import logs
 from api.metrics import Metrics
+from api.request_record import begin_record, current_record
 from api.translations import Translations
 from errors import FaceError, too_large
 
@@ -53,33 +53,32 @@ def log_requests(app: Flask, metrics: Metrics) -> None:
     @app.before_request
     def begin() -> None:
         sent = request.headers.get("X-Request-ID", "")
-        g.request_id = sent if SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
-        g.begun = time.perf_counter()
-        g.stages, g.figures, g.failed, g.code = {}, {}, [], "ok"
+        begin_record(sent if SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex)
 
     @app.after_request
     def finish(response: Response) -> Response:
-        response.headers["X-Request-ID"] = g.request_id
+        record = current_record()
+        response.headers["X-Request-ID"] = record.request_id
         # The route's own pattern, never the path that was sent.
         route = request.url_rule.rule if request.url_rule else "(no such route)"
-        seconds = time.perf_counter() - g.begun
+        seconds = record.seconds
         metrics.observe(
             method=request.method,
             route=route,
             status=response.status_code,
-            code=g.code,
+            code=record.code,
             seconds=seconds,
-            stages_ms=g.stages,
+            stages_ms=record.trace.stages_ms,
         )
-        metrics.photo_failed(g.failed)
+        metrics.photo_failed(record.failed_checks)
         fields = {
-            "request_id": g.request_id,
+            "request_id": record.request_id,
             "status": response.status_code,
-            "code": g.code,
-            "key": g.get("key_name"),
+            "code": record.code,
+            "key": record.api_key_name,
             "ms": round(1000 * seconds, 1),
-            "stages_ms": g.stages,
-            "figures": g.figures,
+            "stages_ms": record.trace.stages_ms,
+            "figures": record.trace.figures,
         }
         logger.info(
             "%s %s",
@@ -111,17 +110,20 @@ def render_errors(app: Flask, max_file_bytes: int) -> None:
 
     @app.errorhandler(Exception)
     def unforeseen(error: Exception) -> Response:
-        logger.error("unforeseen error", exc_info=error, extra={logs.FIELDS: {"request_id": g.request_id}})
+        logger.error(
+            "unforeseen error", exc_info=error, extra={logs.FIELDS: {"request_id": current_record().request_id}}
+        )
         return render(FaceError("internal_error"))
 
 
 def render(error: FaceError) -> Response:
     """The one place where an error of the application becomes a response."""
-    g.code = error.code
+    record = current_record()
+    record.code = error.code
     if "checks" in error.fields:
-        g.figures = {check["code"]: check["measured"] for check in error.fields["checks"]}
-        g.failed = [check["code"] for check in error.fields["checks"] if not check["passed"]]
-    body = {"status": "error", "code": error.code, "message": error.message, "request_id": g.request_id}
+        record.trace.figures = {check["code"]: check["measured"] for check in error.fields["checks"]}
+        record.failed_checks = [check["code"] for check in error.fields["checks"] if not check["passed"]]
+    body = {"status": "error", "code": error.code, "message": error.message, "request_id": record.request_id}
     response = localised({**body, **error.fields}, error.sentence, error.values)
     response.status_code = error.status
     response.headers.update(error.headers)

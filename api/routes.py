@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 
 import numpy as np
-from flask import Flask, Response, g, jsonify, request
+from flask import Flask, Response, jsonify, request
 
-from api.access import PUBLIC, Access, scope
+from api.access import PUBLIC, scope
 from api.forms import (
     FORM_ALLOWANCE,
     read_idempotency_key,
@@ -20,42 +19,26 @@ from api.forms import (
     user_id_of,
 )
 from api.metrics import Metrics
+from api.parts import Parts
+from api.request_audit import audit_request
+from api.request_record import current_record
 from api.responses import localised
-from engines.base import Engine, Vector, cosine_of, similarity_of
+from engines.base import Engine, Template, cosine_of, similarity_of
 from errors import FaceError, english
 from gallery.decisions import Gallery
 from gallery.templates import Candidate
-from pipeline import Pipeline, stage
 from settings import Settings
-from store.audit_log import AuditLog
-from store.records import Records
-from store.retention import Retention
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What the routes work with; all ready but the gallery, which may still be loading."""
-
-    settings: Settings
-    engine: Engine
-    store: Records
-    gallery: Gallery
-    pipeline: Pipeline
-    access: Access
-    metrics: Metrics
-    audit: AuditLog | None
-    retention: Retention | None
-
-
-def add_routes(app: Flask, parts: Parts) -> None:
+def add_routes(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -> None:
     """Give `app` every route of the API."""
-    _add_monitoring(app, parts)
-    _add_enrolment(app, parts)
-    _add_comparison(app, parts)
+    _add_monitoring(app, parts, metrics)
+    _add_enrolment(app, settings, parts, metrics)
+    _add_comparison(app, settings, parts, metrics)
     _add_people(app, parts)
 
 
-def _add_monitoring(app: Flask, parts: Parts) -> None:
+def _add_monitoring(app: Flask, parts: Parts, metrics: Metrics) -> None:
     @app.get("/", provide_automatic_options=False)
     @scope(PUBLIC)
     def running() -> Response:
@@ -76,43 +59,45 @@ def _add_monitoring(app: Flask, parts: Parts) -> None:
 
     @app.get("/metrics", provide_automatic_options=False)
     @scope("ops")
-    def metrics() -> Response:
-        text, content_type = parts.metrics.text()
+    def metrics_page() -> Response:
+        text, content_type = metrics.text()
         return Response(text, content_type=content_type)
 
 
-def _add_enrolment(app: Flask, parts: Parts) -> None:
-    settings, engine, gallery, pipeline = parts.settings, parts.engine, parts.gallery, parts.pipeline
+def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -> None:
+    engine, gallery, pipeline = parts.engine, parts.gallery, parts.pipeline
 
     @app.post("/signUp", provide_automatic_options=False)
     @app.post("/signup", provide_automatic_options=False)
     @scope("app")
     def sign_up() -> Response:
+        record = current_record()
         # A place comes before all work: whoever is turned away costs those in the queue nothing but the reading.
         with pipeline.slots.place():
-            with stage("read"):
+            with record.trace.stage("read"):
                 receive_form()
             request_key = read_idempotency_key()
-            template = pipeline.template(read_upload("file", settings.max_file_bytes))
-        with stage("enrol"):
+            template = pipeline.template(read_upload("file", settings.max_file_bytes), record.trace)
+        with record.trace.stage("enrol"):
             user_id = gallery.enrol(
                 template,
                 duplicate_cosine=cosine_of(settings.duplicate_threshold, engine.cosine_at_half),
                 request_key=request_key,
             )
-        g.user_id = user_id
+        record.user_id = user_id
         return jsonify(status="success", message=f"Face stored successfully with user_id: {user_id}", user_id=user_id)
 
     @app.post("/verify", provide_automatic_options=False)
     @scope("app")
     def verify() -> Response:
+        record = current_record()
         with pipeline.slots.place():
-            with stage("read"):
+            with record.trace.stage("read"):
                 receive_form()
             threshold = read_threshold(settings)
-            g.user_id = claimed = read_user_id()
-            template = pipeline.template(read_upload("file", settings.max_file_bytes))
-        with stage("search"):
+            record.user_id = claimed = read_user_id()
+            template = pipeline.template(read_upload("file", settings.max_file_bytes), record.trace)
+        with record.trace.stage("search"):
             if claimed is None:
                 candidate = gallery.search(template)
             else:
@@ -120,10 +105,10 @@ def _add_enrolment(app: Flask, parts: Parts) -> None:
                 candidate = compare_claimed(gallery, claimed, template)
         if candidate is None:
             raise no_match()
-        similarity, matched = _compared(parts, candidate.cosine, threshold)
+        similarity, matched = _compared(parts.engine, metrics, candidate.cosine, threshold)
         if not matched:
             raise no_match()
-        g.user_id = candidate.user_id
+        record.user_id = candidate.user_id
         if parts.retention is not None:
             parts.retention.seen(candidate.user_id)
         if claimed is not None:
@@ -138,13 +123,15 @@ def _add_enrolment(app: Flask, parts: Parts) -> None:
         )
 
 
-def _add_comparison(app: Flask, parts: Parts) -> None:
-    settings, pipeline = parts.settings, parts.pipeline
+def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -> None:
+    pipeline = parts.pipeline
 
-    def template_of(field: str, *, picture: bool = False) -> Vector:
+    def template_of(field: str, *, picture: bool = False) -> Template:
         """The template of one of several photos; a refusal says which."""
         try:
-            return pipeline.template(read_upload(field, settings.max_file_bytes), picture=picture)
+            return pipeline.template(
+                read_upload(field, settings.max_file_bytes), current_record().trace, picture=picture
+            )
         except FaceError as error:
             error.fields["field"] = field
             raise
@@ -152,13 +139,14 @@ def _add_comparison(app: Flask, parts: Parts) -> None:
     @app.post("/compare", provide_automatic_options=False)
     @scope("app")
     def compare() -> Response:
+        record = current_record()
         request.max_content_length = 2 * settings.max_file_bytes + FORM_ALLOWANCE
         with pipeline.slots.place():
-            with stage("read"):
+            with record.trace.stage("read"):
                 receive_form()
             threshold = read_threshold(settings)
             one, other = template_of("file1"), template_of("file2", picture=True)
-        similarity, match = _compared(parts, float(np.vecdot(one, other)), threshold)
+        similarity, match = _compared(parts.engine, metrics, float(np.vecdot(one, other)), threshold)
         sentence = "faces_match" if match else "faces_differ"
         return localised(
             {
@@ -174,11 +162,12 @@ def _add_comparison(app: Flask, parts: Parts) -> None:
     @app.post("/analyze", provide_automatic_options=False)
     @scope("app")
     def analyze() -> Response:
+        record = current_record()
         with pipeline.slots.place():
-            with stage("read"):
+            with record.trace.stage("read"):
                 receive_form()
-            found = pipeline.analysis(read_upload("file", settings.max_file_bytes))
-        g.failed = [check["code"] for check in found.checks if not check["passed"]]
+            found = pipeline.analysis(read_upload("file", settings.max_file_bytes), record.trace)
+        record.failed_checks = [check["code"] for check in found.checks if not check["passed"]]
         sentence = found.code or "accepted"
         return localised(
             {
@@ -205,7 +194,7 @@ def _add_people(app: Flask, parts: Parts) -> None:
     @app.get("/users/<user_id>", provide_automatic_options=False)
     @scope("ops")
     def user(user_id: str) -> Response:
-        g.user_id = user_id_of(user_id)
+        current_record().user_id = user_id_of(user_id)
         person = parts.store.find_person(user_id) or parts.store.find_person(user_id.lower())
         if person is None:
             raise FaceError("unknown_user")
@@ -220,32 +209,33 @@ def _add_people(app: Flask, parts: Parts) -> None:
     @app.delete("/users/<user_id>", provide_automatic_options=False)
     @scope("ops")
     def erase(user_id: str) -> Response:
+        record = current_record()
         person = parts.store.find_person(user_id_of(user_id)) or parts.store.find_person(user_id.lower())
-        g.user_id = person.user_id if person else user_id
-        with stage("erase"):
-            parts.gallery.erase(g.user_id)
-        receipt = None if parts.audit is None else parts.audit.note_request("erase", "ok")
+        record.user_id = person.user_id if person else user_id
+        with record.trace.stage("erase"):
+            parts.gallery.erase(record.user_id)
+        receipt = None if parts.audit is None else audit_request(parts.audit, "erase", "ok")
         return jsonify(
             status="success",
             message="This person is erased.",
-            user_id=g.user_id,
+            user_id=record.user_id,
             erased_at=utc(time.time()),
             receipt=receipt,
         )
 
 
-def _compared(parts: Parts, cosine: float, threshold: float) -> tuple[float, bool]:
+def _compared(engine: Engine, metrics: Metrics, cosine: float, threshold: float) -> tuple[float, bool]:
     """The similarity as the API tells it, and whether it is a match.
 
     It is told to four decimals, rounded to the side of the threshold that it is on: 0.49996 is no match at 0.5, and so
     is not told as 0.5.
     """
-    exact = similarity_of(cosine, parts.engine.cosine_at_half)
+    exact = similarity_of(cosine, engine.cosine_at_half)
     matched, told = exact >= threshold, round(exact, 4)
     if matched != (told >= threshold):
         told = (math.ceil if matched else math.floor)(exact * 1e4) / 1e4
-    g.figures["similarity"] = told
-    parts.metrics.compared(request.url_rule.rule if request.url_rule else "", exact, accepted=matched)
+    current_record().trace.figures["similarity"] = told
+    metrics.compared(request.url_rule.rule if request.url_rule else "", exact, accepted=matched)
     return told, matched
 
 
@@ -254,7 +244,7 @@ def utc(moment: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
 
 
-def compare_claimed(gallery: Gallery, claimed: str, template: Vector) -> Candidate:
+def compare_claimed(gallery: Gallery, claimed: str, template: Template) -> Candidate:
     """Compare 1:1 with a claimed user_id, as it was sent or in its canonical lower case; FaceError `unknown_user`."""
     try:
         return Candidate(claimed, gallery.compare(claimed, template))

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bootstrap import open_store
 from gallery.decisions import Gallery
-from store.records import Enrolment, Store
+from store.records import Enrolment, EnrolmentLog
 
 D = 512
 
@@ -32,7 +32,7 @@ D = 512
 class Counting:
     """A store that counts the places asked for and got."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: EnrolmentLog) -> None:
         self._store = store
         self.asked = self.got = 0
 

@@ -15,7 +15,6 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
@@ -23,12 +22,12 @@ from PIL import Image
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from engines.base import ENOUGH_SIDE, Vector
+from engines.base import ENOUGH_SIDE, Template
 from engines.covering import CoveringModel
 from engines.insightface_engine import InsightFaceEngine
 from errors import FaceError
 from face_checks import check_photo
-from pipeline import ModelSlots, Pipeline
+from pipeline import ModelSlots, Pipeline, Trace
 from settings import Settings
 
 ROUNDS = 3
@@ -45,7 +44,7 @@ def main() -> None:
         limits, InsightFaceEngine(parsed.pack, threads=0), CoveringModel(PROJECT / "models"), ModelSlots(1, 1)
     )
 
-    def read(data: bytes, longest_side: float) -> tuple[float, float, Vector | None, dict[str, float | None]]:
+    def read(data: bytes, longest_side: float) -> tuple[float, float, Template | None, dict[str, float | None]]:
         """Seconds, peak MiB of arrays, template and figures of one photo; no template when it is refused."""
         begun = time.perf_counter()
         photo = pipeline._decode(data, longest_side)
@@ -54,8 +53,7 @@ def main() -> None:
             # The second decoding of a small face is timed too.
             faces = pipeline.engine.detect(photo.pixels)
             begun = time.perf_counter()
-            with patch("pipeline.stage", lambda _: warnings.catch_warnings()):
-                photo, faces = pipeline._close_enough(data, photo, faces)
+            photo, faces = pipeline._close_enough(data, photo, faces, Trace())
             seconds += time.perf_counter() - begun
             face, checks = check_photo(photo.pixels, faces, limits, pipeline.covering, photo.reduced_by)
         except FaceError:

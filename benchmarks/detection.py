@@ -21,8 +21,9 @@ import numpy.typing as npt
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from engines.base import Face, Pixels
+from engines.base import Face
 from engines.insightface_engine import InsightFaceEngine
+from photos.pixels import Pixels
 
 Box = npt.NDArray[np.float32]
 WIDTHS = (20, 24, 32, 40, 48, 64, 96)

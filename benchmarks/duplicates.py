@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from commands.duplicates import pairs_above, tiles_of
-from store.template_bytes import Template
+from engines.base import Template
 
 DIMENSION, LEAST, PLANTED = 512, 0.5, 1000
 

@@ -19,11 +19,12 @@ import numpy.typing as npt
 from bootstrap import load_engine
 from commands.bulk import SUFFIXES
 from commands.evaluate.biometrics import wilson
-from engines.base import Engine, Pixels, Vector, similarity_of
+from engines.base import Engine, Template, similarity_of
 from engines.covering import CoveringClassifier, CoveringModel
 from errors import FaceError
 from face_checks import Measurements, judge, measure, require_single_face
-from photos import decode as images
+from photos import decode
+from photos.pixels import Pixels
 from settings import PROJECT, Settings, add_flags, load_settings
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class Seen:
     codes: tuple[str, ...]
     measures: dict[str, float] = field(default_factory=dict)
     eyes: Eyes | None = None
-    template: Vector | None = None
+    template: Template | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Gates:
     def read(self, path: Path) -> Pixels:
         limits = self.settings
         data = path.read_bytes()
-        return images.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
+        return decode.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
 
     def see(self, image: Pixels) -> Seen:
         try:

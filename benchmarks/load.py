@@ -31,12 +31,13 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from bootstrap import load_engine
-from engines.base import Engine, Face, Pixels
+from engines.base import Engine, Face
 from engines.compact_engine import CompactEngine
 from engines.covering import CoveringModel
 from errors import FaceError
 from face_checks import check_photo
-from photos import decode as images
+from photos import decode
+from photos.pixels import Pixels
 from settings import Settings
 
 Answer = tuple[int, float]
@@ -189,7 +190,7 @@ def model_runs(engine: Engine, photos: list[bytes], limits: Settings) -> list[Ca
     covering = CoveringModel(PROJECT / "models")
     recorded: list[Callable[[], object]] = []
     for data in photos:
-        image = images.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
+        image = decode.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
         if isinstance(engine, CompactEngine):
             face = engine.detect(image)[0]
             recorded.append(partial(detect_and_embed, engine, image, face))
@@ -233,7 +234,7 @@ def usable(engine: Engine, photos: list[bytes], limits: Settings) -> list[bytes]
     covering = CoveringModel(PROJECT / "models")
     passed = []
     for data in photos:
-        image = images.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
+        image = decode.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
         try:
             check_photo(image, engine.detect(image), limits, covering)
         except FaceError:

@@ -22,11 +22,11 @@ import numpy as np
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from engines.base import Pixels
 from engines.covering import CoveringModel
 from engines.insightface_engine import InsightFaceEngine
 from errors import FaceError
 from face_checks import check_photo
+from photos.pixels import Pixels
 from settings import Settings
 
 ROUNDS = 3

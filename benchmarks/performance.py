@@ -32,6 +32,8 @@ from unittest.mock import patch
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from api.access import Access
+from api.parts import Parts
 from app import create_app
 from benchmarks.load import Service as Process
 from benchmarks.load import exchange, model_runs, request
@@ -43,6 +45,7 @@ from engines.dlib_networks import DESCRIPTOR, DETECTOR
 from gallery.decisions import Gallery
 from photos import decode as images
 from photos.resampling import to_side
+from pipeline import ModelSlots, Pipeline, Trace
 from settings import Settings
 from store.sqlite import SqliteStore
 
@@ -102,7 +105,9 @@ class Service:
         store.prepare()
         gallery = Gallery(store, engine.name, engine.dimension)
         covering = CoveringModel(PROJECT / "models")
-        self._client = create_app(Settings(), engine, covering, store, gallery).test_client()
+        settings = Settings()
+        pipeline = Pipeline(settings, engine, covering, ModelSlots(settings.model_slots, settings.queue_limit))
+        self._client = create_app(settings, Parts(engine, store, gallery, pipeline, Access(settings))).test_client()
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -115,7 +120,7 @@ class Service:
 
     def post(self, data: bytes, route: str) -> int:
         """Send one photo; the whole request counts as `request`."""
-        with patch("api.routes.stage", self.stage), patch("pipeline.stage", self.stage), self.stage("request"):
+        with patch.object(Trace, "stage", lambda _, name: self.stage(name)), self.stage("request"):
             return self._client.post(route, data={"file": (io.BytesIO(data), "p.jpg")}).status_code
 
 

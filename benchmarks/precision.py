@@ -26,10 +26,11 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engines import reduced_precision
-from engines.base import Face, Pixels
+from engines.base import Face
 from engines.insightface_engine import InsightFaceEngine
 from engines.model_files import ModelUnavailable
-from photos import decode as images
+from photos import decode
+from photos.pixels import Pixels
 
 ROUNDS, COPIES, FMR = 15, 8, 1e-4
 Templates = npt.NDArray[np.float32]
@@ -63,7 +64,7 @@ def times(of: dict[str, InsightFaceEngine], crops: list[Pixels]) -> None:
 
 def faces_in(engine: InsightFaceEngine, paths: Iterable[Path]) -> Iterator[tuple[Path, Pixels, Face]]:
     for path in sorted(paths):
-        photo = images.decode(path.read_bytes(), max_bytes=2**26, max_pixels=10**8).pixels
+        photo = decode.decode(path.read_bytes(), max_bytes=2**26, max_pixels=10**8).pixels
         for face in engine.detect(photo)[:1]:
             yield path, photo, face
 

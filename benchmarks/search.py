@@ -32,20 +32,19 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gallery.in_memory import Ours, Replica, View
+from engines.base import Template
+from gallery.in_memory import InMemoryCopy, InMemoryView, Ours
 from gallery.snapshot import SnapshotFolder
 from gallery.templates import BLOCK_ROWS
 from store.records import Enrolment, Entry
 from store.sqlite import SqliteStore
-
-Vector = npt.NDArray[np.float32]
 
 D = 512
 DUPLICATE = 0.5
 OLDER_AT_MOST = 20_000
 
 
-def unit(vectors: npt.NDArray[np.float32]) -> Vector:
+def unit(vectors: npt.NDArray[np.float32]) -> Template:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32)
 
 
@@ -56,7 +55,7 @@ def user_id(row: int) -> str:
 class Log:
     """A store that is a matrix: place i holds row i - 1. Only what a replica reads."""
 
-    def __init__(self, matrix: Vector, count: int) -> None:
+    def __init__(self, matrix: Template, count: int) -> None:
         self.matrix, self.count = matrix, count
 
     def entries(self, after: int) -> Iterator[Entry]:
@@ -73,14 +72,14 @@ class Log:
         return []
 
 
-def make_people(n: int, rng: np.random.Generator) -> Vector:
+def make_people(n: int, rng: np.random.Generator) -> Template:
     matrix = np.empty((n, D), np.float32)
     for start in range(0, n, 10_000):
         matrix[start : start + 10_000] = unit(rng.standard_normal((min(10_000, n - start), D), np.float32))
     return matrix
 
 
-def make_probe(matrix: Vector, count: int, kind: int, rng: np.random.Generator) -> Vector:
+def make_probe(matrix: Template, count: int, kind: int, rng: np.random.Generator) -> Template:
     noise = rng.standard_normal(D, np.float32)
     if kind == 0:
         return unit(matrix[rng.integers(count)] + np.float32(rng.uniform(0.02, 0.08)) * noise)
@@ -96,12 +95,12 @@ def resident() -> dict[str, int]:
     return {name: 1024 * int(status[key].split()[0]) for name, key in (("own", "RssAnon"), ("mapped", "RssFile"))}
 
 
-def decided(view: View, probe: Vector) -> tuple[str | None, float]:
+def decided(view: InMemoryView, probe: Template) -> tuple[str | None, float]:
     best = view.search(probe)
     return (best[0].user_id, best[0].cosine) if best else (None, -1.0)
 
 
-def brute_force(matrix: Vector, count: int, probe: Vector) -> tuple[str | None, float]:
+def brute_force(matrix: Template, count: int, probe: Template) -> tuple[str | None, float]:
     best_row, best = -1, -np.inf
     for start in range(0, count, BLOCK_ROWS):
         cosines = np.vecdot(matrix[start : min(start + BLOCK_ROWS, count)], probe)
@@ -117,7 +116,7 @@ def timed(call: Callable[..., object], *given: object) -> float:
     return time.perf_counter() - begun
 
 
-def older_way(matrix: Vector, count: int, folder: Path) -> Callable[[Vector], object]:
+def older_way(matrix: Template, count: int, folder: Path) -> Callable[[Template], object]:
     """Every document fetched and unpickled for one request."""
     store = SqliteStore(folder / "older.sqlite3")
     store.prepare()
@@ -125,7 +124,7 @@ def older_way(matrix: Vector, count: int, folder: Path) -> Callable[[Vector], ob
         rows = range(start, min(start + 2000, count))
         store.append(start + 1, [Enrolment(user_id(row), matrix[row], "m", 0.0) for row in rows])
 
-    def search(probe: Vector) -> object:
+    def search(probe: Template) -> object:
         best: tuple[float, str] | None = None
         for record in store._query("SELECT user_id, embedding FROM faces"):
             cosine = float(np.dot(pickle.loads(record["embedding"]), probe))
@@ -140,13 +139,13 @@ def measure(n: int, probes: int, checked: int, folder: Path) -> None:
     spare = 5000
     log = Log(make_people(n + spare, rng), n)
     before = resident()
-    replica = Replica(log, Ours("m", D, None), SnapshotFolder(folder / str(n), "benchmark", D))  # type: ignore[arg-type]
+    replica = InMemoryCopy(log, Ours("m", D, None), SnapshotFolder(folder / str(n), "benchmark", D))  # type: ignore[arg-type]
     loading = timed(replica.load)
     replica.close()
     after = resident()
     view = replica.caught_up()
     matrix = log.matrix[:n]
-    methods: dict[str, Callable[[Vector], object]] = {
+    methods: dict[str, Callable[[Template], object]] = {
         "M @ q": lambda probe: matrix @ probe,
         "plain read": lambda _: [matrix[at : at + BLOCK_ROWS].view(np.uint64).sum() for at in range(0, n, BLOCK_ROWS)],
         "np.vecdot": lambda probe: np.vecdot(matrix, probe),
@@ -176,10 +175,10 @@ def measure(n: int, probes: int, checked: int, folder: Path) -> None:
     crowd(replica, log, rng, max(checked // 20, 100))
 
 
-def crowd(replica: Replica, log: Log, rng: np.random.Generator, checked: int) -> None:
+def crowd(replica: InMemoryCopy, log: Log, rng: np.random.Generator, checked: int) -> None:
     """8 threads of queries while 200 people a second are enrolled."""
     over = threading.Event()
-    answers: list[tuple[int, Vector, tuple[str | None, float]]] = []
+    answers: list[tuple[int, Template, tuple[str | None, float]]] = []
     taken: list[float] = []
 
     def query(seed: int) -> None:

@@ -1,1 +1,4 @@
-"""The operator commands: python app.py COMMAND. Imports everything but app.py."""
+"""The operator's commands: python app.py COMMAND.
+
+A running service imports none of them but `cli`. They import `bootstrap.py` and what lies below.
+"""

@@ -36,7 +36,7 @@ import bootstrap
 from commands.progress import watched
 from settings import Settings
 from store.encryption import Keyring, SealError
-from store.records import Document, Records, StoreNotEmptyError, erasure_of, is_text
+from store.records import Document, RecordStore, StoreNotEmptyError, erasure_of, is_text
 
 logger = logging.getLogger("face_api")
 
@@ -53,7 +53,7 @@ class BackupError(ValueError):
     """A backup that cannot be restored, or may not be; the message says why."""
 
 
-def write(store: Records, path: Path, keyring: Keyring) -> int:
+def write(store: RecordStore, path: Path, keyring: Keyring) -> int:
     """Write everything up to the log's last place of now, durably and at once or not at all; mode 0600.
 
     The file is read back before it gets its name.
@@ -163,7 +163,7 @@ def _read_header(file: IO[bytes], path: Path) -> tuple[bool, str, bytes]:
     return sealed, whose, line
 
 
-def restore(store: Records, path: Path, keyring: Keyring, *, replace: bool) -> int:
+def restore(store: RecordStore, path: Path, keyring: Keyring, *, replace: bool) -> int:
     """Write a backup's records into a store, after the whole file has been checked; returns how many it holds.
 
     Raises:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
-from engines.base import Engine, Vector
+from engines.base import Engine, Template
 from engines.covering import CoveringModel
 from errors import FaceError
 from photos.decoder_pool import Decoders
@@ -47,7 +47,7 @@ class Made:
 
     photo: Photo
     digest: str
-    template: Vector | None
+    template: Template | None
     error: FaceError | None
 
 

@@ -20,7 +20,7 @@ logger = logging.getLogger("face_api")
 
 # command -> the module that does it, imported only then, and one line for --help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "audit": ("store.audit_log", "check the audit log's chain, find an erasure's receipt or a person's lines"),
+    "audit": ("commands.audit", "check the audit log's chain, find an erasure's receipt or a person's lines"),
     "import": ("commands.import_photos", "enrol the people of a folder of photos, or of a CSV"),
     "duplicates": ("commands.duplicates", "list the pairs of enrolled people who look alike"),
     "export": ("commands.people", "list everybody enrolled, as CSV or JSON lines"),
@@ -29,14 +29,14 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "reembed": ("commands.reembed", "make everybody's templates by a new model, side by side with the service"),
     "backup": ("commands.backup", "write everybody enrolled to a file, while services run"),
     "restore": ("commands.backup", "put a backup's people into an empty store; stop the services first"),
-    "retention": ("store.retention", "list or erase who was not verified for RETENTION_DAYS"),
+    "retention": ("commands.retention", "list or erase who was not verified for RETENTION_DAYS"),
     "rotate-keys": ("commands.rotate_keys", "put every stored template under the newest of TEMPLATE_KEYS"),
-    "keys": ("api.api_keys", "API keys: add NAME, list, revoke NAME"),
+    "keys": ("commands.keys", "API keys: add NAME, list, revoke NAME"),
     "evaluate": (
         "commands.evaluate.command",
         "false matches, misses and thresholds, measured on a folder of people's photos",
     ),
-    "openapi": ("api.description_pages", "describe the API, for tools (OpenAPI 3.1) or for people (--markdown)"),
+    "openapi": ("commands.openapi", "describe the API, for tools (OpenAPI 3.1) or for people (--markdown)"),
 }
 
 

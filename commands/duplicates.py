@@ -19,11 +19,10 @@ from tqdm import tqdm
 
 import bootstrap
 from commands.progress import watched
-from engines.base import cosine_of, similarity_of
+from engines.base import Template, cosine_of, similarity_of
 from gallery.templates import coded
 from settings import Settings, SettingsError
-from store.records import Records
-from store.template_bytes import Template
+from store.records import RecordStore
 
 logger = logging.getLogger("face_api")
 
@@ -88,7 +87,7 @@ def _integer_product(dimension: int) -> Callable[[Any, Any], Any]:
     return lambda a, b: session.run(None, {"a": a, "b": b})[0]
 
 
-def templates_of(store: Records, model: str | None) -> tuple[list[str], Template, str]:
+def templates_of(store: RecordStore, model: str | None) -> tuple[list[str], Template, str]:
     """Read everybody of one model (by default the one with most people): user_ids, float32[n, d], and the model.
 
     Raises:

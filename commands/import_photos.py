@@ -16,7 +16,7 @@ from engines.base import Engine, cosine_of
 from errors import CODES
 from gallery.decisions import Gallery
 from settings import Settings
-from store.records import Records
+from store.records import RecordStore
 
 logger = logging.getLogger("face_api")
 
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def still_to_do(photos: list[Photo], report: Report, store: Records, settings: Settings) -> list[Photo]:
+def still_to_do(photos: list[Photo], report: Report, store: RecordStore, settings: Settings) -> list[Photo]:
     """Leave out the photos that the report has; a refused one is tried again when another lies under its name.
 
     Raises:
@@ -81,7 +81,9 @@ def still_to_do(photos: list[Photo], report: Report, store: Records, settings: S
 class Importer:
     """Enrols in batches, and reports a photo only when what became of it is durable."""
 
-    def __init__(self, store: Records, engine: Engine, gallery: Gallery, settings: Settings, report: Report) -> None:
+    def __init__(
+        self, store: RecordStore, engine: Engine, gallery: Gallery, settings: Settings, report: Report
+    ) -> None:
         self._store, self._gallery, self._report = store, gallery, report
         self._duplicate_cosine = cosine_of(settings.duplicate_threshold, engine.cosine_at_half)
         self._batch: list[Made] = []

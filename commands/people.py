@@ -17,13 +17,11 @@ from typing import IO
 
 import bootstrap
 from commands.progress import watched
+from engines.base import Template
 from settings import Settings, SettingsError
-from store import retention
-from store import template_bytes as template_codec
-from store.audit_log import AuditLog, folder_of
+from store import retention, template_bytes
 from store.encryption import Keyring, MissingKeyError
-from store.records import Records, moment_of, text_of
-from store.template_bytes import Template
+from store.records import RecordStore, moment_of, text_of
 
 UNREADABLE = "(unreadable)"
 
@@ -48,7 +46,7 @@ class Stats:
     last: float | None = None
 
 
-def enrolled(store: Records, keyring: Keyring, stats: Stats | None = None) -> Iterator[Enrolled]:
+def enrolled(store: RecordStore, keyring: Keyring, stats: Stats | None = None) -> Iterator[Enrolled]:
     """Yield everybody enrolled, in the order of the log, counting into `stats`.
 
     Raises:
@@ -65,7 +63,7 @@ def enrolled(store: Records, keyring: Keyring, stats: Stats | None = None) -> It
         user_id, model = document.get("user_id"), document.get("model")
         template, counted_as = None, str(model or "(none named)")
         try:
-            template = template_codec.decode(document.get("embedding"), user_id, model, keyring)
+            template = template_bytes.decode(document.get("embedding"), user_id, model, keyring)
         except MissingKeyError as error:
             counted_as = f"(a template {error})"
         except ValueError:
@@ -111,7 +109,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         store.close()
 
 
-def _export(store: Records, keyring: Keyring, arguments: argparse.Namespace) -> int:
+def _export(store: RecordStore, keyring: Keyring, arguments: argparse.Namespace) -> int:
     if arguments.embeddings:
         sys.stderr.write("Templates are written in the open. Whoever has them can look for these people elsewhere.\n")
     if arguments.out is None:
@@ -128,7 +126,7 @@ def _export(store: Records, keyring: Keyring, arguments: argparse.Namespace) -> 
     return 0
 
 
-def _write(file: IO[str], store: Records, keyring: Keyring, arguments: argparse.Namespace) -> None:
+def _write(file: IO[str], store: RecordStore, keyring: Keyring, arguments: argparse.Namespace) -> None:
     writer = csv.writer(file, lineterminator="\n")
     columns = ["user_id", "enrolled_at", "model"] + (["embedding"] if arguments.embeddings else [])
     if arguments.format == "csv":
@@ -143,7 +141,7 @@ def _write(file: IO[str], store: Records, keyring: Keyring, arguments: argparse.
             file.write(json.dumps(dict(zip(columns, values, strict=True))) + "\n")
 
 
-def _erase(store: Records, settings: Settings, arguments: argparse.Namespace) -> int:
+def _erase(store: RecordStore, settings: Settings, arguments: argparse.Namespace) -> int:
     user_ids = list(arguments.user_ids)
     if arguments.file is not None:
         user_ids += [line.strip() for line in arguments.file.read_text("utf-8-sig").splitlines() if line.strip()]
@@ -156,14 +154,14 @@ def _erase(store: Records, settings: Settings, arguments: argparse.Namespace) ->
         if sys.stdin.readline().strip() != "yes":
             sys.stderr.write("Nobody is erased.\n")
             return 1
-    audit = AuditLog(folder_of(settings), settings.audit_days) if settings.audit == "on" else None
+    audit = bootstrap.open_audit_log(settings)
     unknown = [one for one in user_ids if not retention.erase(store, one, audit, by="(command)")]
     sys.stderr.writelines(f"{user_id}: nobody is enrolled under this user_id\n" for user_id in unknown)
     sys.stderr.write(f"{len(user_ids) - len(unknown)} people erased\n")
     return 1 if unknown else 0
 
 
-def _stats(store: Records, keyring: Keyring) -> int:
+def _stats(store: RecordStore, keyring: Keyring) -> int:
     stats = Stats()
     for _ in enrolled(store, keyring, stats):
         pass

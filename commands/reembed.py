@@ -19,7 +19,7 @@ from commands.bulk import Line, Made, Photo, Report
 from commands.progress import watched
 from engines.base import Engine
 from settings import Settings, SettingsError
-from store.records import Enrolment, Records
+from store.records import Enrolment, RecordStore
 
 logger = logging.getLogger("face_api")
 
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def bring_up_to_date(  # noqa: PLR0917 - from where, to where, by what
-    old: Records, new: Records, photos: list[Photo], engine: Engine, settings: Settings, report: Report
+    old: RecordStore, new: RecordStore, photos: list[Photo], engine: Engine, settings: Settings, report: Report
 ) -> list[str]:
     """Add who is missing in the new store, and erase who is erased in the older one; returns who is still missing."""
     people = {stored.user_id for stored in old.embeddings(0)}
@@ -91,7 +91,7 @@ def bring_up_to_date(  # noqa: PLR0917 - from where, to where, by what
     return sorted(people - there)
 
 
-def _added(old: Records, new: Records, made: Made, user_id: str, model: str) -> bool:
+def _added(old: RecordStore, new: RecordStore, made: Made, user_id: str, model: str) -> bool:
     """Store one template under a user_id that is still enrolled; False if it is not any more."""
     assert made.template is not None
     for _ in range(MAX_LOST_RACES):

@@ -14,11 +14,10 @@ from itertools import islice
 import bootstrap
 from commands.progress import watched
 from settings import Settings, SettingsError
-from store import retention
-from store import template_bytes as template_codec
-from store.audit_log import AuditLog, folder_of
+from store import retention, template_bytes
+from store.audit_log import AuditLog
 from store.encryption import KEY_BYTES, Keyring, MissingKeyError
-from store.records import PAGE, Records, StoredEmbedding
+from store.records import PAGE, RecordStore, StoredEmbedding
 
 logger = logging.getLogger("face_api")
 
@@ -57,7 +56,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         )
     store = bootstrap.connected_store(settings)
     try:
-        audit = AuditLog(folder_of(settings), settings.audit_days) if settings.audit == "on" else None
+        audit = bootstrap.open_audit_log(settings)
         return _rotate(store, keyring, audit, change=not arguments.check, lost_key=arguments.erase_lost)
     finally:
         store.close()
@@ -72,7 +71,7 @@ class _Tally:
     missing: Counter[str] = field(default_factory=Counter)
 
 
-def _rotate(store: Records, keyring: Keyring, audit: AuditLog | None, *, change: bool, lost_key: str | None) -> int:
+def _rotate(store: RecordStore, keyring: Keyring, audit: AuditLog | None, *, change: bool, lost_key: str | None) -> int:
     tally = _Tally()
     records = watched(store.embeddings(0), store.last_place(), "records")
     while page := list(islice(records, PAGE)):
@@ -96,7 +95,7 @@ def _rotate(store: Records, keyring: Keyring, audit: AuditLog | None, *, change:
 def _resealed(stored: StoredEmbedding, keyring: Keyring, lost_key: str | None, tally: _Tally) -> bytes | None:
     """Return what is to be stored instead; None where nothing is, which is counted."""
     try:
-        sealed = template_codec.reseal(stored.embedding, stored.user_id, stored.model, keyring)
+        sealed = template_bytes.reseal(stored.embedding, stored.user_id, stored.model, keyring)
     except ValueError as error:
         if isinstance(error, MissingKeyError) and error.key_name == lost_key:
             tally.lost.append(stored.user_id)

@@ -1,1 +1,4 @@
-"""The face models: finding and embedding a face, and the networks of the checks. Imports photos and what lies below."""
+"""The face models: they find and embed a face, and tell coverings and pictures of pictures.
+
+Only this room imports insightface, onnxruntime and the model hub. It imports `photos` and what lies below.
+"""

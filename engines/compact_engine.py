@@ -10,9 +10,10 @@ import cv2
 import dlib
 import numpy as np
 
-from engines.base import Face, LandmarkLayout, Pixels, Vector, holds_no_face, normalised, widest_first
+from engines.base import Face, LandmarkLayout, Template, holds_no_face, normalised, widest_first
 from engines.dlib_networks import Descriptor, Detector
 from engines.model_files import ModelUnavailable
+from photos.pixels import Pixels
 from photos.resampling import to_side
 
 DLIB_LAYOUT = LandmarkLayout(
@@ -84,7 +85,7 @@ class CompactEngine:
             found.append(face.enlarged(1 / shrunk))
         return widest_first(found)
 
-    def embed(self, image: Pixels, face: Face) -> Vector:
+    def embed(self, image: Pixels, face: Face) -> Template:
         if np.ptp(face.landmarks, axis=0).max() < 1:
             raise ValueError("degenerate landmarks: all in one place")
         rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

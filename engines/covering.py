@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from engines.model_files import ModelUnavailable
-
-Pixels = npt.NDArray[np.uint8]
+from photos.pixels import Pixels
 
 
 @dataclass(frozen=True)

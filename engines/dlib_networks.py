@@ -15,9 +15,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.base import Pixels
 from engines.model_files import ModelFile, ModelUnavailable
 from engines.onnx_sessions import session_options
+from photos.pixels import Pixels
 
 Floats = npt.NDArray[np.float32]
 Tile = tuple[int, int, int, int]  # left, top, width, height

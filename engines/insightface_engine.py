@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from engines import model_files as weights
-from engines import reduced_precision
-from engines.base import Face, LandmarkLayout, Pixels, Vector, holds_no_face, normalised, widest_first
+from engines import model_files, reduced_precision
+from engines.base import Face, LandmarkLayout, Template, holds_no_face, normalised, widest_first
 from engines.insightface_pack import load_pack, providers_for
 from engines.model_files import Digested, ModelUnavailable
+from photos.pixels import Pixels
 from photos.resampling import cut_out, to_side
 
 AURAFACE_NAME = "auraface-v1"
-AURAFACE_RECOGNISER = next(file.sha256 for file in weights.AURAFACE if file.task == "recognition")
+AURAFACE_RECOGNISER = next(file.sha256 for file in model_files.AURAFACE if file.task == "recognition")
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ class InsightFaceEngine:
         points = cv2.transform(landmarks[surest][None].astype(np.float64), cv2.invertAffineTransform(matrix))[0]
         return Face(face.box, float(boxes[surest, 4]), points.astype(np.float32), face.layout)
 
-    def embed(self, image: Pixels, face: Face) -> Vector:
+    def embed(self, image: Pixels, face: Face) -> Template:
         crop = self._aligned(image, face)
         if not crop.any():
             raise ValueError("degenerate landmarks: the aligned crop is empty")

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from engines import model_files as weights
+from engines import model_files
 from engines.model_files import Digested, ModelUnavailable
 from engines.onnx_outline import outline
 from engines.onnx_sessions import session_options
@@ -78,7 +78,7 @@ def load_pack(
     # The recogniser is nearly all of a pack. onnxruntime and hashlib let go of the interpreter, which imports
     # InsightFace and warms the detector meanwhile.
     with ThreadPoolExecutor(2) as beside:
-        digesting = beside.submit(_digested, recogniser, weights.state(recogniser.path))
+        digesting = beside.submit(_digested, recogniser, model_files.state(recogniser.path))
         session = beside.submit(_session, recogniser, providers, options)
         # The aligner's own library warns of the aligner's way of calling it, on every start.
         warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
@@ -234,7 +234,7 @@ def _digested(part: _Part, before: tuple[int, ...]) -> Digested:
         return part.known
     # InsightFace loads no file of another digest than a manifest declares.
     declared = part.descriptor.sha256 if part.descriptor is not None else None
-    return Digested(part.path, declared or weights.digest(part.path), before)
+    return Digested(part.path, declared or model_files.digest(part.path), before)
 
 
 def _loaded(part: _Part, session: Any, providers: list[str], options: Any) -> Any:

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import cv2
 
-from engines.base import Face, Pixels
+from engines.base import Face
 from engines.model_files import ModelUnavailable
-from face_checks import HINTS, Check
+from photos.pixels import Pixels
 
 logger = logging.getLogger("face_api")
 
@@ -19,8 +19,11 @@ logger = logging.getLogger("face_api")
 class Liveness(Protocol):
     """Tells a live face from a picture of one."""
 
-    def check(self, image: Pixels, face: Face) -> Check:
-        """Judge one detected face in uint8[h, w, 3] BGR; what cannot be judged has not passed. Thread-safe."""
+    def score(self, image: Pixels, face: Face) -> float | None:
+        """Return the probability (0...1) that a face in uint8[h, w, 3] BGR is live; None if it cannot be judged.
+
+        Thread-safe.
+        """
 
 
 class AddOnLiveness:
@@ -29,13 +32,12 @@ class AddOnLiveness:
     Args:
         models_dir: the model lies in its addons/liveness.onnx; fetched there from InsightFace's releases if it is
             missing, and checked against the SHA-256 that the library names, before it is loaded.
-        least: the probability from which a face is live; the library's own default is 0.8.
 
     Raises:
         ModelUnavailable: the file cannot be had, is another one, or is no such model.
     """
 
-    def __init__(self, models_dir: Path, least: float) -> None:
+    def __init__(self, models_dir: Path) -> None:
         # Other runs do not pay for these.
         from insightface.addons.catalog import ADDON_CATALOG, ensure_addon  # noqa: PLC0415
         from insightface.addons.liveness import Liveness as AddOn  # noqa: PLC0415
@@ -45,11 +47,10 @@ class AddOnLiveness:
         self._failures: tuple[type[Exception], ...] = (
             OSError, ValueError, RuntimeError, cv2.error, *_errors_of(ort_errors),
         )  # fmt: skip
-        self._least = least
         artifact = ADDON_CATALOG["liveness"]
         try:
             path = ensure_addon("liveness", models_dir)
-            self._model = AddOn(path, threshold=least, providers=["CPUExecutionProvider"])
+            self._model = AddOn(path, providers=["CPUExecutionProvider"])
         except RequestException as error:
             raise ModelUnavailable(
                 f"LIVENESS needs InsightFace's model, which could not be fetched ({type(error).__name__}). Put "
@@ -58,24 +59,16 @@ class AddOnLiveness:
             ) from error
         except self._failures as error:
             raise ModelUnavailable(f"LIVENESS: the model cannot be used: {error}") from error
-        logger.info(
-            "Liveness: InsightFace's add-on, from a probability of %g. Its terms: non-commercial research, unless you "
-            "have a licence.",
-            least,
-        )
+        logger.info("Liveness: InsightFace's add-on. Its terms: non-commercial research, unless you have a licence.")
 
-    def check(self, image: Pixels, face: Face) -> Check:
+    def score(self, image: Pixels, face: Face) -> float | None:
         try:
             found = self._model.predict(image, face.landmarks)
         except self._failures as error:
             logger.warning("Liveness could not be judged: %s", type(error).__name__)
-            found = {}
+            return None
         score = found.get("live_score")
-        required = {"min": self._least}
-        if score is None or not math.isfinite(score):
-            return Check("liveness_not_assessed", False, None, required, HINTS["liveness_not_assessed"])
-        passed = score >= self._least
-        return Check("not_live", passed, round(float(score), 4), required, None if passed else HINTS["not_live"])
+        return None if score is None or not math.isfinite(score) else float(score)
 
 
 def _errors_of(module: Any) -> list[type[Exception]]:

@@ -29,12 +29,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engines import model_files as weights
+from engines import model_files
 from engines.model_files import ModelUnavailable
+from photos.pixels import Pixels
 
 log = logging.getLogger(__name__)
 
-Pixels = npt.NDArray[np.uint8]
 Embed = Callable[[Any, Sequence[Pixels]], npt.NDArray[np.float32]]
 
 # Whichever of these a CPU has. Without them OpenVINO computes bf16 four times as slowly, by way of fp32, and says that
@@ -201,7 +201,7 @@ def _int8_copy(
             made = Path(scratch) / "int8.onnx"
             _convert(source, made, _varied(calibrating), embed)
             _check("int8", OpenVinoSession(made, bf16=False, threads=threads), _varied(held_out), embed)
-            facts = {"source_sha256": digest, "sha256": weights.digest(made)}
+            facts = {"source_sha256": digest, "sha256": model_files.digest(made)}
             (Path(scratch) / "about.json").write_text(json.dumps(facts))
             # The description first: a copy without its own is made again.
             (Path(scratch) / "about.json").replace(about)
@@ -219,7 +219,7 @@ def _is_as_made(copy: Path, about: Path, digest: str) -> bool:
         return False
     try:
         facts = json.loads(about.read_text())
-        sound = bool(facts["source_sha256"] == digest and facts["sha256"] == weights.digest(copy))
+        sound = bool(facts["source_sha256"] == digest and facts["sha256"] == model_files.digest(copy))
     except (ValueError, KeyError, TypeError):
         sound = False
     if not sound:

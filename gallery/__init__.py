@@ -1,1 +1,4 @@
-"""Who is enrolled, and the decisions about it. Imports store and what lies below."""
+"""Who is enrolled: the copy of the enrolment log in memory, and every decision about it.
+
+It imports `store` and what lies below.
+"""

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from engines.base import Template
 from errors import FaceError
-from gallery.in_memory import Ours, Replica
-from gallery.in_mongodb import IndexedReplica
+from gallery.in_memory import InMemoryCopy, Ours
+from gallery.in_mongodb import IndexedCopy
 from gallery.snapshot import SnapshotFolder
 from gallery.templates import Candidate
-from store.records import Enrolment, Store
-from store.template_bytes import NORM_TOLERANCE, Template
+from store.records import Enrolment, EnrolmentLog
+from store.template_bytes import NORM_TOLERANCE
 
 if TYPE_CHECKING:
     from store.mongo_vectors import MongoVectorIndex
@@ -28,8 +29,8 @@ MAX_LOST_RACES = 1000
 MAX_WAIT_SECONDS = 10.0
 
 
-class View(Protocol):
-    """The gallery up to a place in the log; `replica.View` and `indexed_replica.IndexedView` say what they promise."""
+class GalleryView(Protocol):
+    """The gallery up to a place in the log; `in_memory.InMemoryView` and `in_mongodb.IndexedView` say more."""
 
     @property
     def last(self) -> int: ...
@@ -41,10 +42,10 @@ class View(Protocol):
     def cosine(self, user_id: str, probe: Template) -> float | None: ...
 
 
-class AnyReplica(Protocol):
-    """What a process holds of the log: everything (`replica`), or its tail (`indexed_replica`)."""
+class GalleryCopy(Protocol):
+    """What a process holds of the log: everything (`in_memory`), or its tail (`in_mongodb`)."""
 
-    def caught_up(self, lost_races: int = 0) -> View: ...
+    def caught_up(self, lost_races: int = 0) -> GalleryView: ...
     def knows(self, user_id: str) -> bool: ...
     def load(self, *, keep_trying: bool) -> None: ...
     def status(self) -> dict[str, Any]: ...
@@ -69,7 +70,7 @@ class Gallery:
 
     def __init__(  # noqa: PLR0917 - what a gallery is made of
         self,
-        store: Store,
+        store: EnrolmentLog,
         model: str,
         dimension: int,
         plain_model: str | None = None,
@@ -80,8 +81,8 @@ class Gallery:
         self._model = model
         self._dimension = dimension
         ours = Ours(model, dimension, plain_model)
-        self._replica: AnyReplica = (
-            Replica(store, ours, snapshot) if index is None else IndexedReplica(store, ours, index)
+        self._copy: GalleryCopy = (
+            InMemoryCopy(store, ours, snapshot) if index is None else IndexedCopy(store, ours, index)
         )
         self._decision_lock = threading.Lock()
 
@@ -93,11 +94,11 @@ class Gallery:
         Raises:
             FaceError: `database_unavailable` or `not_ready`; never with `keep_trying`.
         """
-        self._replica.load(keep_trying=keep_trying)
+        self._copy.load(keep_trying=keep_trying)
 
     def refresh(self) -> None:
         """Apply what the log has gained."""
-        self._replica.caught_up()
+        self._copy.caught_up()
 
     def search(self, probe: Template) -> Candidate | None:
         """Return the best candidate of the whole gallery (1:N), or None when nobody is enrolled.
@@ -116,7 +117,7 @@ class Gallery:
             least: the lowest cosine that counts.
         """
         probe = self._checked(probe)
-        return self._replica.caught_up().search(probe, k, least)
+        return self._copy.caught_up().search(probe, k, least)
 
     def compare(self, user_id: str, probe: Template) -> float:
         """Return the cosine of `probe` to one person (1:1), the best of their templates; FaceError `unknown_user`.
@@ -126,7 +127,7 @@ class Gallery:
             probe: float32[d], L2-normalised; ValueError otherwise.
         """
         probe = self._checked(probe)
-        cosine = self._replica.caught_up().cosine(user_id, probe)
+        cosine = self._copy.caught_up().cosine(user_id, probe)
         if cosine is None:
             raise FaceError("unknown_user")
         return cosine
@@ -148,13 +149,13 @@ class Gallery:
         """
         template = self._checked(template)
         # The long search comes first, while others decide; within the decision only who was enrolled since is searched.
-        searched = self._replica.caught_up()
+        searched = self._copy.caught_up()
         settled = self._settled(searched, None, template, duplicate_cosine, request_key)
         if settled is not None:
             return settled
         with self._deciding():
             for attempt in range(MAX_LOST_RACES):
-                view = self._replica.caught_up(attempt)
+                view = self._copy.caught_up(attempt)
                 settled = self._settled(view, searched, template, duplicate_cosine, request_key)
                 if settled is not None:
                     return settled
@@ -165,14 +166,19 @@ class Gallery:
         raise _overloaded()
 
     def _settled(
-        self, view: View, searched: View | None, template: Template, duplicate_cosine: float, request_key: str | None
+        self,
+        view: GalleryView,
+        searched: GalleryView | None,
+        template: Template,
+        duplicate_cosine: float,
+        request_key: str | None,
     ) -> str | None:
         """Return whom an earlier attempt of this request enrolled, None if nobody; FaceError `duplicate_face`."""
         # Asked of the store after `view` was caught up: whatever the search below can find, this has found if it is
         # the same request's.
         if request_key is not None:
             earlier = self._store.find_request(request_key, time.time() - REQUEST_KEY_SECONDS)
-            if earlier is not None and self._replica.knows(earlier):
+            if earlier is not None and self._copy.knows(earlier):
                 return earlier
         if _is_duplicate(view, template, duplicate_cosine, searched):
             raise FaceError("duplicate_face")
@@ -192,7 +198,7 @@ class Gallery:
         Args:
             templates: float32[d] each, L2-normalised; ValueError otherwise.
             duplicate_cosine: from this cosine up, two templates are the same person's.
-            request_keys: for each template, by what `Store.find_request` finds the enrolment again.
+            request_keys: for each template, by what `EnrolmentLog.find_request` finds the enrolment again.
 
         Returns:
             For each template the user_id given to the person, or None where the face is enrolled already.
@@ -205,7 +211,7 @@ class Gallery:
         start = 0
         with self._deciding():
             for attempt in range(MAX_LOST_RACES):
-                view = self._replica.caught_up(attempt)
+                view = self._copy.caught_up(attempt)
                 chosen: dict[int, Enrolment] = {}
                 for index in range(start, len(checked)):
                     among = np.stack([one.template for one in chosen.values()]) if chosen else None
@@ -231,8 +237,8 @@ class Gallery:
         """
         with self._deciding():
             for attempt in range(MAX_LOST_RACES):
-                view = self._replica.caught_up(attempt)
-                if not self._replica.knows(user_id):
+                view = self._copy.caught_up(attempt)
+                if not self._copy.knows(user_id):
                     # Perhaps because an erasure got as far as the log and no further.
                     self._store.finish_erasures(user_id)
                     raise FaceError("unknown_user")
@@ -242,11 +248,11 @@ class Gallery:
 
     def status(self) -> dict[str, Any]:
         """Return counts for people and monitors, as of the last catching up, without asking the store."""
-        return self._replica.status()
+        return self._copy.status()
 
     def close(self) -> None:
         """Write what the snapshot lacks."""
-        self._replica.close()
+        self._copy.close()
 
     def _checked(self, template: Template) -> Template:
         # One NaN would win every search silently, and a vector of another length would be no cosine.
@@ -268,7 +274,9 @@ class Gallery:
             self._decision_lock.release()
 
 
-def _is_duplicate(view: View, template: Template, duplicate_cosine: float, searched: View | None = None) -> bool:
+def _is_duplicate(
+    view: GalleryView, template: Template, duplicate_cosine: float, searched: GalleryView | None = None
+) -> bool:
     best = view.search(template, since=searched)
     # `not <`, so that a threshold that is no number refuses.
     return bool(best) and not best[0].cosine < duplicate_cosine

@@ -1,7 +1,7 @@
-"""Owns what this process has applied of the store's log: catching up, at start from a snapshot, and what is counted.
+"""Keeps the in-memory gallery in step with the enrolment log, and counts what is in it.
 
-A decision is made on a `View` that was caught up after the question was asked; when the log cannot be read, there is
-none, and so no decision.
+A decision is made on an `InMemoryView` that was caught up after the question was asked. When the log cannot be read,
+there is no view, and so no decision.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from engines.base import Template
 from errors import FaceError
 from gallery.snapshot import SnapshotFolder
 from gallery.snapshot_file import Header, SavedBlock
 from gallery.templates import BLOCK_ROWS, Block, Candidate, Templates, key_of
-from store.records import Entry, Store
-from store.template_bytes import Template
+from store.records import EnrolmentLog, Entry
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +44,14 @@ MAX_ERASED_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class InMemoryView:
     """The gallery up to the log's place `last`, for readers that take no lock."""
 
     templates: Templates
     last: int
 
     def search(
-        self, probe: Template, k: int | None = 1, least: float = -np.inf, since: View | None = None
+        self, probe: Template, k: int | None = 1, least: float = -np.inf, since: InMemoryView | None = None
     ) -> list[Candidate]:
         """Return the `k` best candidates (all, for None) of at least the cosine `least`, the best first.
 
@@ -91,7 +91,7 @@ class Ours:
         return None if model == self.model else model
 
 
-class Replica:
+class InMemoryCopy:
     """The templates of one model, and counts of all else.
 
     Args:
@@ -100,11 +100,11 @@ class Replica:
         snapshot: where templates are kept on local disk; None keeps none.
     """
 
-    def __init__(self, store: Store, ours: Ours, snapshot: SnapshotFolder | None) -> None:
+    def __init__(self, store: EnrolmentLog, ours: Ours, snapshot: SnapshotFolder | None) -> None:
         self._store = store
         self._ours = ours
         self._snapshot = snapshot
-        self._view = View(Templates(ours.dimension), 0)
+        self._view = InMemoryView(Templates(ours.dimension), 0)
         # What the log's last applied place is called: if that changes, it is another log.
         self._last_name: str | None = None
         self._last_erasure: tuple[int, str] | None = None
@@ -131,7 +131,7 @@ class Replica:
 
     # --- catching up ---
 
-    def caught_up(self, lost_races: int = 0) -> View:
+    def caught_up(self, lost_races: int = 0) -> InMemoryView:
         """Return a view that holds everything the log held when this was called.
 
         Args:
@@ -198,7 +198,7 @@ class Replica:
             if (row + 1) % BLOCK_ROWS == 0:
                 self._full_at.append(entries[row - before].seq)
         self._live += len(entries)
-        self._view = View(templates, entries[-1].seq)
+        self._view = InMemoryView(templates, entries[-1].seq)
         self._last_name = entries[-1].name or None
 
     def _apply_other(self, entry: Entry) -> None:
@@ -303,7 +303,7 @@ class Replica:
             self._full_at = [block.header.last for block in blocks if block.header.count == BLOCK_ROWS]
             full = tuple(blocks[: len(self._full_at)])
             tail = tuple(Block.with_room(block, self._ours.dimension) for block in blocks[len(full) :])
-            self._view = View(Templates(self._ours.dimension, full + tail, count), header.last)
+            self._view = InMemoryView(Templates(self._ours.dimension, full + tail, count), header.last)
             self._last_name = header.checkpoint.partition(" ")[2]
             self._saved_rows, self._saved_until = count, header.last
             self._live = count - erased

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engines.base import Template
 from errors import FaceError
 from gallery.in_memory import Ours
 from gallery.templates import BLOCK_ROWS, Candidate, Templates
-from store.records import Entry, Store
-from store.template_bytes import Template
+from store.records import EnrolmentLog, Entry
 
 if TYPE_CHECKING:
     from store.mongo_vectors import MongoVectorIndex
@@ -111,7 +111,7 @@ class IndexedView:
         return [Candidate(entry.user_id or "", min(1.0, -float(negative))) for negative, entry in scored]
 
 
-class IndexedReplica:
+class IndexedCopy:
     """The replica of a process whose searches MongoDB answers.
 
     Args:
@@ -120,10 +120,10 @@ class IndexedReplica:
         index: the vector index, created.
     """
 
-    def __init__(self, store: Store, ours: Ours, index: MongoVectorIndex) -> None:
+    def __init__(self, store: EnrolmentLog, ours: Ours, index: MongoVectorIndex) -> None:
         self._store, self._ours, self._index = store, ours, index
         self._view = IndexedView(0, 0, Templates(ours.dimension), (), index, ours)
-        # As in `Replica`.
+        # As in `InMemoryCopy`.
         self._last_name: str | None = None
         # Whose marks: with other settings there are other records that should be in the index.
         self._whose = f"{ours.model} {ours.dimension} {ours.plain_model}"
@@ -155,7 +155,7 @@ class IndexedReplica:
         if not self._loaded:
             raise FaceError("not_ready", fields={"gallery": self.progress()}, headers={"Retry-After": "5"})
         if lost_races:
-            time.sleep(0.0005)  # as in `Replica.caught_up`
+            time.sleep(0.0005)  # as in `InMemoryCopy.caught_up`
         if not self._log_lock.acquire(timeout=MAX_LOG_WAIT_SECONDS):
             raise FaceError("database_unavailable", headers={"Retry-After": "5"})
         try:

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import simsimd
 
-Vector: TypeAlias = npt.NDArray[np.float32]
+Template: TypeAlias = npt.NDArray[np.float32]
 
 BLOCK_ROWS = 65_536
 # Templates are L2-normalised; this leaves room for every tolerance that is granted on that.
@@ -57,14 +57,14 @@ class Probe:
         slack: what the bound adds for every row alike, float32's own rounding included.
     """
 
-    vector: Vector
+    vector: Template
     code: npt.NDArray[np.int8]
     scale: np.float32
     per_residual: np.float32
     slack: np.float32
 
     @classmethod
-    def of(cls, vector: Vector) -> Probe:
+    def of(cls, vector: Template) -> Probe:
         """Make the probe of float32[d], L2-normalised."""
         codes, scales, residuals = coded(vector[None])
         left_over = float(residuals[0])
@@ -76,13 +76,13 @@ class Probe:
         )
 
 
-def coded(vectors: Vector, largest: int = 127) -> tuple[npt.NDArray[np.int8], Vector, Vector]:
+def coded(vectors: Template, largest: int = 127) -> tuple[npt.NDArray[np.int8], Template, Template]:
     """Return codes int8[n, d] up to +-`largest`, scales float32[n], and float32[n] that no residual's norm exceeds."""
     scales = np.abs(vectors).max(axis=1) / np.float32(largest)
     codes = np.rint(vectors / scales[:, None]).clip(-largest, largest).astype(np.int8)
     residuals = vectors - scales[:, None] * codes
     # float32 is off by at most 2⁻²⁴ of each component above, and by d·2⁻²⁴ of the sum here.
-    norms: Vector = np.sqrt(np.vecdot(residuals, residuals)) * np.float32(1 + 1e-4) + np.float32(1e-6)
+    norms: npt.NDArray[np.float32] = np.sqrt(np.vecdot(residuals, residuals)) * np.float32(1 + 1e-4) + np.float32(1e-6)
     return codes, scales, norms
 
 
@@ -127,7 +127,7 @@ class Block:
         block.texts = dict(filled.texts)
         return block
 
-    def fill(self, offset: int, vectors: Vector, user_ids: Sequence[str]) -> None:
+    def fill(self, offset: int, vectors: Template, user_ids: Sequence[str]) -> None:
         """Write float32[n, d] templates from row `offset` on; readers must not count them yet."""
         end = offset + len(vectors)
         codes, scales, residuals = coded(vectors)
@@ -149,20 +149,20 @@ class Block:
         self._scales[offset] = self._heads[offset] = self._tails[offset] = 0
         self.texts.pop(offset, None)
 
-    def upper_bounds(self, probe: Probe, rows: slice) -> Vector:
+    def upper_bounds(self, probe: Probe, rows: slice) -> Template:
         """Return float32[n] for n rows: none's cosine to the probe is above its bound; -inf where erased."""
         products = simsimd.cdist(probe.code, self._codes[rows], "dot", out_dtype="float32")
-        bounds: Vector = np.asarray(products)[0]
+        bounds: npt.NDArray[np.float32] = np.asarray(products)[0]
         bounds *= self._scales[rows]
         bounds *= probe.scale
         bounds += self._residuals[rows] * probe.per_residual
         bounds += probe.slack
         return bounds
 
-    def cosines(self, probe: Probe, offsets: npt.NDArray[np.intp]) -> Vector:
+    def cosines(self, probe: Probe, offsets: npt.NDArray[np.intp]) -> Template:
         """Return float32[len(offsets)]: the cosines to these rows, -inf where erased."""
         # vecdot, not `@`: it sums each row alike wherever the row stands, so that equal rows score equally.
-        found: Vector = np.vecdot(self._rows[offsets], probe.vector)
+        found: npt.NDArray[np.float32] = np.vecdot(self._rows[offsets], probe.vector)
         # After the rows were copied: erasing marks the row before it overwrites it.
         found[self._residuals[offsets] == _ERASED] = -np.inf
         return found
@@ -219,7 +219,7 @@ class Templates:
     blocks: tuple[Block, ...] = ()
     count: int = 0
 
-    def extended(self, vectors: Vector, user_ids: Sequence[str]) -> Templates:
+    def extended(self, vectors: Template, user_ids: Sequence[str]) -> Templates:
         """Return the templates with float32[n, d] more behind them; only the newest `Templates` may be extended."""
         blocks, count = self.blocks, self.count
         done = 0
@@ -236,7 +236,7 @@ class Templates:
         """Return how many rows of a block are counted."""
         return min(BLOCK_ROWS, self.count - block * BLOCK_ROWS)
 
-    def search(self, vector: Vector, k: int | None = 1, least: float = -np.inf, first: int = 0) -> list[Candidate]:
+    def search(self, vector: Template, k: int | None = 1, least: float = -np.inf, first: int = 0) -> list[Candidate]:
         """Return the `k` best candidates (all, for None) whose cosine is at least `least`.
 
         Args:
@@ -284,7 +284,7 @@ class Templates:
             for offset in block.find(key, self.used(index))
         ]
 
-    def cosine(self, row: int, vector: Vector) -> float | None:
+    def cosine(self, row: int, vector: Template) -> float | None:
         """Return the cosine to one row; None when it is erased."""
         block, offset = self.blocks[row // BLOCK_ROWS], row % BLOCK_ROWS
         cosine = float(block.cosines(Probe.of(vector), np.array([offset]))[0])

@@ -9,13 +9,11 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pi_heif
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from errors import FaceError, too_large
-
-Pixels = npt.NDArray[np.uint8]
+from photos.pixels import Pixels
 
 # Judged by content. Every decoder that is reachable is attack surface, hence the short list: what phones and
 # browsers send. The JPEG decoder also takes MPO, which some phones send: a JPEG that carries a second picture.

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from errors import FaceError
-from photos import decode as images
+from photos import decode
 from photos.decode import Photo
 
 logger = logging.getLogger("face_api")
@@ -86,10 +86,10 @@ class Decoders:
                 raise OSError("no photo can be decoded: what the decoder said is above") from error
 
     def decode(self, data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float = math.inf) -> Photo:
-        """`images.decode` in another process; a photo that this does not survive is `unreadable_image`.
+        """`decode.decode` in another process; a photo that this does not survive is `unreadable_image`.
 
         Raises:
-            FaceError: as `images.decode`; `overloaded`: the system gives no process.
+            FaceError: as `decode.decode`; `overloaded`: the system gives no process.
         """
         asked: dict[str, float] = {"length": len(data), "max_bytes": max_bytes, "max_pixels": max_pixels}
         if longest_side < math.inf:
@@ -189,7 +189,7 @@ def _serve(asking: IO[bytes], answering: IO[bytes]) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + CPU_S, hard))
         pixels: Any = b""
         try:
-            photo = images.decode(data, **limits)
+            photo = decode.decode(data, **limits)
             answer: dict[str, Any] = dict(zip(("height", "width"), photo.pixels.shape[:2], strict=True))
             answer |= {"by": photo.reduced_by, "of_width": photo.size[0], "of_height": photo.size[1]}
             pixels = photo.pixels.data

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engines.base import Pixels
+from photos.pixels import Pixels
 
 Affine = npt.NDArray[np.float64]
 

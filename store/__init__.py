@@ -1,1 +1,4 @@
-"""The durable records and their encryption, the audit log, retention. Imports errors and libraries."""
+"""The durable records and their encryption, the audit log, and retention.
+
+Only this room imports SQLite and MongoDB. It imports `engines.base` (what a template is) and what lies below.
+"""

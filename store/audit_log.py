@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import hashlib
 import json
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,21 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, Response, g, request
-
-from settings import Settings
-
 logger = logging.getLogger("face_api")
 
-# What is worth a line: a photo that is merely analysed and a monitor's visit are not.
-EVENTS = {
-    "sign_up": "enrol",
-    "verify": "verify",
-    "compare": "compare",
-    "user": "look up",
-    "erase": "erase",
-}
-REFUSED = ("unauthorized", "forbidden")
 START = "0" * 64
 # A clock that jumped ahead must not take the log away: of the oldest days a new one drops so many at most, or a share.
 MAX_DROPPED, MAX_DROPPED_SHARE = 2, 0.02
@@ -61,32 +46,6 @@ class AuditLog:
         self._thread_lock = threading.Lock()
         self._end: tuple[Path, int, str] | None = None
         self.lost = 0
-
-    def guard(self, app: Flask) -> None:
-        """Write a line for every request that `EVENTS` names, whatever became of it, and for every refused key.
-
-        Whom rate limits or a web origin turn away leaves none, or anybody could fill the disk.
-        """
-
-        @app.after_request
-        def note(response: Response) -> Response:
-            event = EVENTS.get(request.endpoint or "", "call" if g.code in REFUSED else None)
-            turned_away = "key_name" not in g or (g.code == "rate_limited" and "user_id" not in g)
-            if event is not None and not turned_away and not g.get("audited"):
-                self.note_request(event, g.code)
-            return response
-
-    def note_request(self, event: str, code: str, user_id: str | None = None) -> str | None:
-        """Write a line about the current request; returns what `record` does."""
-        g.audited = True
-        return self.record(
-            event,
-            code=code,
-            user_id=user_id or g.get("user_id"),
-            key=g.get("key_name"),
-            address=request.remote_addr,
-            request_id=g.request_id,
-        )
 
     def record(self, event: str, **fields: str | None) -> str | None:
         """Append one line.
@@ -217,30 +176,3 @@ def _append(descriptor: int, data: bytes) -> None:
     except OSError:
         os.ftruncate(descriptor, size)
         raise
-
-
-def folder_of(settings: Settings) -> Path:
-    """Where the audit log lies."""
-    return settings.data_dir / "audit"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `python app.py audit`."""
-    parser.add_argument("--receipt", help="show the line that an erasure's receipt stands for")
-    parser.add_argument("--user-id", help="show every line about this person")
-
-
-def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Check the whole chain, and show what is asked for; the exit status is 1 for a receipt that is not there.
-
-    Raises:
-        AuditError: the chain is broken.
-    """
-    count = found = 0
-    for digest, line in lines_of(folder_of(settings)):
-        count += 1
-        if digest == arguments.receipt or (arguments.user_id and line.get("user_id") == arguments.user_id):
-            found += 1
-            sys.stdout.write(json.dumps(line) + "\n")
-    sys.stderr.write(f"{count} lines, each of which follows the one before it\n")
-    return 1 if arguments.receipt and not found else 0

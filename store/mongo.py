@@ -19,6 +19,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
+from engines.base import Template
 from errors import FaceError
 from store.encryption import NO_KEYS, Keyring
 from store.records import (
@@ -43,7 +44,6 @@ from store.records import (
     text_of,
     unavailable_on,
 )
-from store.template_bytes import Template
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def connect(uri: str, database: str, collection: str, *, timeout: float, keyring
 
 
 class MongoStore:
-    """`Store` on one MongoDB collection.
+    """`EnrolmentLog` on one MongoDB collection.
 
     The collection comes with its concerns set, as `connect` does; `description` is for people. Of the model that
     `vector_model` names, if any, new records carry what MongoDB's own vector index searches.

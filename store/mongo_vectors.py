@@ -13,11 +13,11 @@ from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.operations import SearchIndexModel
 from pymongo.read_concern import ReadConcern
 
+from engines.base import Template
 from errors import FaceError
 from store.encryption import NO_KEYS
 from store.mongo import FIELDS, PLACE, PREPARE_SECONDS, MongoStore, bson_vector, vector_fields
 from store.records import Document, Entry, entry_of, place_of, unavailable_on
-from store.template_bytes import Template
 
 log = logging.getLogger(__name__)
 

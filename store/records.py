@@ -25,10 +25,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeGuard
 
+from engines.base import Template
 from errors import FaceError
-from store import template_bytes as template_codec
+from store import template_bytes
 from store.encryption import Keyring, MissingKeyError
-from store.template_bytes import Template
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Entry:
 
     `template` is float32[d], L2-normalised; None unless this is an enrolment that can be searched.
     `model` is None for a record of the older plain form. `user_id` may be None when `unreadable`.
-    `name` is what only this place's record is called, whatever becomes of it; for `Store.entries`.
+    `name` is what only this place's record is called, whatever becomes of it; for `EnrolmentLog.entries`.
     """
 
     seq: int
@@ -100,7 +100,7 @@ class Entry:
     name: str = field(default="", compare=False)
 
 
-class Store(Protocol):
+class EnrolmentLog(Protocol):
     """Durable records. Every method but `describe` and `close` raises FaceError `database_unavailable`."""
 
     def prepare(self) -> None:
@@ -158,7 +158,7 @@ class Store(Protocol):
         """Release the connection."""
 
 
-class Records(Store, Protocol):
+class RecordStore(EnrolmentLog, Protocol):
     """What routes and commands ask of a store, beside the log."""
 
     def find_person(self, user_id: str) -> Person | None:
@@ -230,7 +230,7 @@ def erasure_of(user_id: str, seq: int) -> Document:
 def record_of(seq: int, enrolment: Enrolment, keyring: Keyring) -> Document:
     record: Document = {
         "user_id": enrolment.user_id,
-        "embedding": template_codec.encode(enrolment.template, enrolment.user_id, enrolment.model, keyring),
+        "embedding": template_bytes.encode(enrolment.template, enrolment.user_id, enrolment.model, keyring),
         "timestamp": enrolment.timestamp,
         "model": enrolment.model,
         "seq": seq,
@@ -324,7 +324,7 @@ def entry_of(record: Document, seq: int, keyring: Keyring) -> Entry:
     reason = "its user_id or model is no text"
     if is_text(user_id) and (model is None or is_text(model)):
         try:
-            template = template_codec.decode(record.get("embedding"), user_id, model, keyring)
+            template = template_bytes.decode(record.get("embedding"), user_id, model, keyring)
             return Entry(seq, user_id, template, model, name=name)
         except MissingKeyError as error:
             # Whether somebody is enrolled already could not be decided any more: nothing is, until the key is here.

@@ -1,19 +1,15 @@
-"""Owns RETENTION_DAYS: noting who is verified, erasing who was not for long, and `python app.py retention`."""
+"""Retention: notes who was verified when, and erases the people who were not verified for RETENTION_DAYS."""
 
 from __future__ import annotations
 
-import argparse
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
 
-import bootstrap
 from errors import FaceError
-from settings import Settings, SettingsError
-from store.audit_log import AuditLog, folder_of
-from store.records import Records
+from store.audit_log import AuditLog
+from store.records import RecordStore
 
 logger = logging.getLogger("face_api")
 
@@ -29,7 +25,7 @@ class RetentionError(ValueError):
     """A sweep that is not made; the message says why, and what an operator can do."""
 
 
-def due(store: Records, days: int, now: float, enrolled: int | None) -> list[str]:
+def due(store: RecordStore, days: int, now: float, enrolled: int | None) -> list[str]:
     """Return who is to be erased: not verified for `days`, nor enrolled since.
 
     Args:
@@ -59,7 +55,7 @@ def due(store: Records, days: int, now: float, enrolled: int | None) -> list[str
     return people
 
 
-def erase(store: Records, user_id: str, audit: AuditLog | None, by: str = "(retention)") -> bool:
+def erase(store: RecordStore, user_id: str, audit: AuditLog | None, by: str = "(retention)") -> bool:
     """Log a person's erasure, beside any number of services; False if somebody else has erased them already.
 
     Args:
@@ -92,7 +88,7 @@ class Retention:
         audit: is told of every erasure.
     """
 
-    def __init__(self, store: Records, days: int, enrolled: Callable[[], int], audit: AuditLog | None) -> None:
+    def __init__(self, store: RecordStore, days: int, enrolled: Callable[[], int], audit: AuditLog | None) -> None:
         self._store, self._days, self._enrolled, self._audit = store, days, enrolled, audit
         self._lock = threading.Lock()
         self._today = 0
@@ -160,31 +156,3 @@ class Retention:
             return 0
         logger.info("RETENTION_DAYS: %d people erased", erased)
         return erased
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `python app.py retention`."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--dry-run", action="store_true", help="list who would be erased")
-    which.add_argument("--now", action="store_true", help="erase them now, however many they are")
-
-
-def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """List, or erase, who was not verified for RETENTION_DAYS, beside running services."""
-    if not settings.retention_days:
-        raise SettingsError("RETENTION_DAYS is 0: give the number of days")
-    store = bootstrap.connected_store(settings)
-    now = time.time()
-    try:
-        people = due(store, settings.retention_days, now, None)
-        if arguments.now:
-            # The clock is right, says whoever calls this: what one that was ahead has noted would stop every sweep.
-            today = int(now // DAY)
-            store.note_seen([user_id for user_id, day in store.notes() if day > today + 1], today)
-            audit = AuditLog(folder_of(settings), settings.audit_days) if settings.audit == "on" else None
-            people = [user_id for user_id in people if erase(store, user_id, audit)]
-    finally:
-        store.close()
-    sys.stdout.writelines(f"{user_id}\n" for user_id in people)
-    sys.stderr.write(f"{len(people)} people {'erased' if arguments.now else 'would be erased'}\n")
-    return 0

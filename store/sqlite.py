@@ -38,7 +38,7 @@ _COLUMNS = ("seq", "user_id", "embedding", "timestamp", "model", "request_key", 
 
 
 class SqliteStore:
-    """`Store` on one SQLite file (mode 0600), for any number of threads and processes of one machine."""
+    """`EnrolmentLog` on one SQLite file (mode 0600), for any number of threads and processes of one machine."""
 
     _SCHEMA = (
         # Readers and the writer do not block each other, and each commit is on the disk before it is acknowledged.

@@ -7,14 +7,13 @@ import json
 import pickle
 import pickletools
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engines.base import Template
 from store.encryption import Keyring, is_sealed
-
-Template: TypeAlias = npt.NDArray[np.float32]
 
 MAX_EMBEDDING_BYTES = 64 * 1024
 NORM_TOLERANCE = 1e-3

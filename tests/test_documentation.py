@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from dataclasses import fields
 from functools import cache
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from api.openapi import CHECK_CODES, describe
-from commands import cli as commands
+from commands import cli
 from errors import CODES
 from settings import PROJECT, Settings
 
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md"), *(PROJECT / "models").glob("*.md")])
-MODULES = {
-    path.relative_to(PROJECT).as_posix(): path
-    for path in sorted([*PROJECT.glob("*.py"), *(PROJECT / "operators").glob("*.py")])
-    if path.name != "__init__.py"
-}
 
 
 @cache
@@ -53,7 +46,7 @@ def test_every_limit_in_the_readme_is_the_default() -> None:
 @pytest.mark.parametrize("document", ["README.md", "docs/operating.md"])
 def test_every_command_is_explained_to_operators(document: str) -> None:
     named = set(re.findall(r"`(?:python app\.py )?([a-z-]+)", text_of(document)))
-    assert set(commands.COMMANDS) - named == set()
+    assert set(cli.COMMANDS) - named == set()
 
 
 def test_every_route_is_documented() -> None:
@@ -65,39 +58,6 @@ def test_every_route_is_documented() -> None:
 def test_every_code_is_documented() -> None:
     assert missing([f"`{code}`" for code in CODES], "docs/api.md") == []
     assert missing([f"`{code}`" for code in CHECK_CODES], "README.md") == []
-
-
-def imported(path: str) -> set[str]:
-    """The modules of ours that a module imports, wherever it does; what only types name does not count."""
-    tree = ast.parse(MODULES[path].read_text("utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
-            node.body = []
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name.replace(".", "/") + ".py" for name in names} & set(MODULES)
-
-
-def test_imports_run_one_way_and_nothing_imports_the_service() -> None:
-    graph = {path: imported(path) for path in MODULES}
-    assert list(TopologicalSorter(graph).static_order())
-    assert [path for path, names in graph.items() if "app.py" in names] == []
-    assert [path for path, names in graph.items() if "/" not in path and any("/" in name for name in names)] == []
-
-
-def test_the_architecture_names_every_module_and_what_it_imports() -> None:
-    paths = {path.rpartition("/")[2]: path for path in MODULES}
-    told = []
-    for files, imports in re.findall(r"^\| (`.*?) \|.*\| (.*) \|$", text_of("docs/architecture.md"), re.MULTILINE):
-        names = re.findall(r"`(\w+\.py)`", files)
-        told += names
-        really = {name.rpartition("/")[2] for file in names for name in imported(paths[file])}
-        assert {f"{name}.py" for name in re.findall(r"`(\w+)`", imports)} - {*names} <= really, files
-    assert sorted(told) == sorted(paths)
 
 
 def anchors(document: str) -> set[str]:
@@ -127,9 +87,9 @@ def test_every_command_that_a_document_names_is_there(path: Path) -> None:
     text = path.read_text("utf-8")
     targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.MULTILINE))
     assert set(re.findall(r"(?:`|^    )make ([a-z-]+)", text, re.MULTILINE)) <= targets
-    assert set(re.findall(r"python app\.py ([a-z][a-z-]*)", text)) <= set(commands.COMMANDS)
+    assert set(re.findall(r"python app\.py ([a-z][a-z-]*)", text)) <= set(cli.COMMANDS)
     scripts = [*re.findall(r"python ([\w/]+\.py)", text), *re.findall(r"benchmarks/\w+\.py", text)]
-    modules = [f"operators/{name}.py" for name in re.findall(r"python -m operators\.(\w+)", text)]
+    modules = [f"benchmarks/{name}.py" for name in re.findall(r"python -m benchmarks\.(\w+)", text)]
     assert [file for file in [*scripts, *modules] if not (PROJECT / file).is_file()] == []
 
 

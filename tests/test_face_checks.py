@@ -10,12 +10,13 @@ import numpy.typing as npt
 import pytest
 
 import face_checks
-from engines.base import Face, LandmarkLayout, Pixels
+from engines.base import Face, LandmarkLayout
 from engines.compact_engine import DLIB_LAYOUT
 from engines.covering import Covering
 from engines.insightface_engine import INSIGHTFACE_LAYOUT
 from errors import FaceError
 from face_checks import check_photo, head_pose
+from photos.pixels import Pixels
 from settings import Settings
 from tests.support.fakes import ScriptedCovering, a_face, a_photo, packaged_photo
 

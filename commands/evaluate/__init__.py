@@ -1,1 +1,4 @@
-"""The command evaluate: error rates and thresholds on photos of your own."""
+"""The command evaluate: error rates and thresholds on photos of the operator's own.
+
+It runs the service's own pipeline on the photos. It imports what every command may import.
+"""

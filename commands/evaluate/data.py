@@ -14,7 +14,7 @@ import numpy as np
 
 from commands.bulk import SUFFIXES, in_order
 from commands.progress import watched
-from engines.base import Engine, Vector
+from engines.base import Engine, Template
 from errors import FaceError
 from settings import PROJECT, Settings
 from store.encryption import Keyring
@@ -117,7 +117,7 @@ class Outcome:
     """What became of a photo: a template, or the code of its refusal; and the digest of its bytes."""
 
     digest: str
-    template: Vector | None
+    template: Template | None
     code: str | None
 
 
@@ -179,7 +179,7 @@ def cache_key(engine: Engine, settings: Settings, without_checks: bool) -> str:
 
 
 def embed_all(
-    paths: Sequence[Path], embed: Callable[[bytes], Vector], cache: Cache, *, at_once: int
+    paths: Sequence[Path], embed: Callable[[bytes], Template], cache: Cache, *, at_once: int
 ) -> dict[Path, Outcome]:
     """Make the template of every photo that the cache does not know.
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app import create_app
 from engines.covering import Covering
 from gallery.decisions import Gallery
 from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
+from tests.support.application import make_app
 from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg
 
 
@@ -25,7 +25,7 @@ class Watched:
         store.prepare()
         self.engine, self.covering = ScriptedEngine(), ScriptedCovering()
         gallery = Gallery(store, self.engine.name, self.engine.dimension)
-        self.client = create_app(Settings(data_dir=folder), self.engine, self.covering, store, gallery).test_client()
+        self.client = make_app(Settings(data_dir=folder), self.engine, self.covering, store, gallery).test_client()
 
     def post(self, route: str) -> Any:
         return self.client.post(route, data={"file": (io.BytesIO(jpeg(a_photo())), "p.jpg")})

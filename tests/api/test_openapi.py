@@ -21,13 +21,13 @@ import schemathesis
 from api.access import PUBLIC
 from api.description_pages import described_path, render, routes_of
 from api.openapi import CHECK_CODES, describe, limits_of_checks
-from app import create_app
 from engines.covering import Covering
 from errors import CODES, FaceError
 from face_checks import HINTS
 from gallery.decisions import Gallery
 from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
+from tests.support.application import make_app
 from tests.support.conforming import assert_described, validate
 from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
 
@@ -43,7 +43,7 @@ class Scene:
         self.store = SqliteStore(folder / "faces.sqlite3")
         self.store.prepare()
         self.gallery = Gallery(self.store, self.engine.name, self.engine.dimension)
-        self.app = create_app(self.settings, self.engine, self.covering, self.store, self.gallery)
+        self.app = make_app(self.settings, self.engine, self.covering, self.store, self.gallery)
         self.client: Any = self.app.test_client()
         self.api: Any = self.client.get("/openapi.json").json
 

@@ -16,16 +16,17 @@ import cv2
 import numpy as np
 import pytest
 
-from app import create_app
 from bootstrap import wait_for_store
-from engines.base import Face, Pixels, Vector
+from engines.base import Face, Template
 from engines.covering import Covering
 from errors import FaceError
 from gallery.decisions import Gallery
+from photos.pixels import Pixels
 from pipeline import ModelSlots
 from settings import Settings
 from store.records import Enrolment
 from store.sqlite import SqliteStore
+from tests.support.application import make_app
 from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, a_template, jpeg
 
 BAD_THRESHOLDS = ["", "x", "nan", "inf", "-inf", "1e999", "0.39", "1.01", "\u0660\u066b\u0665", "0x1", "1_0", "0,5"]
@@ -69,7 +70,7 @@ def store(tmp_path: Path) -> Iterator[FailingStore]:
 
 def client_of(engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore, settings: Settings) -> Any:
     gallery = Gallery(store, engine.name, engine.dimension)
-    return create_app(settings, engine, covering, store, gallery).test_client()
+    return make_app(settings, engine, covering, store, gallery).test_client()
 
 
 @pytest.fixture
@@ -430,7 +431,7 @@ def test_while_the_gallery_loads_its_progress_is_told_and_nothing_is_decided(
     people = [Enrolment(f"user {number}", a_template(number), engine.name, 1.0) for number in range(4500)]
     store.append(1, people)
     gallery = Gallery(store, engine.name, engine.dimension)
-    client: Any = create_app(Settings(), engine, covering, store, gallery).test_client()
+    client: Any = make_app(Settings(), engine, covering, store, gallery).test_client()
     loading = threading.Thread(target=gallery.load)
     loading.start()
     assert store.reached.wait(30)
@@ -464,7 +465,7 @@ class ShrinkingEngine(ScriptedEngine):
         whole = max(image.shape) / 3600
         return [a_face(self.inter_eye * whole, (1600 * whole, 1400 * whole))]
 
-    def embed(self, image: Pixels, face: Face) -> Vector:
+    def embed(self, image: Pixels, face: Face) -> Template:
         self.embedded.append((image.shape[:2], face.inter_eye))
         return super().embed(image, face)
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from app import create_app
 from engines.covering import Covering
 from errors import CODES, SENTENCES, english
 from face_checks import HINTS, NEARER_HINTS
 from gallery.decisions import Gallery
 from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
+from tests.support.application import make_app
 from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg
 
 FILES = sorted((PROJECT / "api" / "languages").glob("*.json"))
@@ -38,7 +38,7 @@ def client(tmp_path: Path, covering: ScriptedCovering) -> Any:
     store.prepare()
     engine = ScriptedEngine()
     gallery = Gallery(store, engine.name, engine.dimension)
-    return create_app(Settings(data_dir=tmp_path), engine, covering, store, gallery).test_client()
+    return make_app(Settings(data_dir=tmp_path), engine, covering, store, gallery).test_client()
 
 
 def post(client: Any, route: str, language: str) -> Any:
@@ -58,7 +58,7 @@ def test_every_sentence_and_every_hint_is_translated(file: Path) -> None:
 def test_every_sentence_that_an_error_is_raised_with_is_in_the_table() -> None:
     calls = [
         call
-        for path in PROJECT.glob("*.py")
+        for path in [*PROJECT.glob("*.py"), *(PROJECT / "api").glob("*.py"), *(PROJECT / "photos").glob("*.py")]
         for call in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "FaceError" and len(call.args) > 1
     ]

@@ -17,13 +17,13 @@ import requests
 from PIL import Image
 
 from api.api_keys import new_key
-from app import create_app
-from engines.base import Pixels
 from errors import CODES
 from face_checks import HINTS
 from gallery.decisions import Gallery
+from photos.pixels import Pixels
 from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
+from tests.support.application import make_app
 from tests.support.fakes import ScriptedCovering, ScriptedEngine, packaged_photo
 from tests.support.running import Service
 
@@ -57,7 +57,7 @@ def answer_of(folder: Path, **settings: Any) -> Any:
     store.prepare()
     engine = ScriptedEngine()
     gallery = Gallery(store, engine.name, engine.dimension)
-    app = create_app(Settings(data_dir=folder, **settings), engine, ScriptedCovering(), store, gallery)
+    app = make_app(Settings(data_dir=folder, **settings), engine, ScriptedCovering(), store, gallery)
     return app.test_client().get("/try")
 
 

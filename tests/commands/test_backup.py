@@ -18,14 +18,14 @@ from bson.datetime_ms import DatetimeMS
 import app
 from commands import backup
 from commands.backup import PARTIAL, BackupError, read, restore, write
+from engines.base import Template
 from errors import FaceError
 from gallery.decisions import Gallery
 from gallery.snapshot import SnapshotFolder
 from settings import PROJECT
 from store.encryption import NO_KEYS, Keyring
-from store.records import Document, Enrolment, Records
+from store.records import Document, Enrolment, RecordStore
 from store.sqlite import SqliteStore
-from store.template_bytes import Template
 from tests.support.databases import Database
 from tests.support.running import ASTRONAUT, Service
 
@@ -54,7 +54,7 @@ def keyring(request: pytest.FixtureRequest) -> Keyring:
 
 
 @pytest.fixture
-def full(database: Database, keyring: Keyring) -> Records:
+def full(database: Database, keyring: Keyring) -> RecordStore:
     """A store with two living people, one erased, and a note."""
     store = database.open(keyring=keyring)
     store.append(1, people(1, 2, 3))
@@ -63,7 +63,7 @@ def full(database: Database, keyring: Keyring) -> Records:
     return store
 
 
-def test_what_is_restored_is_what_was_backed_up(full: Records, keyring: Keyring, tmp_path: Path) -> None:
+def test_what_is_restored_is_what_was_backed_up(full: RecordStore, keyring: Keyring, tmp_path: Path) -> None:
     assert write(full, tmp_path / "backup", keyring) == 4
     other = an_empty_store(tmp_path, keyring)
     assert restore(other, tmp_path / "backup", keyring, replace=False) == 4
@@ -79,7 +79,7 @@ def test_what_is_restored_is_what_was_backed_up(full: Records, keyring: Keyring,
     assert Gallery(other, "m", 64).enrol(a_template(9), duplicate_cosine=0.5)
 
 
-def test_a_backup_is_for_the_operators_eyes_alone(full: Records, keyring: Keyring, tmp_path: Path) -> None:
+def test_a_backup_is_for_the_operators_eyes_alone(full: RecordStore, keyring: Keyring, tmp_path: Path) -> None:
     path = tmp_path / "backup"
     write(full, path, keyring)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -88,7 +88,7 @@ def test_a_backup_is_for_the_operators_eyes_alone(full: Records, keyring: Keyrin
 
 
 def test_every_cut_and_every_flipped_bit_is_noticed_before_anything_is_written(
-    full: Records, keyring: Keyring, tmp_path: Path
+    full: RecordStore, keyring: Keyring, tmp_path: Path
 ) -> None:
     path = tmp_path / "backup"
     write(full, path, keyring)
@@ -104,7 +104,7 @@ def test_every_cut_and_every_flipped_bit_is_noticed_before_anything_is_written(
     assert other.last_place() == 0
 
 
-def test_frames_of_two_backups_cannot_be_mixed(full: Records, keyring: Keyring, tmp_path: Path) -> None:
+def test_frames_of_two_backups_cannot_be_mixed(full: RecordStore, keyring: Keyring, tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     write(full, one, keyring)
     write(full, other, keyring)
@@ -124,7 +124,7 @@ def test_a_sealed_backup_needs_its_key(tmp_path: Path) -> None:
 
 
 def test_a_store_with_people_in_it_is_replaced_only_when_told(
-    full: Records, database: Database, keyring: Keyring, tmp_path: Path
+    full: RecordStore, database: Database, keyring: Keyring, tmp_path: Path
 ) -> None:
     write(full, tmp_path / "backup", keyring)
     full.append(5, people(5))
@@ -269,7 +269,9 @@ def test_records_that_together_outgrow_a_frame_spoil_no_backup(
     assert [entry.unreadable for entry in other.entries(0)] == [True] * 8 + [False]
 
 
-def test_a_record_that_no_frame_holds_is_named(full: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_no_frame_holds_is_named(
+    full: RecordStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backup, "MAX_FRAME", 400)
     with pytest.raises(BackupError, match="person-1"):
         write(full, tmp_path / "backup", NO_KEYS)

@@ -16,11 +16,12 @@ import pytest
 
 import app
 from commands.evaluate import command as evaluate
-from commands.evaluate import report as evaluation_report
+from commands.evaluate import report
 from commands.evaluate.biometrics import LEAST_ERRORS, fmr_for_fpir
 from commands.evaluate.data import Cache, Outcome, cache_key, embed_all, read_folder, read_pairs, read_subgroups
-from engines.base import Pixels, Vector
+from engines.base import Template
 from errors import FaceError
+from photos.pixels import Pixels
 from pipeline import ModelSlots, Pipeline
 from settings import PROJECT, Settings
 from store.encryption import Keyring
@@ -55,7 +56,7 @@ def arguments(folder: Path, *more: str) -> argparse.Namespace:
 
 
 def evaluated(
-    folder: Path, embed: Callable[[bytes], Vector], *more: str, pairs: Path | None = None, groups: Path | None = None
+    folder: Path, embed: Callable[[bytes], Template], *more: str, pairs: Path | None = None, groups: Path | None = None
 ) -> dict[str, Any]:
     """The whole evaluation but for the models: `embed` makes the templates."""
     people, ignored = read_folder(folder)
@@ -76,7 +77,7 @@ def evaluated(
     return result
 
 
-def by_person(data: bytes) -> Vector:
+def by_person(data: bytes) -> Template:
     """Everybody's photos are alike, and nobody's like another's."""
     name, number = data.decode().split()
     vector = np.zeros(DIMENSION, np.float32)
@@ -172,7 +173,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     paths = [one for photos in people.values() for one in photos]
     embedded: list[str] = []
 
-    def embed(data: bytes) -> Vector:
+    def embed(data: bytes) -> Template:
         if len(embedded) == 4:
             raise KeyboardInterrupt
         embedded.append(data.decode())
@@ -183,7 +184,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
         embed_all(paths, embed, cache, at_once=1)
     again: list[str] = []
 
-    def embed_the_rest(data: bytes) -> Vector:
+    def embed_the_rest(data: bytes) -> Template:
         again.append(data.decode())
         return by_person(data)
 
@@ -207,7 +208,7 @@ def test_a_machine_that_can_decode_nothing_ends_the_run_and_refuses_no_photo_for
     people, _ = read_folder(tmp_path)
     paths = [one for photos in people.values() for one in photos]
 
-    def nothing(_: bytes) -> Vector:
+    def nothing(_: bytes) -> Template:
         raise FaceError("overloaded")
 
     with pytest.raises(FaceError, match="overloaded"):
@@ -254,7 +255,7 @@ def test_templates_of_other_limits_or_another_model_or_unchecked_are_not_taken()
 
 
 def test_refused_photos_are_counted_by_reason_and_by_attempt(tmp_path: Path) -> None:
-    def embed(data: bytes) -> Vector:
+    def embed(data: bytes) -> Template:
         if data in (b"a 1", b"b 2"):
             raise FaceError("blurred")
         if data.startswith(b"c"):
@@ -280,7 +281,7 @@ def test_the_same_file_twice_is_no_genuine_pair_and_in_two_folders_a_fault_to_me
     result = evaluated(tmp_path, by_person)
     assert (result["photos"]["repeated_files"], result["photos"]["files_of_two_people"]) == (1, 1)
     assert result["photos"]["templates"] == 5
-    assert "1 files lie in the folders of two people" in evaluation_report.summary(result)
+    assert "1 files lie in the folders of two people" in report.summary(result)
 
 
 def test_lfws_protocol_decides_each_fold_by_the_others_and_takes_refused_photos_for_strangers(tmp_path: Path) -> None:
@@ -288,7 +289,7 @@ def test_lfws_protocol_decides_each_fold_by_the_others_and_takes_refused_photos_
     file = tmp_path / "pairs.txt"
     file.write_text("2 2\nA 1 2\nA 1 3\nA 1 B 1\nA 2 B 2\nB 1 2\nB 2 3\nB 1 A 1\nB 2 A 3\n")
 
-    def embed(data: bytes) -> Vector:
+    def embed(data: bytes) -> Template:
         if data == b"A 3":
             raise FaceError("mask")
         return by_person(data)
@@ -304,7 +305,7 @@ def test_groups_are_compared_within_themselves(tmp_path: Path) -> None:
     write(tmp_path / "photos", a=2, b=2, c=2, d=2, e=1)
     (tmp_path / "groups.csv").write_text("identity,group\na,x\nb,x\nc,y\nd,y\nz,y\n")
 
-    def embed(data: bytes) -> Vector:
+    def embed(data: bytes) -> Template:
         return by_person(b"a" + data[1:]) if data[:1] in b"ab" else by_person(data)
 
     found = evaluated(tmp_path / "photos", embed, groups=tmp_path / "groups.csv")["subgroups"]
@@ -314,7 +315,7 @@ def test_groups_are_compared_within_themselves(tmp_path: Path) -> None:
     assert (rate(x["fnmr"]), rate(y["fnmr"])) == ((0, 2), (0, 2))
 
 
-def noise(data: bytes) -> Vector:
+def noise(data: bytes) -> Template:
     return a_template(int.from_bytes(data, "big") % 2**32)
 
 
@@ -326,7 +327,7 @@ def test_a_recommended_threshold_keeps_what_was_wanted_and_is_a_line_for_env(tmp
     assert 0.005 < for_fmr["fmr"]["share"] <= 0.01
     assert (for_fpir["gallery_size"], for_fpir["extrapolated"]) == (59, False)
     assert 0.08 < for_fpir["fpir"]["share"] <= 0.1
-    assert for_fmr["line"] in evaluation_report.page(result)
+    assert for_fmr["line"] in report.page(result)
 
 
 def test_a_threshold_for_another_gallery_size_is_extrapolated_and_says_so(tmp_path: Path) -> None:
@@ -335,13 +336,13 @@ def test_a_threshold_for_another_gallery_size_is_extrapolated_and_says_so(tmp_pa
     one = result["recommended"][1]
     assert one["extrapolated"]
     assert one["fmr"]["share"] <= one["fmr_needed"] == pytest.approx(1 - 0.5 ** (1 / 600))
-    assert "FPIR 50.0 % with 600 enrolled (extrapolated:" in evaluation_report.summary(result)
+    assert "FPIR 50.0 % with 600 enrolled (extrapolated:" in report.summary(result)
 
 
 def test_what_so_few_pairs_cannot_measure_gets_no_threshold_and_no_rate(tmp_path: Path) -> None:
     result = evaluated(write(tmp_path, a=4, b=4, c=4), by_person, "--wanted-fmr", "1e-4")
     assert result["recommended"][0]["threshold"] is None
-    told = evaluation_report.summary(result)
+    told = report.summary(result)
     assert "FMR 10⁻⁴: not measurable with 48 impostor pairs; it takes 30,000, such as one photo each of 246" in told
     rows = {row["wanted_fmr"]: row for row in result["comparisons"]["rows"]}
     assert (rows[1e-1]["support"], rows[1e-2]["support"]) == ("uncertain", "not measurable")
@@ -369,11 +370,11 @@ def a_rate(errors: int, trials: int, low: float, high: float) -> dict[str, Any]:
     ],
 )
 def test_nothing_seen_is_not_called_none_and_less_than_all_is_not_called_all(found: dict[str, Any], said: str) -> None:
-    assert evaluation_report.rate_text(found) == said
+    assert report.rate_text(found) == said
 
 
 def test_small_shares_are_told_in_powers_of_ten() -> None:
-    assert [evaluation_report.power_of_ten(one) for one in (0.00012, 0.05, 0.25)] == ["1.2·10⁻⁴", "5.0·10⁻²", "25.0 %"]
+    assert [report.power_of_ten(one) for one in (0.00012, 0.05, 0.25)] == ["1.2·10⁻⁴", "5.0·10⁻²", "25.0 %"]
 
 
 class Elements(html.parser.HTMLParser):
@@ -402,7 +403,7 @@ def test_the_report_loads_nothing_names_nobody_and_is_well_formed(tmp_path: Path
     people = {f"Person<{one}>": 3 for one in range(8)}
     write(tmp_path / "photos", **people)
     (tmp_path / "groups.csv").write_text("identity,group\n" + "".join(f"{one},<b>&\n" for one in people))
-    page = evaluation_report.page(evaluated(tmp_path / "photos", noise, groups=tmp_path / "groups.csv"))
+    page = report.page(evaluated(tmp_path / "photos", noise, groups=tmp_path / "groups.csv"))
     elements = Elements(page)
     assert elements.open == []
     drawn = {tag for tag, _ in elements.seen}
@@ -416,10 +417,10 @@ def test_the_report_loads_nothing_names_nobody_and_is_well_formed(tmp_path: Path
 
 def test_people_with_one_photo_each_leave_misses_unknown(tmp_path: Path) -> None:
     result = evaluated(write(tmp_path, **{f"p{one}": 1 for one in range(20)}), noise)
-    told = evaluation_report.summary(result)
+    told = report.summary(result)
     assert "nothing is known of misses" in told
     assert result["comparisons"]["equal_error_rate"] is None
-    assert evaluation_report.page(result).count("<svg") == 2
+    assert report.page(result).count("<svg") == 2
 
 
 def test_the_table_of_gallery_sizes_in_the_concepts_is_what_the_command_would_ask_for() -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks.evaluate_checks import DEGRADATIONS, MEASURES, Degradation, Gates, read_people, read_photos, write_page
-from engines.base import Face, Pixels
+from engines.base import Face
 from engines.covering import Covering
 from face_checks import judge, measure
+from photos.pixels import Pixels
 from settings import Settings
 from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
 

@@ -24,15 +24,15 @@ from commands.bulk import Line, Photo, Report
 from commands.duplicates import pairs_above, tiles_of
 from commands.import_photos import Importer, still_to_do
 from commands.reembed import bring_up_to_date
-from engines.base import Engine, Face, Pixels, Vector
+from engines.base import Engine, Face, Template
 from gallery.decisions import Gallery
 from gallery.templates import coded
+from photos.pixels import Pixels
 from settings import PROJECT, Settings
 from store.audit_log import lines_of
 from store.encryption import Keyring
 from store.records import Enrolment
 from store.sqlite import SqliteStore
-from store.template_bytes import Template
 from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg, write_tiny_pack
 
 
@@ -60,7 +60,7 @@ def commanded(folder: Path, capsys: pytest.CaptureFixture[str], *words: str, sta
 class ByBrightness(ScriptedEngine):
     """A model for which everybody is as bright as their photo."""
 
-    def embed(self, image: Pixels, face: Face) -> Vector:
+    def embed(self, image: Pixels, face: Face) -> Template:
         seed = round(float(image[:8, :8].mean()) / 16)
         vector = np.random.default_rng(seed).normal(size=self.dimension)
         return np.asarray(vector / np.linalg.norm(vector), np.float32)

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from engines.base import Pixels
 from engines.covering import Covering, CoveringModel
 from engines.model_files import ModelUnavailable
 from face_checks import ORIGIN, aligned_face
+from photos.pixels import Pixels
 from settings import PROJECT, Settings
 from tests.support.fakes import a_face, packaged_photo
 

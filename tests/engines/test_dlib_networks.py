@@ -12,10 +12,11 @@ import dlib
 import numpy as np
 import pytest
 
-from engines.base import Pixels, Vector
+from engines.base import Template
 from engines.compact_engine import CompactEngine, weights_folder
 from engines.dlib_networks import DESCRIPTOR, DETECTOR, Descriptor, Detector
 from engines.model_files import ModelUnavailable
+from photos.pixels import Pixels
 from tests.support.fakes import packaged_photo
 
 FOLDER = weights_folder()
@@ -108,7 +109,7 @@ def test_threads_that_share_an_engine_get_what_one_alone_gets(photos: list[Pixel
     images = [np.asarray(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), np.uint8) for photo in photos]
     images.append(np.asarray(cv2.resize(images[0][:200, 120:320], (90, 90)), np.uint8))
 
-    def templates(image: Pixels) -> list[Vector]:
+    def templates(image: Pixels) -> list[Template]:
         return [engine.embed(image, face) for face in engine.detect(image)]
 
     alone = [templates(image) for image in images]

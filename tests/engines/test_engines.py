@@ -16,11 +16,12 @@ import onnx
 import pytest
 
 from bootstrap import load_engine
-from engines import model_files as weights
-from engines.base import Face, Pixels, cosine_of, similarity_of
+from engines import model_files
+from engines.base import Face, cosine_of, similarity_of
 from engines.compact_engine import DLIB_LAYOUT, CompactEngine
 from engines.insightface_engine import AURAFACE_RECOGNISER, INSIGHTFACE_LAYOUT, InsightFaceEngine
 from engines.model_files import ModelFile, ModelUnavailable, ensure
+from photos.pixels import Pixels
 from settings import PROJECT
 from tests.support.fakes import packaged_photo, write_tiny_pack
 
@@ -150,7 +151,7 @@ def verifiable(pack: Path) -> list[ModelFile]:
     files = []
     for task, name in (("detection", "det.onnx"), ("recognition", "rec.onnx")):
         os.utime(pack / name, (0, 0))
-        files.append(ModelFile(name, (pack / name).stat().st_size, weights.digest(pack / name), task))
+        files.append(ModelFile(name, (pack / name).stat().st_size, model_files.digest(pack / name), task))
     return files
 
 
@@ -164,13 +165,13 @@ def test_a_file_is_read_for_its_digest_once_and_only_where_something_hangs_on_it
     files, plain = verifiable(pack), InsightFaceEngine(pack, threads=1).name
     if which == "declared":  # InsightFace reads it, which verifies it
         declare(pack, detection={"file": "det.onnx"}, recognition={"file": "rec.onnx", "sha256": files[1].sha256})
-    digested, digest = list[str](), weights.digest
+    digested, digest = list[str](), model_files.digest
 
     def counted(path: Path) -> str:
         digested.append(path.name)
         return digest(path)
 
-    monkeypatch.setattr(weights, "digest", counted)
+    monkeypatch.setattr(model_files, "digest", counted)
     engine = InsightFaceEngine(pack, threads=1, files=ensure(pack, files) if which == "verified" else None)
     assert sorted(digested) == read
     assert engine.name == plain
@@ -267,7 +268,7 @@ def test_a_recogniser_that_is_replaced_while_it_is_loaded_gives_its_name_to_no_o
 ) -> None:
     verifiable(pack)
     write_tiny_pack(pack / "other", seed=1)
-    digest = weights.digest
+    digest = model_files.digest
 
     def replaced_meanwhile(path: Path) -> str:
         found = digest(path)
@@ -275,7 +276,7 @@ def test_a_recogniser_that_is_replaced_while_it_is_loaded_gives_its_name_to_no_o
             (pack / "other" / "rec.onnx").replace(path)
         return found
 
-    monkeypatch.setattr(weights, "digest", replaced_meanwhile)
+    monkeypatch.setattr(model_files, "digest", replaced_meanwhile)
     with pytest.raises(ModelUnavailable, match="changed while it was loaded"):
         InsightFaceEngine(pack, threads=1)
 
@@ -291,7 +292,8 @@ from contextlib import ExitStack
 import app
 from settings import load_settings
 with ExitStack() as in_the_end:
-    app.build(load_settings({}), in_the_end)
+    settings = load_settings({})
+    app.create_app(settings, app.bootstrap.build_parts(settings, in_the_end))
     print(*sys.modules)
 """
 
@@ -386,7 +388,7 @@ def test_where_the_model_matters_there_is_no_falling_back(
 
 
 def test_auraface_is_known_by_its_recognisers_digest() -> None:
-    assert {file.task for file in weights.AURAFACE} == {"detection", "recognition"}
+    assert {file.task for file in model_files.AURAFACE} == {"detection", "recognition"}
     assert AURAFACE_RECOGNISER == "a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60"
 
 

@@ -15,13 +15,14 @@ from insightface.addons import catalog
 from onnx import TensorProto, helper, numpy_helper
 
 import bootstrap
-from app import create_app
 from engines.compact_engine import CompactEngine
 from engines.liveness import AddOnLiveness
 from engines.model_files import ModelUnavailable
+from face_checks import liveness_check
 from gallery.decisions import Gallery
 from settings import Settings
 from store.sqlite import SqliteStore
+from tests.support.application import make_app
 from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
 
 
@@ -56,7 +57,7 @@ def test_a_face_is_live_from_the_least_probability_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probability: float, passed: bool
 ) -> None:
     write_model(tmp_path, monkeypatch, probability)
-    check = AddOnLiveness(tmp_path, 0.8).check(a_photo(), a_face())
+    check = liveness_check(AddOnLiveness(tmp_path).score(a_photo(), a_face()), Settings(min_liveness=0.8))
     assert (check.code, check.passed) == ("not_live", passed)
     assert check.measured == pytest.approx(probability)
 
@@ -66,7 +67,7 @@ def test_what_the_model_cannot_say_has_not_passed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probability: float
 ) -> None:
     write_model(tmp_path, monkeypatch, probability)
-    check = AddOnLiveness(tmp_path, 0.0).check(a_photo(), a_face())
+    check = liveness_check(AddOnLiveness(tmp_path).score(a_photo(), a_face()), Settings(min_liveness=0.0))
     assert (check.code, check.passed, check.measured) == ("liveness_not_assessed", False, None)
 
 
@@ -75,26 +76,26 @@ def test_a_face_with_too_little_picture_around_it_has_not_passed(
 ) -> None:
     write_model(tmp_path, monkeypatch, 0.99)
     face = a_face(inter_eye_distance=250.0)
-    assert AddOnLiveness(tmp_path, 0.8).check(a_photo(), face).code == "liveness_not_assessed"
+    assert AddOnLiveness(tmp_path).score(a_photo(), face) is None
 
 
 def test_landmarks_that_align_to_nothing_have_not_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(tmp_path, monkeypatch, 0.99)
     face = replace(a_face(), landmarks=np.zeros((5, 2), np.float32))
-    assert not AddOnLiveness(tmp_path, 0.8).check(a_photo(), face).passed
+    assert not liveness_check(AddOnLiveness(tmp_path).score(a_photo(), face), Settings()).passed
 
 
 def test_another_file_than_the_library_names_is_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_model(tmp_path, monkeypatch, 0.99)
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(ModelUnavailable, match="SHA256"):
-        AddOnLiveness(tmp_path, 0.8)
+        AddOnLiveness(tmp_path)
 
 
 def test_a_model_of_another_shape_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(tmp_path, monkeypatch, 0.99, side=64)
     with pytest.raises(ModelUnavailable, match="80"):
-        AddOnLiveness(tmp_path, 0.8)
+        AddOnLiveness(tmp_path)
 
 
 def test_a_model_that_cannot_be_fetched_says_where_it_is_and_under_which_terms(
@@ -102,7 +103,7 @@ def test_a_model_that_cannot_be_fetched_says_where_it_is_and_under_which_terms(
 ) -> None:
     write_model(tmp_path, monkeypatch, 0.99).unlink()
     with pytest.raises(ModelUnavailable, match=r"SHA-256 (.|\n)*non-commercial"):
-        AddOnLiveness(tmp_path, 0.8)
+        AddOnLiveness(tmp_path)
 
 
 def test_the_compact_model_has_other_landmarks_and_is_refused() -> None:
@@ -118,7 +119,7 @@ def a_service(folder: Path, mode: str) -> tuple[Any, ScriptedEngine]:
     gallery = Gallery(store, engine.name, engine.dimension)
     settings = Settings(data_dir=folder, models_dir=folder, liveness=mode)
     liveness = bootstrap.liveness_of(settings, engine)
-    app = create_app(settings, engine, ScriptedCovering(), store, gallery, liveness=liveness)
+    app = make_app(settings, engine, ScriptedCovering(), store, gallery, liveness=liveness)
     return app.test_client(), engine
 
 
@@ -170,12 +171,12 @@ def test_enforced_the_second_photo_of_a_comparison_may_be_of_a_card(
     write_model(tmp_path, monkeypatch, 0.9)
     client, _ = a_service(tmp_path, "enforce")
     asked: list[Any] = []
-    check = AddOnLiveness.check
+    score = AddOnLiveness.score
 
     def counted(self: AddOnLiveness, image: Any, face: Any) -> Any:
         asked.append(face)
-        return check(self, image, face)
+        return score(self, image, face)
 
-    monkeypatch.setattr(AddOnLiveness, "check", counted)
+    monkeypatch.setattr(AddOnLiveness, "score", counted)
     photos = {name: (io.BytesIO(jpeg(a_photo())), "p.jpg") for name in ("file1", "file2")}
     assert (client.post("/compare", data=photos).status_code, len(asked)) == (200, 1)

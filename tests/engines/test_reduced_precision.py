@@ -17,15 +17,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bootstrap import load_engine
-from engines import insightface_pack, reduced_precision
-from engines import model_files as weights
+from engines import insightface_pack, model_files, reduced_precision
 from engines.insightface_engine import InsightFaceEngine
 from engines.model_files import ModelUnavailable
+from photos.pixels import Pixels
 from tests.support.fakes import write_tiny_pack
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-
-Pixels = npt.NDArray[np.uint8]
 
 
 def unavailable(precision: str) -> str:
@@ -66,7 +64,7 @@ class Recogniser:
         folder.mkdir(parents=True, exist_ok=True)
         self.source = folder / "rec.onnx"
         onnx.save(small_recogniser(seed), str(self.source))
-        self.digest = weights.digest(self.source)
+        self.digest = model_files.digest(self.source)
         self.folder = folder / "int8"
         self.original = onnxruntime.InferenceSession(str(self.source), providers=["CPUExecutionProvider"])
         self.conversions = 0
@@ -166,7 +164,7 @@ def test_a_copy_that_is_not_as_it_was_made_is_made_again(tmp_path: Path, harm: s
         about.write_text("[1]")
     recogniser.session("int8")
     assert recogniser.conversions == 2
-    assert json.loads(about.read_text())["sha256"] == weights.digest(copy)
+    assert json.loads(about.read_text())["sha256"] == model_files.digest(copy)
 
 
 @needs("int8")

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engines.base import Template
 from errors import FaceError
-from gallery import decisions as gallery_module
+from gallery import decisions
 from gallery.decisions import Gallery
-from gallery.in_memory import View
+from gallery.in_memory import InMemoryView
 from gallery.templates import BLOCK_ROWS, Candidate
-from store.records import Enrolment, Entry, Store
+from store.records import Enrolment, EnrolmentLog, Entry
 from store.sqlite import SqliteStore
-from store.template_bytes import Template
 from tests.support.databases import Database
 
 D = 64
@@ -99,7 +99,7 @@ class TheStore:
     def close(self) -> None: ...
 
 
-def a_gallery(store: Store | None = None, **options: Any) -> Gallery:
+def a_gallery(store: EnrolmentLog | None = None, **options: Any) -> Gallery:
     return Gallery(store or TheStore(), "m", D, **options)
 
 
@@ -267,7 +267,7 @@ def test_who_is_overtaken_by_the_same_face_searches_again_before_deciding() -> N
 
 
 def test_a_store_that_refuses_every_place_is_given_up_as_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gallery_module, "MAX_LOST_RACES", 5)
+    monkeypatch.setattr(decisions, "MAX_LOST_RACES", 5)
     store = TheStore()
     monkeypatch.setattr(store, "append", lambda *_: 0)
     with pytest.raises(FaceError, match="overloaded"):
@@ -350,8 +350,8 @@ def test_an_erased_template_is_not_kept_in_memory() -> None:
     gallery = a_gallery()
     user_id = enrolled(gallery)
     gallery.refresh()
-    view = gallery._replica.caught_up()
-    assert isinstance(view, View)
+    view = gallery._copy.caught_up()
+    assert isinstance(view, InMemoryView)
     (block,) = view.templates.blocks
     assert block.arrays["rows"][0].any()
     assert block.arrays["codes"][0].any()

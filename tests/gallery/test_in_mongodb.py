@@ -16,16 +16,16 @@ from hypothesis.stateful import rule
 from pymongo.errors import AutoReconnect, OperationFailure
 
 from errors import FaceError
-from gallery import in_mongodb as indexed_replica
+from gallery import in_mongodb
 from gallery.decisions import Gallery
-from gallery.in_mongodb import IndexedReplica
+from gallery.in_mongodb import IndexedCopy
 from settings import Settings, SettingsError
 from store.mongo import MongoStore
 from store.mongo_vectors import MongoVectorIndex, VectorSearchMissingError
 from store.records import Enrolment, Entry
 from tests.gallery import test_log_model as log_model
 from tests.gallery.test_decisions import SAME_FACE, D, a_face, another_photo
-from tests.gallery.test_log_model import EnrolmentLog, FaultyStore
+from tests.gallery.test_log_model import FaultyStore, LogMachine
 from tests.support.databases import BulkBuilder
 from tests.support.vector_stand_in import VectorCollection
 
@@ -33,11 +33,11 @@ from tests.support.vector_stand_in import VectorCollection
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mongomock.collection, "BulkOperationBuilder", BulkBuilder)
-    monkeypatch.setattr(indexed_replica, "KEPT_S", 0.0)
-    monkeypatch.setattr(indexed_replica, "SETTLE_SECONDS", 3600.0)
-    monkeypatch.setattr(indexed_replica, "LOAD_AGAIN_SECONDS", 0.01)
-    monkeypatch.setattr(indexed_replica, "PLACES_AT_ONCE", 10)
-    monkeypatch.setattr(indexed_replica, "COUNT_SECONDS", 0.0)
+    monkeypatch.setattr(in_mongodb, "KEPT_S", 0.0)
+    monkeypatch.setattr(in_mongodb, "SETTLE_SECONDS", 3600.0)
+    monkeypatch.setattr(in_mongodb, "LOAD_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(in_mongodb, "PLACES_AT_ONCE", 10)
+    monkeypatch.setattr(in_mongodb, "COUNT_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -80,16 +80,16 @@ class Started:
         return int(self.gallery.status()["in_tail"])
 
     @property
-    def replica(self) -> IndexedReplica:
-        replica = self.gallery._replica
-        assert isinstance(replica, IndexedReplica)
+    def replica(self) -> IndexedCopy:
+        replica = self.gallery._copy
+        assert isinstance(replica, IndexedCopy)
         return replica
 
 
 @pytest.fixture
 def _nothing_left_to_the_tail(monkeypatch: pytest.MonkeyPatch) -> None:
     """A start waits until everybody is seen in the index."""
-    monkeypatch.setattr(indexed_replica, "TAIL_AT_START", 0)
+    monkeypatch.setattr(in_mongodb, "TAIL_AT_START", 0)
 
 
 def test_people_are_found_in_the_index_when_the_tail_holds_nobody(collection: VectorCollection) -> None:
@@ -152,7 +152,7 @@ def test_whoever_enrolled_between_the_search_and_the_decision_is_seen_though_the
 def test_whoever_enrolled_a_moment_ago_stays_in_the_tail(
     collection: VectorCollection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexed_replica, "KEPT_S", 3600.0)
+    monkeypatch.setattr(in_mongodb, "KEPT_S", 3600.0)
     here = Started(collection)
     here.enrol(0)
     here.gallery.refresh()
@@ -385,7 +385,7 @@ def test_an_index_that_is_made_anew_is_not_believed_before_it_is_seen_to_hold_ev
 def test_later_places_in_the_index_do_not_vouch_for_earlier_ones_that_got_their_vectors_late(
     collection: VectorCollection, monkeypatch: pytest.MonkeyPatch, tail_at_start: int
 ) -> None:
-    monkeypatch.setattr(indexed_replica, "TAIL_AT_START", tail_at_start)
+    monkeypatch.setattr(in_mongodb, "TAIL_AT_START", tail_at_start)
     in_memory = Started(collection, in_memory=True)
     people = [in_memory.enrol(seed) for seed in range(12)]
     dying = MongoStore(collection)  # type: ignore[arg-type]
@@ -483,7 +483,7 @@ def test_a_vector_index_needs_a_mongodb() -> None:
         Settings(search="mongodb")
 
 
-class IndexedEnrolmentLog(EnrolmentLog):
+class IndexedLogMachine(LogMachine):
     """The same promise where two processes search in an index that lags, and one on the same collection in memory."""
 
     def __init__(self) -> None:
@@ -513,12 +513,12 @@ class IndexedEnrolmentLog(EnrolmentLog):
 
     @rule(process=st.integers(0, 1))
     def settle(self, process: int) -> None:
-        replica = self.galleries[process]._replica
-        assert isinstance(replica, IndexedReplica)
+        replica = self.galleries[process]._copy
+        assert isinstance(replica, IndexedCopy)
         replica.settle()
 
 
 def test_no_order_of_events_breaks_the_log_where_an_index_that_lags_searches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexed_replica, "PLACES_AT_ONCE", 3)
-    monkeypatch.setattr(indexed_replica, "BLOCK_ROWS", log_model.ROWS)
-    log_model.run(IndexedEnrolmentLog)
+    monkeypatch.setattr(in_mongodb, "PLACES_AT_ONCE", 3)
+    monkeypatch.setattr(in_mongodb, "BLOCK_ROWS", log_model.ROWS)
+    log_model.run(IndexedLogMachine)

@@ -25,15 +25,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from engines.base import Template
 from errors import FaceError
-from gallery import in_memory as replica
+from gallery import in_memory, templates
 from gallery import snapshot as snapshot_module
-from gallery import templates
 from gallery.decisions import Gallery
 from gallery.snapshot import SnapshotFolder
-from store.records import Enrolment, Entry, Store
+from store.records import Enrolment, EnrolmentLog, Entry
 from store.sqlite import SqliteStore
-from store.template_bytes import Template
 
 D = 32
 FACES = 8
@@ -56,7 +55,7 @@ def photo(face: int, take: int = 0) -> Template:
 class FaultyStore:
     """A store whose next insertion can be overtaken, or whose answer can get lost after or before the fact."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: EnrolmentLog) -> None:
         self._store = store
         self._store.prepare()
         self.overtaken_by: Any = None
@@ -93,13 +92,13 @@ processes = st.integers(0, PROCESSES - 1)
 faults = st.sampled_from(["", "", "lost before", "lost after"])
 
 
-class EnrolmentLog(RuleBasedStateMachine):
+class LogMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.patch = pytest.MonkeyPatch()
-        for module in (templates, snapshot_module, replica):
+        for module in (templates, snapshot_module, in_memory):
             self.patch.setattr(module, "BLOCK_ROWS", ROWS)
-        self.patch.setattr(replica, "SAVED_AT_ONCE", 2)
+        self.patch.setattr(in_memory, "SAVED_AT_ONCE", 2)
         # Crashes here are of processes, not of the machine.
         self.patch.setattr(os, "fsync", lambda _: None)
         self.folder = tempfile.TemporaryDirectory()
@@ -221,7 +220,7 @@ class EnrolmentLog(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
-def run(machine: type[EnrolmentLog]) -> None:
+def run(machine: type[LogMachine]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -231,4 +230,4 @@ def run(machine: type[EnrolmentLog]) -> None:
 
 
 def test_no_order_of_events_breaks_the_log() -> None:
-    run(EnrolmentLog)
+    run(LogMachine)

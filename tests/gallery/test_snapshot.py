@@ -16,15 +16,13 @@ import pytest
 
 from commands import backup
 from errors import FaceError
-from gallery import in_memory as replica
+from gallery import in_memory, snapshot_file, templates
 from gallery import snapshot as snapshot_module
-from gallery import snapshot_file as saved_block
-from gallery import templates
 from gallery.decisions import Gallery
 from gallery.snapshot import ERASED, SnapshotFolder
 from gallery.snapshot_file import MappedBlock, open_block
 from store.encryption import NO_KEYS, OVERHEAD, Keyring
-from store.records import Enrolment, Entry, Store
+from store.records import Enrolment, EnrolmentLog, Entry
 from tests.gallery.test_decisions import a_face
 from tests.support.databases import Database
 
@@ -35,17 +33,17 @@ KEYRINGS = {"plain": NO_KEYS, "sealed": Keyring((bytes(range(32)),))}
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (templates, snapshot_module, replica):
+    for module in (templates, snapshot_module, in_memory):
         monkeypatch.setattr(module, "BLOCK_ROWS", ROWS)
-    monkeypatch.setattr(saved_block, "PAGE_ROWS", 5)
-    monkeypatch.setattr(replica, "APPLIED_AT_ONCE", 10)
-    monkeypatch.setattr(replica, "SAVED_AT_ONCE", 8)
+    monkeypatch.setattr(snapshot_file, "PAGE_ROWS", 5)
+    monkeypatch.setattr(in_memory, "APPLIED_AT_ONCE", 10)
+    monkeypatch.setattr(in_memory, "SAVED_AT_ONCE", 8)
 
 
 class Counted:
     """A store that counts the entries that are read from it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: EnrolmentLog) -> None:
         self._store = store
         self.read = 0
 
@@ -93,7 +91,7 @@ def wait_for(path: Path, _running: Started) -> None:
         time.sleep(0.01)
 
 
-def enrol(store: Store, seeds: range, model: str = "m") -> list[str]:
+def enrol(store: EnrolmentLog, seeds: range, model: str = "m") -> list[str]:
     people = [Enrolment(f"00000000-0000-4000-8000-{seed:012}", a_face(seed), model, 1.0) for seed in seeds]
     assert store.append(store.last_place() + 1, people) == len(people)
     return [one.user_id for one in people]
@@ -335,7 +333,7 @@ def test_whoever_is_erased_while_a_block_is_written_is_erased_in_it(
     database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     people = enrol(database.open(), range(ROWS))
-    write = saved_block.write_block
+    write = snapshot_file.write_block
 
     def erased_meanwhile(descriptor: int, block: templates.Block, *rest: Any) -> None:
         write(descriptor, block, *rest)
@@ -388,7 +386,7 @@ def test_a_page_of_another_sealed_file_is_not_believed(database: Database, tmp_p
     Started(database, folder).gallery.close()
     second = path.read_bytes()
     row = sum(dtype.itemsize * math.prod(shape) for dtype, shape in templates.layout(D, 1).values())
-    last_page = ROWS % saved_block.PAGE_ROWS * row + OVERHEAD
+    last_page = ROWS % snapshot_file.PAGE_ROWS * row + OVERHEAD
     path.write_bytes(second[:-last_page] + first[-last_page:])
     again = Started(database, folder)
     assert (again.ids(), again.store.read) == (set(people), ROWS)
@@ -444,6 +442,6 @@ def test_a_file_of_another_version_is_read_anew(
 ) -> None:
     people = enrol(database.open(), range(ROWS))
     with monkeypatch.context() as other_version:
-        other_version.setattr(saved_block.Header, "to_bytes", lambda self: json.dumps({"rows": self.count}).encode())
+        other_version.setattr(snapshot_file.Header, "to_bytes", lambda self: json.dumps({"rows": self.count}).encode())
         Started(database, folder).gallery.close()
     assert Started(database, folder).ids() == set(people)

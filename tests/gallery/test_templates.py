@@ -10,21 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines.base import Template
 from gallery.templates import Block, Candidate, Probe, Templates, key_of
 
-Vector = npt.NDArray[np.float32]
 
-
-def normalised(vectors: npt.NDArray[np.floating]) -> Vector:
-    unit: Vector = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+def normalised(vectors: npt.NDArray[np.floating]) -> Template:
+    unit: Template = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
     return unit
 
 
-def people(n: int, d: int, seed: int = 0) -> Vector:
+def people(n: int, d: int, seed: int = 0) -> Template:
     return normalised(np.random.default_rng(seed).normal(size=(n, d)))
 
 
-def enrolled(vectors: Vector, at_once: int = 1000) -> Templates:
+def enrolled(vectors: Template, at_once: int = 1000) -> Templates:
     templates = Templates(vectors.shape[1])
     for start in range(0, len(vectors), at_once):
         part = vectors[start : start + at_once]
@@ -36,14 +35,16 @@ def an_id(row: int) -> str:
     return str(uuid.UUID(int=(row + 1) << 70))
 
 
-def brute_force(vectors: Vector, probe: Vector, k: int | None, least: float, gone: frozenset[int]) -> list[Candidate]:
+def brute_force(
+    vectors: Template, probe: Template, k: int | None, least: float, gone: frozenset[int]
+) -> list[Candidate]:
     cosines = np.vecdot(vectors, probe)
     rows = [row for row in np.lexsort((np.arange(len(vectors)), -cosines)) if cosines[row] >= least and row not in gone]
     return [Candidate(an_id(int(row)), min(1.0, float(cosines[row]))) for row in rows[:k]]
 
 
 # Few different values, so that ties and near-ties are many; spikes, whose codes are the coarsest.
-def crowds(d: int) -> st.SearchStrategy[Vector]:
+def crowds(d: int) -> st.SearchStrategy[Template]:
     component = st.sampled_from([-1.0, -0.3, -1e-3, 0.0, 1e-6, 1e-3, 0.25, 0.2500001, 1.0, 40.0])
     rows = st.lists(st.lists(component, min_size=d, max_size=d).filter(any), min_size=1, max_size=40)
     return rows.map(lambda all_: normalised(np.array(all_)))
@@ -51,7 +52,7 @@ def crowds(d: int) -> st.SearchStrategy[Vector]:
 
 @given(crowds(6), st.data())
 @settings(max_examples=300, deadline=None)
-def test_a_search_is_what_comparing_with_every_row_in_float32_is(vectors: Vector, data: st.DataObject) -> None:
+def test_a_search_is_what_comparing_with_every_row_in_float32_is(vectors: Template, data: st.DataObject) -> None:
     templates = enrolled(vectors, data.draw(st.sampled_from([1, 3, 100])))
     gone = data.draw(st.frozensets(st.integers(0, len(vectors) - 1), max_size=5))
     for row in gone:
@@ -83,7 +84,7 @@ def test_the_codes_rule_out_nearly_everybody(monkeypatch: pytest.MonkeyPatch) ->
     compared: list[int] = []
     compare = Block.cosines
 
-    def counted(self: Block, probe: Probe, offsets: npt.NDArray[np.intp]) -> Vector:
+    def counted(self: Block, probe: Probe, offsets: npt.NDArray[np.intp]) -> Template:
         compared.append(len(offsets))
         return compare(self, probe, offsets)
 
@@ -126,7 +127,9 @@ def test_an_older_view_never_sees_who_came_later() -> None:
     assert newer.search(vectors[9])[0].user_id == an_id(9)
 
 
-@pytest.mark.parametrize("user_id", ["older-42", "", "ÄÖ\udc80", str(uuid.UUID(int=0)), "F5431309-4CC2-4F29-8207-04CB07A20138"])
+@pytest.mark.parametrize(
+    "user_id", ["older-42", "", "ÄÖ\udc80", str(uuid.UUID(int=0)), "F5431309-4CC2-4F29-8207-04CB07A20138"]
+)
 def test_a_user_id_of_any_text_is_kept_found_and_forgotten(user_id: str) -> None:
     vectors = people(3, 32)
     templates = Templates(32).extended(vectors, [an_id(0), user_id, user_id])

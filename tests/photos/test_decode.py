@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from errors import FaceError
-from photos.decode import Pixels, decode
+from photos.decode import decode
+from photos.pixels import Pixels
 from tests.support import heic
 from tests.support.fakes import packaged_photo
 

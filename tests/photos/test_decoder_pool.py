@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from errors import FaceError
-from photos import decode as images
-from photos import decoder_pool as decoders
+from photos import decode, decoder_pool
 from photos.decoder_pool import Decoders
 from tests.support.heic import heic_of_many
 from tests.support.running import ASTRONAUT
@@ -43,7 +42,7 @@ def refusal(pool: Decoders, data: bytes, **limits: Any) -> FaceError:
 
 @pytest.mark.parametrize("longest_side", [200, 100_000])
 def test_a_photo_is_what_it_is_when_decoded_here(pool: Decoders, longest_side: int) -> None:
-    here = images.decode(ASTRONAUT, longest_side=longest_side, **LIMITS)
+    here = decode.decode(ASTRONAUT, longest_side=longest_side, **LIMITS)
     there = pool.decode(ASTRONAUT, longest_side=longest_side, **LIMITS)
     assert (there.reduced_by, there.size) == (here.reduced_by, here.size)
     assert np.array_equal(there.pixels, here.pixels)
@@ -76,7 +75,7 @@ def test_a_decoder_that_crashes_takes_its_photo_with_it_and_nothing_else(pool: D
 def test_where_no_decoder_works_nobody_is_told_that_a_photo_is_damaged(
     pool: Decoders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoders, "_PROGRAM", ("/nowhere.py",))
+    monkeypatch.setattr(decoder_pool, "_PROGRAM", ("/nowhere.py",))
     os.kill(process_of(pool), signal.SIGKILL)
     pool._idle.queue[0].wait()
     for _ in range(2):
@@ -89,7 +88,7 @@ def test_where_no_decoder_works_nobody_is_told_that_a_photo_is_damaged(
 
 def test_a_decoder_that_hangs_is_ended(pool: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
     pool.decode(ASTRONAUT, **LIMITS)
-    monkeypatch.setattr(decoders, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(decoder_pool, "PATIENCE_S", 0.2)
     os.kill(process_of(pool), signal.SIGSTOP)
     assert refusal(pool, ASTRONAUT).code == "unreadable_image"
     monkeypatch.undo()
@@ -141,7 +140,7 @@ def test_what_a_decoder_that_was_taken_over_says_is_not_believed(
     # It waits until it is asked: what ends before that is no photo's fault.
     liar.write_text(f"import sys\nsys.stdin.buffer.readline()\nsys.stdout.buffer.write({lie!r} + b'\\n')\n")
     with monkeypatch.context() as lying:
-        lying.setattr(decoders, "_PROGRAM", (str(liar),))
+        lying.setattr(decoder_pool, "_PROGRAM", (str(liar),))
         pool = Decoders(1, LIMITS["max_pixels"])
     assert refusal(pool, ASTRONAUT).code == "unreadable_image"
     assert pool.decode(ASTRONAUT, **LIMITS).size == (512, 512)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engines.base import Pixels
+from photos.pixels import Pixels
 from photos.resampling import cut_out, to_side
 
 

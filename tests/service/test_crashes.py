@@ -15,7 +15,7 @@ import pytest
 from bootstrap import open_store
 from errors import FaceError
 from gallery.decisions import Gallery
-from store.records import Store
+from store.records import EnrolmentLog
 from tests.service.test_races import a_person
 from tests.support import crashing
 from tests.support.crashing import ENROLLED, NO_ANSWER, NO_ROOM, UNAVAILABLE, Crowd, Disk, Line
@@ -73,7 +73,7 @@ class OnTheLine:
 
     line: Line
     gallery: Gallery
-    records: Store
+    records: EnrolmentLog
 
     def enrol(self, request_key: str | None = "k") -> str:
         return self.gallery.enrol(crashing.a_template(1), duplicate_cosine=crashing.SAME, request_key=request_key)

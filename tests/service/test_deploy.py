@@ -64,7 +64,7 @@ def test_the_image_holds_every_module_that_the_service_and_its_commands_import(t
     for source in copied_into_the_image():
         for path in PROJECT.glob(source.rstrip("/")):
             (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
-    modules = [*tmp_path.glob("*.py"), *tmp_path.glob("operators/*.py")]
+    modules = [path for path in tmp_path.rglob("*.py") if path.name != "__init__.py"]
     names = [".".join(path.relative_to(tmp_path).with_suffix("").parts) for path in modules]
     assert {"app", *(module for module, _ in COMMANDS.values())} <= set(names)
     imported = subprocess.run(

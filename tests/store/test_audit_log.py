@@ -17,11 +17,11 @@ import pytest
 
 import app
 from api.metrics import Metrics
-from app import create_app
 from gallery.decisions import Gallery
 from settings import Settings
 from store.audit_log import MAX_DROPPED, AuditError, AuditLog, lines_of
 from store.sqlite import SqliteStore
+from tests.support.application import make_app
 from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg
 
 
@@ -32,7 +32,7 @@ def client_of(folder: Path, **settings: Any) -> Any:
     gallery = Gallery(store, engine.name, engine.dimension)
     audit = AuditLog(folder / "audit", 365)
     wanted = Settings(data_dir=folder, **settings)
-    return create_app(wanted, engine, ScriptedCovering(), store, gallery, audit=audit).test_client()
+    return make_app(wanted, engine, ScriptedCovering(), store, gallery, audit=audit).test_client()
 
 
 @pytest.fixture

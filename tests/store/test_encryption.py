@@ -19,17 +19,17 @@ import pytest
 
 import bootstrap
 from commands import rotate_keys
+from engines.base import Template
 from errors import FaceError
 from gallery.decisions import Gallery
 from gallery.templates import Templates
 from settings import PROJECT, Settings, SettingsError, load_settings
-from store import template_bytes as template_codec
+from store import template_bytes
 from store.encryption import MAGIC, Keyring, is_sealed, parse_keys
 from store.mongo import MongoStore
 from store.mongo_vectors import MongoVectorIndex
-from store.records import PAGE, Enrolment, Store, StoredEmbedding
+from store.records import PAGE, Enrolment, EnrolmentLog, StoredEmbedding
 from store.sqlite import SqliteStore
-from store.template_bytes import Template
 from tests.support.databases import Database
 from tests.support.fakes import ScriptedEngine
 
@@ -48,10 +48,10 @@ def a_template(seed: int) -> Template:
 
 def as_read(seed: int) -> Template:
     """A template as it is read from a store, to the last bit."""
-    return template_codec.decode(template_codec.encode(a_template(seed), "", "m", NEW), "", "m", NEW)
+    return template_bytes.decode(template_bytes.encode(a_template(seed), "", "m", NEW), "", "m", NEW)
 
 
-def started(folder: Path, keyring: Keyring) -> tuple[Store, Gallery]:
+def started(folder: Path, keyring: Keyring) -> tuple[EnrolmentLog, Gallery]:
     """What a service makes of its settings: its store and its gallery, loaded."""
     settings = Settings(data_dir=folder, template_keys=text(keyring))
     engine = ScriptedEngine()
@@ -147,7 +147,7 @@ def test_a_record_without_a_user_id_stops_nobody_whatever_key_it_claims(database
 @pytest.mark.parametrize("timestamp", [1e300, -1e18, 0.0])
 def test_a_person_enrolled_at_no_possible_time_is_found_without_one(database: Database, timestamp: float) -> None:
     store = database.open()
-    blob = template_codec.encode(a_template(1), "person-1", "m", Keyring())
+    blob = template_bytes.encode(a_template(1), "person-1", "m", Keyring())
     database.write({"seq": 1, "user_id": "person-1", "embedding": blob, "timestamp": timestamp})
     person = store.find_person("person-1")
     assert person is not None
@@ -167,9 +167,9 @@ def test_a_sealed_template_in_somebody_elses_record_never_matches(database: Data
 
 
 def test_a_sealed_template_under_another_models_name_is_no_template() -> None:
-    blob = template_codec.encode(a_template(1), "somebody", "m", NEW)
+    blob = template_bytes.encode(a_template(1), "somebody", "m", NEW)
     with pytest.raises(ValueError, match="place"):
-        template_codec.decode(blob, "somebody", "another", NEW)
+        template_bytes.decode(blob, "somebody", "another", NEW)
 
 
 @pytest.mark.parametrize(("keyring", "given_away"), [(Keyring(), True), (NEW, False)])
@@ -346,7 +346,7 @@ def test_a_rotation_takes_away_the_vectors_that_mongodbs_index_searched(database
     plain.append(1, [an_enrolment(1)])
     assert "vector" in database.collection.find_one({"seq": 1})
     (stored,) = plain.embeddings(0)
-    sealed = template_codec.reseal(stored.embedding, stored.user_id, stored.model, NEW)
+    sealed = template_bytes.reseal(stored.embedding, stored.user_id, stored.model, NEW)
     assert sealed is not None
     assert plain.replace_embeddings([(stored, sealed)]) == 1
     assert database.collection.find_one({"seq": 1}).keys() & {"vector", "vector_model"} == set()

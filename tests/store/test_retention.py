@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import app
+from engines.base import Template
 from errors import FaceError
 from gallery.decisions import Gallery
 from store.audit_log import AuditLog, lines_of
-from store.records import Enrolment, Records
+from store.records import Enrolment, RecordStore
 from store.retention import DAY, Retention, RetentionError, due, erase
-from store.template_bytes import Template
 from tests.support.databases import Database
 
 NOW = time.time()
@@ -110,18 +110,18 @@ def test_a_sweep_never_takes_more_than_a_small_share(database: Database) -> None
 class Service:
     """What a service keeps for its retention."""
 
-    def __init__(self, store: Records, folder: Path) -> None:
+    def __init__(self, store: RecordStore, folder: Path) -> None:
         self.folder = folder
         self.retention = Retention(store, DAYS, lambda: 1000, AuditLog(folder, 365))
 
 
 @pytest.fixture
-def service(database: Database, tmp_path: Path) -> Callable[[Records], Service]:
+def service(database: Database, tmp_path: Path) -> Callable[[RecordStore], Service]:
     return lambda store: Service(store, tmp_path / "audit")
 
 
 def test_a_verification_is_noted_at_the_latest_when_the_service_stops(
-    database: Database, service: Callable[[Records], Service]
+    database: Database, service: Callable[[RecordStore], Service]
 ) -> None:
     store = database.open()
     store.append(1, enrolled_ago(200, 200, 1))
@@ -133,7 +133,7 @@ def test_a_verification_is_noted_at_the_latest_when_the_service_stops(
 
 
 def test_a_sweep_erases_who_is_due_and_tells_the_audit_log(
-    database: Database, service: Callable[[Records], Service]
+    database: Database, service: Callable[[RecordStore], Service]
 ) -> None:
     store = database.open()
     store.append(1, enrolled_ago(200, 200, 1))

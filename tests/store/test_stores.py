@@ -28,14 +28,13 @@ from bson.int64 import Int64
 from pymongo.errors import NetworkTimeout, WriteConcernError
 
 from bootstrap import open_store
+from engines.base import Template
 from errors import FaceError
-from store import mongo as mongo_store
+from store import mongo, sqlite
 from store import records as store_module
-from store import sqlite as sqlite_store
 from store.mongo import MongoStore
-from store.records import Enrolment, Entry, Store
+from store.records import Enrolment, EnrolmentLog, Entry
 from store.sqlite import SqliteStore
-from store.template_bytes import Template
 from tests.support.databases import Database, MongoServer
 
 ROOT = Path(__file__).parents[2]
@@ -53,15 +52,15 @@ def an_enrolment(seed: int = 0, **fields: Any) -> Enrolment:
 
 
 def with_pages_of(records: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (store_module, mongo_store, sqlite_store):
+    for module in (store_module, mongo, sqlite):
         monkeypatch.setattr(module, "PAGE", records)
 
 
-def the_log(store: Store, after: int = 0) -> list[Entry]:
+def the_log(store: EnrolmentLog, after: int = 0) -> list[Entry]:
     return list(store.entries(after))
 
 
-def places(store: Store) -> list[int]:
+def places(store: EnrolmentLog) -> list[int]:
     return [entry.seq for entry in store.entries(0)]
 
 
@@ -111,7 +110,7 @@ def test_of_many_that_race_for_one_place_exactly_one_wins(database: Database) ->
     start = threading.Barrier(8)
     won: list[int] = []
 
-    def race(store: Store) -> None:
+    def race(store: EnrolmentLog) -> None:
         start.wait()
         won.append(store.append(1, [an_enrolment()]))
 
@@ -450,7 +449,7 @@ def test_what_mongodb_acknowledges_is_journalled_by_a_majority_and_what_is_appli
 
 
 def test_the_description_and_the_errors_name_hosts_but_no_credentials(tmp_path: Path) -> None:
-    def opened(uri: str | None) -> Store:
+    def opened(uri: str | None) -> EnrolmentLog:
         return open_store(uri, mongo_db="db", mongo_collection="faces", data_dir=tmp_path)
 
     store = opened("mongodb://user:p%40ss@one:27017,two:27018/db?replicaSet=rs")

@@ -31,9 +31,9 @@ import numpy.typing as npt
 import requests
 
 from bootstrap import open_store
+from engines.base import Template
 from settings import PROJECT
-from store.records import Entry, Store
-from store.template_bytes import Template
+from store.records import EnrolmentLog, Entry
 from tests.service.test_races import NO_GATES, a_person
 from tests.support.databases import MongoServer
 from tests.support.fakes import write_tiny_pack
@@ -92,7 +92,7 @@ def a_template(number: int) -> Template:
 
 
 @contextlib.contextmanager
-def records_of(service: Service, mongo_uri: str | None = None) -> Iterator[Store]:
+def records_of(service: Service, mongo_uri: str | None = None) -> Iterator[EnrolmentLog]:
     """The service's store, opened beside it."""
     environment = service.environment
     store = open_store(
@@ -173,7 +173,7 @@ class Crowd:
             assert time.monotonic() < deadline, f"the service did not recover: {Counter(self.answers[-20:])}"
             self.sign_up(self._unsettled.popleft())
 
-    def check(self, store: Store) -> int:
+    def check(self, store: EnrolmentLog) -> int:
         """Assert that the log is whole, and that whoever was told to be enrolled is in it and recognised.
 
         Returns how many are enrolled although they were not told so: at most those who asked.
@@ -198,7 +198,7 @@ class Crowd:
         return untold
 
 
-def assert_whole(store: Store) -> list[Entry]:
+def assert_whole(store: EnrolmentLog) -> list[Entry]:
     """Return the log's entries, which are all readable and in places 1 to n."""
     entries = list(store.entries(0))
     assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1))
@@ -253,13 +253,13 @@ import sys
 from itertools import count
 from pathlib import Path
 import numpy as np
-from gallery import in_memory as replica, snapshot, templates
+from gallery import in_memory, snapshot, templates
 from gallery.decisions import Gallery
 from bootstrap import open_store
 
 # So small that kills meet the snapshot's writing as well.
-templates.BLOCK_ROWS = snapshot.BLOCK_ROWS = replica.BLOCK_ROWS = 16
-replica.SAVED_AT_ONCE = 3
+templates.BLOCK_ROWS = snapshot.BLOCK_ROWS = in_memory.BLOCK_ROWS = 16
+in_memory.SAVED_AT_ONCE = 3
 store = open_store(None, mongo_db="", mongo_collection="", data_dir=Path(sys.argv[1]))
 store.prepare()
 gallery = Gallery(store, "m", 512, snapshot=snapshot.SnapshotFolder(Path(sys.argv[1]) / "gallery", "", 512))
@@ -383,7 +383,7 @@ class Line:
     def __init__(self, server: MongoServer, *, replica_set: bool = False) -> None:
         self.trouble: str | None = None
         self._behind = ("127.0.0.1", server.port)
-        self._replica_set = replica_set
+        self._copy_set = replica_set
         self._insert_lock = threading.Lock()
         self._inserted: dict[bytes, bytes] = {}
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -429,7 +429,7 @@ class Line:
         if trouble == "cut":
             return None
         # What a member of a replica set says so that the driver tries again by itself.
-        label: dict[str, Any] = {"errorLabels": ["RetryableWriteError"]} if self._replica_set else {}
+        label: dict[str, Any] = {"errorLabels": ["RetryableWriteError"]} if self._copy_set else {}
         if trouble == "not primary":
             return _reply(message, _NOT_PRIMARY | label)
         attempt = bson.encode({name: command.get(name) for name in ("lsid", "txnNumber")})
@@ -444,7 +444,7 @@ class Line:
         return _reply(message, (_STEPPED_DOWN if trouble == "stepped down" else answer | _UNCONFIRMED) | label)
 
     def _hello(self, answer: bytes, *, primary: bool) -> bytes:
-        if not self._replica_set:
+        if not self._copy_set:
             return answer
         # `ismaster` is what the first, older kind of greeting asks for.
         role = {"isWritablePrimary": primary, "ismaster": primary, "secondary": not primary}

@@ -22,7 +22,7 @@ import pytest
 from bootstrap import open_store
 from store.encryption import NO_KEYS, Keyring
 from store.mongo import MongoStore
-from store.records import Records
+from store.records import RecordStore
 
 
 class MongoServer:
@@ -72,10 +72,10 @@ class Database:
         elif mongo_uri is not None:
             self._client = pymongo.MongoClient(mongo_uri)
         self.collection: Any = self._client[self._name][self._name] if self._client is not None else None
-        self._stores: list[Records] = []
+        self._stores: list[RecordStore] = []
 
-    def open(self, *, prepare: bool = True, keyring: Keyring = NO_KEYS) -> Records:
-        store: Records
+    def open(self, *, prepare: bool = True, keyring: Keyring = NO_KEYS) -> RecordStore:
+        store: RecordStore
         if self.kind == "mongomock":
             store = MongoStore(self.collection, keyring=keyring)
         else:

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.base import Face, LandmarkLayout, Pixels, Vector
+from engines.base import Face, LandmarkLayout, Template
 from engines.covering import Covering
 from engines.insightface_engine import INSIGHTFACE_LAYOUT
+from photos.pixels import Pixels
 
 DIMENSION = 8
 
@@ -45,7 +46,7 @@ def jpeg(image: Pixels) -> bytes:
     return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1])
 
 
-def a_template(seed: int) -> Vector:
+def a_template(seed: int) -> Template:
     vector = np.random.default_rng(seed).normal(size=DIMENSION).astype(np.float32)
     return np.asarray(vector / np.linalg.norm(vector), np.float32)
 
@@ -73,8 +74,8 @@ class ScriptedEngine:
 
     def __init__(self) -> None:
         self.faces: list[Face] = [a_face()]
-        self.template: Vector = a_template(1)
-        self.templates: list[Vector] = []
+        self.template: Template = a_template(1)
+        self.templates: list[Template] = []
         self.detections = 0
         self.embeddings = 0
         self.released = threading.Event()
@@ -88,7 +89,7 @@ class ScriptedEngine:
         assert self.released.wait(20)
         return self.faces
 
-    def embed(self, image: Pixels, face: Face) -> Vector:
+    def embed(self, image: Pixels, face: Face) -> Template:
         self.embeddings += 1
         return self.templates.pop(0) if self.templates else self.template
 
