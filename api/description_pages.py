@@ -89,7 +89,7 @@ def _fields(api: Json) -> list[Json]:
         properties = schema.get("properties", {})
         place = "answer" if properties.get("status", {}).get("const") == "success" else f"`{schema_name}`"
         for name, one in properties.items():
-            if text := _resolved(api, one).get("description"):
+            if text := openapi.resolved(api, one).get("description"):
                 fields.setdefault((place, name), {"name": name, "place": place, "description": text})
     return list(fields.values())
 
@@ -103,7 +103,7 @@ def _operation(api: Json, path: str, method: str, item: Json) -> Json:
         for name, schema in form.get("properties", {}).items()
     ]
     parameters = [one for one in item["parameters"] if one.get("in") == "path"] + operation.get("parameters", [])
-    inputs += [{"required": False, "place": one["in"], **one} for one in (_resolved(api, one) for one in parameters)]
+    inputs += [{"required": False, "place": one["in"], **one} for one in (openapi.resolved(api, one) for one in parameters)]
     content = operation["responses"]["200"]["content"]
     example = content.get("application/json", {}).get("example")
     return {
@@ -125,14 +125,6 @@ def _indented(answer: Json) -> str:
     return re.sub(
         r"\[[\s\d.,]+\]", lambda numbers: "[" + ", ".join(numbers[0][1:-1].replace(",", " ").split()) + "]", text
     )
-
-
-def _resolved(api: Json, one: Json) -> Json:
-    """What a `$ref` names; anything else itself."""
-    found: Any = api
-    for part in one["$ref"].lstrip("#/").split("/") if "$ref" in one else ():
-        found = found[part]
-    return found if "$ref" in one else one
 
 
 def _marked(text: str) -> Markup:

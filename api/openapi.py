@@ -62,6 +62,16 @@ def operations_of(item: Json) -> dict[str, Json]:
     return {method: operation for method, operation in item.items() if method != "parameters"}
 
 
+def resolved(api: Json, value: Json) -> Json:
+    """The part of the document that `value` refers to by `$ref`; `value` itself if it is no reference."""
+    if "$ref" not in value:
+        return value
+    found: Any = api
+    for key in value["$ref"].removeprefix("#/").split("/"):
+        found = found[key]
+    return dict(found)
+
+
 def _filled_in(value: Any, values: Mapping[str, Any]) -> Any:
     """A copy of `value` with every `{{ name }}` in it replaced; a text that is nothing else keeps the value's type."""
     if isinstance(value, dict):

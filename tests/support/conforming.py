@@ -1,4 +1,4 @@
-"""Owns holding a response against the API's description."""
+"""Holds a response against the API's description."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jsonschema_rs import Draft202012Validator
+
+from api.openapi import resolved
 
 Json = dict[str, Any]
 
@@ -20,9 +22,9 @@ def assert_described(api: Json, method: str, path: str, status: int, headers: Ma
         status, headers, body: the answer; the headers of a mapping that does not mind capitals.
     """
     responses = api["paths"][path][method.lower()]["responses"]
-    response = responses.get(str(status), responses["default"])
+    response = resolved(api, responses.get(str(status), responses["default"]))
     for name, reference in response["headers"].items():
-        header = api["components"]["headers"][reference["$ref"].rsplit("/", 1)[1]]
+        header = resolved(api, reference)
         found = headers.get(name)
         assert found is not None or not header.get("required"), f"{name} is missing from a {status}"
         if found is not None:
@@ -33,7 +35,13 @@ def assert_described(api: Json, method: str, path: str, status: int, headers: Ma
         return
     ((content_type, content),) = response["content"].items()
     assert headers["Content-Type"].partition(";")[0] == content_type
-    validate(api, content["schema"], json.loads(body) if content_type.endswith("json") else body.decode())
+    answer = json.loads(body) if content_type.endswith("json") else body.decode()
+    validate(api, content["schema"], answer)
+    if status >= 400:
+        assert answer["code"] in response.get("x-codes", api["components"]["schemas"]["Code"]["enum"])
+        assert status != 422 or "checks" in answer
+    named = answer.get("checks", ()) if isinstance(answer, dict) else ()
+    assert {check["code"] for check in named} <= set(api["components"]["schemas"]["Code"]["enum"])
 
 
 def validate(api: Json, schema: Json, value: object) -> None:
