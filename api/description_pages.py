@@ -6,7 +6,6 @@ import functools
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from flask import Flask, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -14,8 +13,8 @@ from markupsafe import Markup, escape
 
 from api import openapi
 from api.access import PUBLIC, scope
+from api.html_pages import cached, page_answer
 from api.openapi import Json
-from api.pages import cached, page_answer
 from settings import Settings
 
 
@@ -103,7 +102,9 @@ def _operation(api: Json, path: str, method: str, item: Json) -> Json:
         for name, schema in form.get("properties", {}).items()
     ]
     parameters = [one for one in item["parameters"] if one.get("in") == "path"] + operation.get("parameters", [])
-    inputs += [{"required": False, "place": one["in"], **one} for one in (openapi.resolved(api, one) for one in parameters)]
+    for parameter in parameters:
+        described = openapi.resolved(api, parameter)
+        inputs.append({"required": False, "place": described["in"], **described})
     content = operation["responses"]["200"]["content"]
     example = content.get("application/json", {}).get("example")
     return {
