@@ -11,6 +11,8 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -28,6 +30,7 @@ from commands.bulk.report import Report, ReportLine
 from commands.duplicates import blocks_of, pairs_above
 from engines.base import Engine, Face, Template
 from gallery.decisions import Gallery
+from photos.decoder_pool import Decoders
 from photos.pixels import Pixels
 from settings import PROJECT, Settings
 from store.audit_log import lines_of
@@ -81,10 +84,21 @@ def write_people(folder: Path, *brightnesses: int) -> list[Path]:
     return paths
 
 
+class KeptOpen:
+    """Decoders that the next import uses as well."""
+
+    def __init__(self, decoders: Decoders) -> None:
+        self.decode, self.require_working = decoders.decode, decoders.require_working
+
+    def close(self) -> None:
+        pass
+
+
 class Bench:
     """What an import works with, on a scripted model."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, decoders: Decoders) -> None:
+        monkeypatch.setattr(processing, "Decoders", lambda *_: KeptOpen(decoders))
         monkeypatch.setattr(processing, "CoveringModel", lambda _: ScriptedCovering())
         self.folder = folder
         self.settings = Settings(data_dir=folder, duplicate_threshold=0.99, verify_threshold=0.99)
@@ -108,9 +122,16 @@ class Bench:
         return sum(1 for _ in self.store.embeddings(0))
 
 
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    """The decoders of all imports here: starting them takes longer than an import."""
+    with closing(Decoders(2, 40_000_000)) as started:
+        yield started
+
+
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    return Bench(tmp_path, monkeypatch)
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoders: Decoders) -> Bench:
+    return Bench(tmp_path, monkeypatch, decoders)
 
 
 def test_everybody_is_enrolled_once_and_every_photo_has_its_line(bench: Bench, tmp_path: Path) -> None:
