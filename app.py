@@ -15,8 +15,9 @@ import bootstrap
 from api import description_pages, web_server
 from api.html_pages import add_try_page
 from api.metrics import Metrics
+from api.multipart import FormRequest
 from api.request_audit import audit_requests
-from api.request_fields import FORM_ALLOWANCE
+from api.request_fields import FORM_ALLOWANCE_BYTES, refuse_fields_in_urls
 from api.request_log import log_requests
 from api.responses import answer_errors, protect_responses
 from api.routes import add_routes
@@ -36,11 +37,12 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
         parts: what the routes work with: a warmed engine, a prepared store, a gallery that may still be loading.
     """
     app = Flask("face_api", static_folder=None)
+    app.request_class = FormRequest
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # UTF-8: Arabic reads as Arabic with curl, too
     app.url_map.merge_slashes = False  # a redirect would be a page, and this API answers JSON alone
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_file_bytes + FORM_ALLOWANCE
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_file_bytes + FORM_ALLOWANCE_BYTES
     # The parser reads 64 KiB at a time, of files too, and counts them against this with what it held back before.
-    app.config["MAX_FORM_MEMORY_SIZE"] = 2 * FORM_ALLOWANCE
+    app.config["MAX_FORM_MEMORY_SIZE"] = 2 * FORM_ALLOWANCE_BYTES
     app.config["MAX_FORM_PARTS"] = 32
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
@@ -55,6 +57,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
     if audit is not None:
         audit_requests(app, audit)
     parts.access.guard(app)
+    refuse_fields_in_urls(app)
     add_routes(app, settings, parts, metrics)
     if settings.try_page == "on":
         add_try_page(app)

@@ -1,3 +1,5 @@
-"""The version of this service. `/openapi.json`, `--version` and the changelog's newest release agree on it."""
+"""The service's version, in one place."""
+
+from __future__ import annotations
 
 VERSION = "0.2.0"

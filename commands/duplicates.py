@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     least = settings.duplicate_threshold if arguments.least is None else arguments.least
     if not (math.isfinite(least) and -1 <= least <= 1):
         raise SettingsError("--least must lie between -1 and 1")
-    store = bootstrap.connected_store(settings)
+    store = bootstrap.connect_store(settings)
     try:
         user_ids, templates, model = templates_of(store, arguments.model)
     finally:

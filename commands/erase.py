@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         if sys.stdin.readline().strip() != "yes":
             sys.stderr.write("Nobody is erased.\n")
             return 1
-    store = bootstrap.connected_store(settings)
+    store = bootstrap.connect_store(settings)
     try:
         audit = bootstrap.open_audit_log(settings)
         unknown = [user_id for user_id in user_ids if not retention.erase(store, user_id, audit, by="(command)")]

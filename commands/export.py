@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """List everybody, while services run."""
     if arguments.embeddings:
         sys.stderr.write("The templates are written unencrypted. A reader of this file can search for these people.\n")
-    store = bootstrap.connected_store(settings)
+    store = bootstrap.connect_store(settings)
     try:
         if arguments.out is None:
             _write(sys.stdout, store, settings.keyring, arguments)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from commands.progress import with_progress
 from engines.base import Template
 from store import template_bytes
+from store.documents import text_of, timestamp_of
 from store.encryption import Keyring, MissingKeyError
-from store.records import RecordStore, moment_of, text_of
+from store.records import RecordStore
 
 UNREADABLE = "(unreadable)"
 
@@ -65,7 +66,7 @@ def enrolled_people(store: RecordStore, keyring: Keyring, counts: Counts | None 
             counted_as = f"(a template {error})"
         except ValueError:
             counted_as = UNREADABLE
-        enrolled_at = moment_of(document.get("timestamp"))
+        enrolled_at = timestamp_of(document.get("timestamp"))
         if enrolled_at is not None:
             counts.first = min(enrolled_at, counts.first or enrolled_at)
             counts.last = max(enrolled_at, counts.last or enrolled_at)

@@ -17,8 +17,9 @@ from commands.progress import with_progress
 from settings import Settings, SettingsError
 from store import retention, template_bytes
 from store.audit_log import AuditLog
+from store.documents import PAGE_RECORDS
 from store.encryption import KEY_BYTES, Keyring, MissingKeyError
-from store.records import PAGE, RecordStore, StoredEmbedding
+from store.records import RecordStore, StoredEmbedding
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             "TEMPLATE_KEYS is empty: give the new key first and the older ones after it "
             "(`python app.py rotate-keys --new-key` makes one). This command never leaves a template unencrypted."
         )
-    store = bootstrap.connected_store(settings)
+    store = bootstrap.connect_store(settings)
     try:
         audit = bootstrap.open_audit_log(settings)
         return _rotate(store, keyring, audit, change=not arguments.check, lost_key=arguments.erase_lost)
@@ -76,7 +77,7 @@ class _Tally:
 def _rotate(store: RecordStore, keyring: Keyring, audit: AuditLog | None, *, change: bool, lost_key: str | None) -> int:
     tally = _Tally()
     records = with_progress(store.embeddings(0), store.last_place(), "records")
-    while page := list(islice(records, PAGE)):
+    while page := list(islice(records, PAGE_RECORDS)):
         changes = [(stored, sealed) for stored in page if (sealed := _resealed(stored, keyring, lost_key, tally))]
         tally.changed += store.replace_embeddings(changes) if change else len(changes)
     if change:

@@ -14,7 +14,7 @@ from settings import Settings
 
 def run(_: argparse.Namespace, settings: Settings) -> int:
     """Write how many people are enrolled with each model, how many were erased, and since when."""
-    store = bootstrap.connected_store(settings)
+    store = bootstrap.connect_store(settings)
     counts = Counts()
     try:
         deque(enrolled_people(store, settings.keyring, counts), maxlen=0)

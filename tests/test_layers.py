@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -54,8 +55,13 @@ MODULES = sorted(
 )
 
 
-def imports_of(module: str) -> Iterator[str]:
+@cache
+def imports_of(module: str) -> list[str]:
     """The dotted names that a module imports, wherever in the file it does; what only types name does not count."""
+    return list(_imports_in(module))
+
+
+def _imports_in(module: str) -> Iterator[str]:
     tree = ast.parse((PROJECT / module).read_text("utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":

@@ -21,8 +21,9 @@ from commands.backup.backup_file import BackupError, BackupWriter, pages_of, rea
 from commands.command import Command
 from commands.progress import with_progress
 from settings import Settings
+from store.documents import erasure_of, is_text
 from store.encryption import Keyring
-from store.records import Document, RecordStore, StoreNotEmptyError, erasure_of, is_text
+from store.records import Document, RecordStore, StoreNotEmptyError
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def restore(store: RecordStore, path: Path, keyring: Keyring, *, replace: bool) 
             counted, last = counted + 1, record["seq"]
             if isinstance(embedding := record.get("embedding"), bytes):
                 outdated += not keyring.is_current(embedding)
-                missing.add(keyring.missing(embedding))
+                missing.add(keyring.missing_key(embedding))
         end = content
     if end["count"] != counted:
         raise BackupError(f"{path} holds {counted} records instead of {end['count']}")
@@ -165,7 +166,7 @@ def _add_restore_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run_backup(arguments: argparse.Namespace, settings: Settings) -> int:
     _require_absent(arguments.file, replace=arguments.replace)
-    store = bootstrap.connected_store(settings)
+    store = bootstrap.connect_store(settings)
     try:
         count = write(store, arguments.file, settings.keyring, replace=arguments.replace)
     finally:
@@ -177,7 +178,7 @@ def _run_backup(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _run_restore(arguments: argparse.Namespace, settings: Settings) -> int:
-    store = bootstrap.connected_store(settings)
+    store = bootstrap.connect_store(settings)
     try:
         count = restore(store, arguments.file, settings.keyring, replace=arguments.replace)
     finally:

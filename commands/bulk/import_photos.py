@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """
     photos = find_photos(arguments.source)
     settings = one_thread_per_photo(settings)
-    store = bootstrap.connected_store(settings)
+    store = bootstrap.connect_store(settings)
     engine = bootstrap.loaded_engine(settings)
     gallery = bootstrap.gallery_of(settings, store, engine)
     gallery.load(keep_trying=False)

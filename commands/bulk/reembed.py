@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """
     target = _target(arguments, settings)
     photos = find_photos(arguments.source)
-    old, new = bootstrap.connected_store(settings), bootstrap.connected_store(target)
+    old, new = bootstrap.connect_store(settings), bootstrap.connect_store(target)
     try:
         settings = one_thread_per_photo(settings)
         engine = bootstrap.loaded_engine(settings)

@@ -309,6 +309,16 @@ def test_one_apps_idempotency_keys_say_nothing_to_another(
     assert caller.post("/signUp", other_key, headers=again).json["code"] == "duplicate_face"
 
 
+def test_a_key_of_the_same_name_as_a_revoked_one_has_its_own_idempotency_keys(
+    tmp_path: Path, app_key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caller = Caller(tmp_path)
+    caller.post("/signUp", app_key, headers={"Idempotency-Key": "1"})
+    keys_command(tmp_path, capsys, "revoke", "phone")
+    successor = keys_command(tmp_path, capsys, "add", "phone")
+    assert caller.post("/signUp", successor, headers={"Idempotency-Key": "1"}).json["code"] == "duplicate_face"
+
+
 def test_a_limit_can_be_switched_off_where_an_empty_line_asks_for_the_default(tmp_path: Path, app_key: str) -> None:
     names = ("RATE_LIMIT_ADDRESS", "RATE_LIMIT_KEY", "LOCKOUT")
     empty = load_settings({}, dict.fromkeys(names, ""), None)
