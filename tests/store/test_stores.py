@@ -568,7 +568,7 @@ def test_a_start_and_a_backup_on_a_full_disk_find_everybody(tmp_path: Path, capl
         assert len(list(store.documents(29))) == 29
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "still holds what was erased" in caplog.text
+    assert "it holds erased templates until" in caplog.text
     assert store.append(30, [an_enrolment()])
     store.close()
     killed.close()
