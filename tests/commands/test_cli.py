@@ -38,6 +38,14 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{VERSION}\n"
 
 
+def test_a_python_without_the_packages_is_told_which_one_to_use() -> None:
+    ended = subprocess.run([sys.executable, "-S", "app.py"], check=False, cwd=PROJECT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "'flask' is missing" in ended.stderr
+    assert ".venv/bin/python app.py" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_running_service_imports_no_command() -> None:
     code = "import sys, app; print([one for one in sys.modules if one.startswith(('commands.', 'matplotlib'))])"
     ended = subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT, capture_output=True, text=True)
