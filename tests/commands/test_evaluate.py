@@ -518,11 +518,13 @@ def test_the_command_writes_its_report_and_keeps_templates_only_where_it_was_tol
     # It would end the process that decodes it.
     (tmp_path / "photos" / "p0" / "deadly.heic").write_bytes(heic_of_many(photos=100, metadata=7_000_000, pieces=30))
     command = ["evaluate", str(tmp_path / "photos"), "--face-model", str(tmp_path / "pack"), "--without-checks"]
-    command += ["--out", str(tmp_path / "out"), "--wanted-fmr", "0.1"]
+    command += ["--data-dir", str(tmp_path / "data"), "--wanted-fmr", "0.1"]
+    out = tmp_path / "data" / "evaluation"
     assert app.main(command) == 0
-    assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["out", "pack", "photos"]
-    result = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert sorted(one.name for one in out.iterdir()) == ["report.html", "report.json"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["data", "pack", "photos"]
+    assert list(out.parent.iterdir()) == [out]
+    result = json.loads((out / "report.json").read_text())
     assert (result["photos"]["templates"], result["failures"]["by_code"]) == (
         12,
         {"unsupported_format": 1, "unreadable_image": 1},
