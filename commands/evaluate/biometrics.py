@@ -148,7 +148,7 @@ def _starts(sizes: Integers) -> Integers:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """The scores of all pairs: int64[20001], how many pairs reach each of `THRESHOLDS`; and how many pairs there are."""
+    """The scores of all pairs: int64[20001], how many reach each of `THRESHOLDS`; and how many pairs there are."""
 
     genuine: Integers
     impostor: Integers

@@ -69,6 +69,10 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         OSError: a photo cannot be read, or the report cannot be written.
         ModelUnavailable: the model cannot be loaded.
     """
+    # Matplotlib warns where its cache folder is read-only, as in the container. That only costs a second.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from commands.evaluate.report_page import page  # noqa: PLC0415 - only this command pays for matplotlib
+
     people, ignored = read_folder(arguments.dir)
     folds = read_pairs(arguments.pairs, people) if arguments.pairs else []
     if folds:
@@ -89,8 +93,6 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         embed = pipeline.unchecked_template if arguments.without_checks else pipeline.template
         outcomes = embed_all(paths, embed, cache, at_once=settings.model_slots)
     logger.info("Comparing")
-    from commands.evaluate.report_page import page  # noqa: PLC0415 - matplotlib, which takes a second to import
-
     result = evaluation(people, outcomes, engine, settings, arguments, folds=folds, groups=groups)
     result["photos"]["ignored_files"] = ignored
     (out / "report.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
