@@ -14,7 +14,7 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 from bson.int64 import Int64
 from pymongo.collection import Collection
-from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
+from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
@@ -82,7 +82,8 @@ def connect(uri: str, database: str, collection: str, *, timeout: float, keyring
             read_preference=ReadPreference.PRIMARY,
         )
     except (PyMongoError, ValueError, TypeError) as error:
-        if isinstance(error, ConfigurationError) and uri.startswith("mongodb+srv://"):
+        unresolved = isinstance(error, ConfigurationError) and not isinstance(error, InvalidURI)
+        if unresolved and uri.startswith("mongodb+srv://"):
             # The driver looks such a name up at once, and reports an outage of the name server as a wrong setting.
             raise FaceError("database_unavailable", headers={"Retry-After": "5"}) from error
         # `from None`: the driver's messages quote parts of the string, which may be the password.

@@ -23,6 +23,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("pipeline",),
     ("face_checks",),
     ("settings",),
+    ("env_file",),
     ("gallery",),
     ("store",),
     ("engines",),
