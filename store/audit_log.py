@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 # What the first line of a log names as the digest of the line before it.
 FIRST_PREVIOUS = "0" * 64

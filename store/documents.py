@@ -88,6 +88,24 @@ def person_of(record: Document | None) -> Person | None:
     return Person(record["user_id"], timestamp_of(record.get("timestamp")), text_of(record.get("model")))
 
 
+def request_keys_of(request_key: str) -> tuple[str, str]:
+    """The first key with the same beginning as `request_key` up to a full stop, and the first one after all such."""
+    beginning = request_key.partition(".")[0]
+    return beginning, f"{beginning}/"  # the character after the full stop
+
+
+def find_in(records: Sequence[Document], request_key: str) -> str | None:
+    """The user_id of the record that a request left, None without records; raises as `EnrolmentLog.find_request`."""
+    digest = request_key.partition(".")[2]
+    for record in records:
+        stored_digest = str(record.get("request_key")).partition(".")[2]
+        if not digest or stored_digest in ("", digest):
+            return text_of(record.get("user_id"))
+    if records:
+        raise FaceError("idempotency_conflict")
+    return None
+
+
 def is_text(value: object) -> TypeGuard[str]:
     """Whether a value is a text, and not BSON's code, a kind of `str` that no dict takes as a key."""
     return type(value) is str

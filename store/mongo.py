@@ -28,13 +28,14 @@ from store.documents import (
     YEAR_10000_S,
     day_of,
     erasure_of,
+    find_in,
     is_text,
     person_of,
     place_of,
     read_embeddings,
     read_log,
     record_of,
-    text_of,
+    request_keys_of,
     timestamp_of,
 )
 from store.encryption import NO_KEYS, Keyring
@@ -250,10 +251,12 @@ class MongoStore:
 
     def find_request(self, request_key: str, since: float) -> str | None:
         with unavailable_on(PyMongoError, BSONError):
-            record = self.collection.find_one(
-                {"request_key": request_key, "timestamp": {"$gte": since}}, {"_id": 0, "user_id": 1}
+            first, end = request_keys_of(request_key)
+            records = self.collection.find(
+                {"request_key": {"$gte": first, "$lt": end}, "timestamp": {"$gte": since}},
+                {"_id": 0, "user_id": 1, "request_key": 1},
             )
-        return text_of(record.get("user_id")) if record else None
+            return find_in(list(records), request_key)
 
     def find_person(self, user_id: str) -> Person | None:
         alive = {"user_id": user_id, "embedding": {"$exists": True}, "deleted_at": {"$exists": False}}

@@ -142,7 +142,13 @@ class EnrolmentLog(Protocol):
         """Return the user_ids that the log erases up to place `until`."""
 
     def find_request(self, request_key: str, since: float) -> str | None:
-        """Return the user_id enrolled under `request_key` at or after `since` (epoch seconds), or None."""
+        """Return the user_id enrolled under `request_key` at or after `since` (epoch seconds), or None.
+
+        What follows a full stop in the key is a digest of the photo. It is compared, not searched.
+
+        Raises:
+            FaceError: `database_unavailable`; `idempotency_conflict`: that request was made with another photo.
+        """
 
     def ping(self) -> None:
         """Return if the database answers; cheap."""

@@ -12,7 +12,7 @@ from store.audit_log import AuditLog
 from store.documents import DAY_S
 from store.records import RecordStore
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 NOTE_INTERVAL_S = 60.0
 FIRST_SWEEP_AFTER_S = 600.0

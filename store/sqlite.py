@@ -15,12 +15,13 @@ from store.documents import (
     YEAR_10000_S,
     day_of,
     erasure_of,
+    find_in,
     is_text,
     person_of,
     read_embeddings,
     read_log,
     record_of,
-    text_of,
+    request_keys_of,
 )
 from store.encryption import NO_KEYS, Keyring
 from store.records import Document, Enrolment, Entry, Person, StoredEmbedding, StoreNotEmptyError, unavailable_on
@@ -167,9 +168,8 @@ class SqliteStore:
         ]
 
     def find_request(self, request_key: str, since: float) -> str | None:
-        sql = "SELECT user_id FROM faces WHERE request_key = ? AND timestamp >= ?"
-        records = self._query(sql, request_key, since)
-        return text_of(records[0]["user_id"]) if records else None
+        sql = "SELECT user_id, request_key FROM faces WHERE request_key >= ? AND request_key < ? AND timestamp >= ?"
+        return find_in(self._query(sql, *request_keys_of(request_key), since), request_key)
 
     def find_person(self, user_id: str) -> Person | None:
         sql = "SELECT user_id, timestamp, model FROM faces WHERE user_id = ? AND embedding IS NOT NULL"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commands import backup
+from commands.backup.command import restore, write
 from errors import FaceError
 from gallery import in_memory, snapshot_file, templates
 from gallery import snapshot as snapshot_module
@@ -414,12 +414,12 @@ def test_who_was_erased_after_a_backup_is_there_again_once_it_is_restored(
     people = enrol(database.open(), range(2 * ROWS))
     here = Started(database, folder)
     here.gallery.close()
-    backup.write(database.open(), tmp_path / "backup", NO_KEYS)
+    write(database.open(), tmp_path / "backup", NO_KEYS)
     here = Started(database, folder)
     here.gallery.erase(people[row])
     here.gallery.refresh()
     here.gallery.close()
-    backup.restore(database.open(), tmp_path / "backup", NO_KEYS, replace=True)
+    restore(database.open(), tmp_path / "backup", NO_KEYS, replace=True)
     assert Started(database, folder).ids() == set(people)
 
 

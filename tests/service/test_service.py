@@ -106,7 +106,7 @@ def test_what_a_killed_process_left_in_the_uploads_folder_is_gone_after_the_star
 
 def test_the_start_says_in_plain_words_which_model_and_which_store_it_runs_on(service: Service) -> None:
     said = "".join(service.lines)
-    assert "Model: compact" in said
+    assert "Model: sface-2021dec" in said
     assert "Store: " in said
 
 

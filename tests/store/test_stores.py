@@ -153,6 +153,16 @@ def test_a_request_key_finds_its_enrolment_until_it_is_too_old(database: Databas
     assert store.find_request("another", 0.0) is None
 
 
+def test_a_request_is_found_again_with_its_photo_alone(database: Database) -> None:
+    store = database.open()
+    person, longer = an_enrolment(request_key="k.one", timestamp=1000.0), an_enrolment(2, request_key="k1.two")
+    assert store.append(1, [person, longer]) == 2
+    assert store.find_request("k.one", 0.0) == store.find_request("k", 0.0) == person.user_id
+    assert store.find_request("k1.two", 0.0) == longer.user_id
+    with pytest.raises(FaceError, match="idempotency_conflict"):
+        store.find_request("k.two", 0.0)
+
+
 def test_preparing_again_changes_nothing(database: Database) -> None:
     store = database.open()
     store.append(1, [an_enrolment()])
