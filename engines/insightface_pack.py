@@ -20,8 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from engines import model_files
 from engines.model_files import Digested, ModelUnavailable
-from engines.onnx_outline import outline
-from engines.onnx_sessions import session_options
+from engines.onnx_files import outline, session_options
 
 TASKS = ("detection", "recognition")
 
@@ -79,11 +78,12 @@ def load_pack(
     # InsightFace and warms the detector meanwhile.
     with ThreadPoolExecutor(2) as beside:
         digesting = beside.submit(_digested, recogniser, model_files.state(recogniser.path))
-        session = beside.submit(_session, recogniser, providers, options)
+        recogniser_options = session_options(threads, keep_memory=False)
+        session = beside.submit(_session, recogniser, providers, recogniser_options)
         # The aligner's own library warns of the aligner's way of calling it, on every start.
         warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
         meanwhile(_loaded(parts["detection"], None, providers, options))
-        loaded = _loaded(recogniser, session.result(), providers, options)
+        loaded = _loaded(recogniser, session.result(), providers, recogniser_options)
         known = digesting.result()
     detector = parts["detection"].known
     return Pack(loaded, recogniser.path, known.sha256, (known,) if detector is None else (known, detector))
