@@ -93,7 +93,14 @@ class Settings:
     store_wait_s: float = _setting(60.0, "seconds to keep trying a database that is down at start", low=0, high=3600)
 
     face_model: str = _setting("auto", "auto, auraface, compact, or the folder of an InsightFace pack")
-    models_dir: Path = _setting(PROJECT / "models", "folder of the models; AuraFace lives in its auraface/")
+    face_detector: str = _setting(
+        "auto",
+        "what finds faces: yunet, the compact model's; pack, the model's own; auto: yunet for AuraFace, else pack",
+        choices=("auto", "yunet", "pack"),
+    )
+    models_dir: Path = _setting(
+        PROJECT / "models", "folder of the models; AuraFace lives in its auraface/, the compact model in its compact/"
+    )
     hub_timeout_s: float = _setting(10.0, "seconds after which a silent model hub is unreachable", low=0.5, high=15)
     plain_model: str = _setting(
         "", "model that made the records without a model name; empty: the running one, if the dimension is equal"

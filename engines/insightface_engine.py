@@ -85,7 +85,7 @@ class InsightFaceEngine:
         self._folder = folder
         chosen = providers_for(providers, onnxruntime.get_available_providers(), precision)
         pack = load_pack(folder, files, threads=threads, providers=chosen, meanwhile=self._take_detector)
-        self._recogniser = pack.recogniser
+        self._recogniser, self._detector_file = pack.recogniser, pack.detector_file
         identity = identity or _identity_of(pack.digest)
         self.name, self.cosine_at_half = identity.name, identity.cosine_at_half
         self._provider = str(self._recogniser.session.get_providers()[0])
@@ -130,6 +130,7 @@ class InsightFaceEngine:
     def describe(self) -> str:
         return (
             f"{self.name}, an InsightFace pack in {self._folder}, on {self._provider.removesuffix('ExecutionProvider')}"
+            + ("" if self._detector_file.parent == self._folder else f", faces found by {self._detector_file}")
         )
 
     def _take_quicker_session(self, file: Path, threads: int) -> None:
