@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from api import server
+from api import web_server
 from api.access import Access
-from api.parts import Parts
+from api.service_parts import Parts
 from engines import model_files
 from engines.base import Engine
 from engines.covering import CoveringModel
@@ -34,10 +34,12 @@ from store.retention import Retention
 if TYPE_CHECKING:
     from store.mongo_vectors import MongoVectorIndex
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 # A gallery that loads within this time is there before the first request; a larger one answers `not_ready` meanwhile.
 LOAD_PATIENCE_S = 2.0
+# Git keeps no empty folder, so a clone's uploads/ holds this file.
+FOLDER_KEEPER = ".gitkeep"
 
 AnyStore = TypeVar("AnyStore", bound=EnrolmentLog)
 
@@ -62,7 +64,7 @@ def wait_for_store(connect: Callable[[], AnyStore], patience_s: float) -> AnySto
             return store
 
 
-def open_store(
+def make_store(
     mongo_uri: str | None,
     *,
     mongo_db: str,
@@ -71,14 +73,14 @@ def open_store(
     timeout: float = 5.0,
     keyring: Keyring = NO_KEYS,
 ) -> RecordStore:
-    """Return the store that the settings name, not yet connected: call `prepare` next.
+    """Make the store that the arguments name, not yet connected: call `prepare` next.
 
     Args:
         mongo_uri: a MongoDB connection string; the embedded SQLite file when None or empty.
         mongo_db, mongo_collection: names there.
         data_dir: folder of the SQLite file.
         timeout: seconds after which any one MongoDB operation fails.
-        keyring: seals the templates that are stored, and opens those that are.
+        keyring: seals and opens the stored templates.
 
     Raises:
         ValueError, FaceError: as `mongo.connect`.
@@ -93,7 +95,7 @@ def open_store(
     return mongo.connect(mongo_uri, mongo_db, mongo_collection, timeout=timeout, keyring=keyring)
 
 
-def connected_store(settings: Settings) -> RecordStore:
+def connect_store(settings: Settings) -> RecordStore:
     """Connect to the store that the settings name, and prepare it.
 
     Raises:
@@ -104,7 +106,7 @@ def connected_store(settings: Settings) -> RecordStore:
     keyring = settings.keyring
 
     def connect() -> RecordStore:
-        return open_store(
+        return make_store(
             settings.mongo_uri,
             mongo_db=settings.mongo_db,
             mongo_collection=settings.mongo_collection,
@@ -284,10 +286,11 @@ def prepare_uploads(folder: Path) -> None:
 
     The web server and the form parser keep there what is too large for memory, in nameless files (mode 0600, gone with
     their last reader, even after a kill). A file system without nameless files gets random names, unlinked at once.
+    The file that keeps the folder in a clone stays.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for left_over in folder.iterdir():
-        if left_over.is_file() or left_over.is_symlink():
+        if left_over.name != FOLDER_KEEPER and (left_over.is_file() or left_over.is_symlink()):
             left_over.unlink()
     tempfile.tempdir = str(folder)
     with tempfile.TemporaryFile():
@@ -311,17 +314,17 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
         ModelUnavailable: the model cannot be had.
     """
     access = Access(settings)
-    server.require_free(settings.host, settings.port)
-    server.return_memory()
+    web_server.require_free(settings.host, settings.port)
+    web_server.return_memory()
     prepare_uploads(settings.uploads_dir)
     decoders = Decoders(settings.model_slots, settings.max_image_pixels)
     at_the_end.callback(decoders.close)
     covering = CoveringModel(PROJECT / "models")
-    store = connected_store(settings)
+    store = connect_store(settings)
     engine = loaded_engine(settings)
     decoders.require_working()  # they have been starting meanwhile
     liveness = liveness_of(settings)
-    server.release_memory()
+    web_server.release_memory()
     gallery = gallery_of(settings, store, engine)
 
     def load() -> None:

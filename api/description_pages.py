@@ -14,8 +14,8 @@ from markupsafe import Markup, escape
 
 from api import openapi
 from api.access import PUBLIC, scope
+from api.html_pages import cached, page_answer
 from api.openapi import Json
-from api.pages import cached, page_answer
 from settings import Settings
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from api.forms import SANE_IDEMPOTENCY_KEY, USER_ID
-from api.responses import SANE_REQUEST_ID
+from api.request_fields import SANE_IDEMPOTENCY_KEY, USER_ID
+from api.request_log import SANE_REQUEST_ID
 from engines.covering import Covering
 from errors import CODES, english
 from face_checks import HINTS, Check, Measurements, Pose, judge
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 CHECK_CODES = tuple(code for code, (status, _) in CODES.items() if status == 422)
 # What every route that takes a photo can answer before the photo is checked.
 PHOTO_CODES = (
-    *("no_file", "empty_file", "unreadable_image", "bad_request"),
+    *("no_file", "empty_file", "unreadable_image", "bad_request", "unknown_field"),
     *("file_too_large", "image_too_large", "unsupported_format", "overloaded"),
 )
 GALLERY_CODES = ("database_unavailable", "not_ready")
@@ -78,7 +78,7 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
         "retry after a lost answer is safe: for 24 hours the same key answers what the first, successful attempt did.",
         {"status": "success", "message": f"Face stored successfully with user_id: {AN_ID}", "user_id": AN_ID},
         "-F file=@me.jpg",
-        (*PHOTO_CODES, *CHECK_CODES, *GALLERY_CODES, "duplicate_face"),
+        (*PHOTO_CODES, *CHECK_CODES, *GALLERY_CODES, "duplicate_face", "idempotency_conflict"),
         "app",
         {"file": photo},
         ("file",),
@@ -174,7 +174,7 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
                 "enrolled_at": WHEN,
                 "model": "auraface-v1",
             },
-            codes=("invalid_user_id", "unknown_user", "not_found", *GALLERY_CODES),
+            codes=("invalid_user_id", "unknown_field", "unknown_user", "not_found", *GALLERY_CODES),
             scope="ops",
         ),
         ("DELETE", "/users/{user_id}"): Route(
@@ -189,7 +189,7 @@ def _routes(settings: Settings) -> dict[tuple[str, str], Route]:
                 "receipt": "9f0c2b4e6a815d37",
             },
             "-X DELETE",
-            ("invalid_user_id", "unknown_user", "not_found", "overloaded", *GALLERY_CODES),
+            ("invalid_user_id", "unknown_field", "unknown_user", "not_found", "overloaded", *GALLERY_CODES),
             "ops",
         ),
         ("GET", "/health"): Route(

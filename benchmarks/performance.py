@@ -32,7 +32,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from api.access import Access
-from api.parts import Parts
+from api.service_parts import Parts
 from app import create_app
 from benchmarks.load import Service as Process
 from benchmarks.load import exchange, model_runs, request
@@ -160,15 +160,15 @@ def measured(model: str, photos: list[bytes]) -> list[str]:
     lines = [
         f"### {engine.name}",
         "",
-        f"{len(accepted)} photos that pass (each signed up and verified) and {len(refused)} that are refused.",
+        f"{len(accepted)} photos pass (each is signed up and verified), and {len(refused)} are refused.",
         "",
         "| read | decode | detect | check | embed | search | store | HTTP and the rest | all |",
         "|---|---|---|---|---|---|---|---|---|",
         f"| {row} | {rest:.1f} | {1000 * total / count:.1f} |",
         "",
-        f"CPU milliseconds a request, the mean of all ({again:.1f} of `decode` again, larger, in `HTTP and the rest`)."
+        f"Mean CPU milliseconds a request (`HTTP and the rest` includes {again:.1f} for decoding again, larger)."
         if again >= 0.05
-        else "CPU milliseconds a request, the mean of all.",
+        else "Mean CPU milliseconds a request.",
         "",
     ]
     rows = {
@@ -184,8 +184,8 @@ def measured(model: str, photos: list[bytes]) -> list[str]:
     beyond = statistics.median(taken - loading for taken, loading in starts)
     lines += [
         "",
-        f"From the start of the process to the first answered sign-up: {whole:.1f} s, of which {models:.1f} s are what",
-        f"loading the models takes by itself: {beyond:.1f} s beyond that.",
+        f"The first sign-up is answered {whole:.1f} s after the start of the process. Loading the models alone takes",
+        f"{models:.1f} s, and the difference is {beyond:.1f} s. (Each figure is the median of {ROUNDS} starts.)",
     ]
     return [*lines, ""]
 
@@ -201,11 +201,16 @@ def main() -> None:
     text = [
         "# Performance",
         "",
-        "Written by `make benchmark DATA=...`. Each request is compared with the older flow (every model of the pack",
-        "on every face, twice for a sign-up) and with a bare loop of its own model runs, photo by photo in one run,",
-        "in CPU time with one thread a model run",
-        f"(Python {platform.python_version()}, {platform.machine()}). How the service does under load, in overload and",
-        "over a soak: `python benchmarks/load.py MODEL PHOTO ...`.",
+        "What each stage of a request costs, and how much of it is the models' own work. This page is written by",
+        "`make benchmark DATA=...`.",
+        "",
+        "Each request is compared with two things, photo by photo in one run:",
+        "",
+        "- The *older flow* runs every model of the pack on every face, and does so twice for a sign-up.",
+        "- The *bare loop* is the request's own model runs and nothing else.",
+        "",
+        f"Times are CPU time with one thread a model run (Python {platform.python_version()}, {platform.machine()}).",
+        "`python benchmarks/load.py MODEL PHOTO ...` measures the service under load, in overload and over a soak.",
         "",
     ]
     for model in parsed.models:

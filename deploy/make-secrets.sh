@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the passwords and keys that compose.yaml names, in secrets/; those that are there stay as they are.
+# Makes the passwords and encryption keys for compose.yaml, in secrets/. Files that exist are not changed.
 set -eu
 umask 077
 cd "$(dirname "$0")"
@@ -12,6 +12,6 @@ random() { head -c "$1" /dev/urandom | base64 | tr -d '\n'; }
 [ -s template_keys ] || random 32 > template_keys
 [ -s mongo_uri ] || printf 'mongodb://face-api:%s@mongo:27017/face_recognition?replicaSet=rs0' \
     "$(cat mongo_app_password)" > mongo_uri
-# The folder keeps others out; the files are read by the containers' own users, to whom they are mounted one by one.
+# The folder's mode keeps other users out. The containers' own users must read the files, which are mounted one by one.
 chmod 0444 ./*
-echo "secrets/ is complete. Keep a copy of template_keys elsewhere: without it nobody enrolled can be read."
+echo "secrets/ is complete. Keep a copy of template_keys elsewhere: without it no enrolled person can be read."

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the one-member replica set and the service's user, who may read and write its own database alone. Safe to repeat.
+# Makes the one-member replica set, and the service's user, who may read and write only its own database. Safe to repeat.
 set -eu
 root=$(cat /run/secrets/mongo_root_password)
 app=$(cat /run/secrets/mongo_app_password)

@@ -13,8 +13,13 @@ from api.openapi import CHECK_CODES, describe
 from commands import cli
 from errors import CODES
 from settings import PROJECT, Settings
+from tests.test_layers import MODULES
 
-DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md"), *(PROJECT / "models").glob("*.md")])
+FOLDERS_OF_DOCUMENTS = (".", "docs", "docs/decisions", "models", "training")
+DOCUMENTS = sorted(path for folder in FOLDERS_OF_DOCUMENTS for path in (PROJECT / folder).glob("*.md"))
+DECISIONS = sorted((PROJECT / "docs" / "decisions").glob("0*.md"))
+# What somebody has to be told before the page can be understood; the changelog's form is given.
+PAGES = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
 
 
 @cache
@@ -58,6 +63,54 @@ def test_every_route_is_documented() -> None:
 def test_every_code_is_documented() -> None:
     assert missing([f"`{code}`" for code in CODES], "docs/api.md") == []
     assert missing([f"`{code}`" for code in CHECK_CODES], "README.md") == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_page_begins_with_a_sentence_that_says_what_the_reader_gets(page: Path) -> None:
+    text = re.sub(r"<!--.*?-->", "", page.read_text("utf-8"), flags=re.DOTALL)
+    title, first, *_ = [block for block in text.split("\n\n") if block.strip()]
+    assert re.fullmatch(r"# .+", title.strip())
+    assert re.match(r"[A-Za-z]", first), "a heading, a table, a list or code comes before the first paragraph"
+
+
+def test_the_decisions_are_numbered_without_a_gap_and_the_overview_has_each() -> None:
+    assert [int(path.name[:4]) for path in DECISIONS] == list(range(1, len(DECISIONS) + 1))
+    assert [path.name for path in DECISIONS] == re.findall(r"\((\d.*?\.md)\)", text_of("docs/decisions/README.md"))
+
+
+@pytest.mark.parametrize("decision", DECISIONS, ids=lambda path: path.name[:4])
+def test_a_decision_has_its_context_its_consequences_and_its_tests(decision: Path) -> None:
+    text = decision.read_text("utf-8")
+    assert text.startswith(f"# {int(decision.name[:4])}. ")
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences", "How it is tested"]
+
+
+def test_the_architectures_tree_has_every_module() -> None:
+    tree = text_of("docs/architecture.md").partition("```text\n")[2].partition("```")[0]
+    shipped = [module.rpartition("/")[2] for module in MODULES]
+    assert sorted(re.findall(r"\w+\.py", tree)) == sorted(name for name in shipped if name != "__init__.py")
+    assert {module.rpartition("/")[0] for module in MODULES} - {folder.rstrip("/") for folder in folders_in(tree)} == {
+        ""
+    }
+
+
+def folders_in(tree: str) -> set[str]:
+    """The folders that begin a line of the tree, with the folder around them."""
+    found, outer = set(), ""
+    for indent, name in re.findall(r"^( *)(\w+/)", tree, re.MULTILINE):
+        outer = outer if indent else name
+        found.add(outer + name if indent else name)
+    return found
+
+
+@pytest.mark.parametrize("document", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_document_names_is_there(document: Path) -> None:
+    named = re.findall(
+        r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|md|csv|json|html|yaml|service|onnx))`", document.read_text("utf-8")
+    )
+    near = (PROJECT, document.parent)
+    made = {"models/covering.json", "evaluation/report.html"}  # by training, by a command
+    assert [name for name in named if name not in made and not any((folder / name).is_file() for folder in near)] == []
 
 
 def anchors(document: str) -> set[str]:

@@ -27,7 +27,7 @@ from PIL import Image
 from schemathesis.checks import CHECKS
 
 from api.openapi import describe
-from api.server import allow_descriptors
+from api.web_server import allow_descriptors
 from settings import Settings
 from tests.support.conforming import assert_described
 from tests.support.heic import ASTRONAUT as HEIC

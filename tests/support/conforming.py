@@ -1,4 +1,4 @@
-"""Owns holding a response against the API's description."""
+"""Checks a response against the API's description."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the scripted stand-ins for the models, and the small real packs that tests make themselves."""
+"""Scripted stand-ins for the models, and small real packs that tests make themselves."""
 
 from __future__ import annotations
 
