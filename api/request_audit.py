@@ -38,7 +38,7 @@ def audit_request(audit: AuditLog, event: str, code: str) -> str | None:
     """Write a line about the current request; returns the line's SHA-256, as `AuditLog.record` does."""
     record = current_record()
     record.audited = True
-    write = audit.record_refusal if code in REFUSED else audit.record
+    write = audit.record_refusal if code in REFUSED_CODES else audit.record
     return write(
         event,
         code=code,
