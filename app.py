@@ -8,10 +8,17 @@ import signal
 import sys
 from contextlib import ExitStack
 
-from flask import Flask
-from werkzeug.middleware.proxy_fix import ProxyFix
+try:
+    from flask import Flask
+    from werkzeug.middleware.proxy_fix import ProxyFix
 
-import bootstrap
+    import bootstrap
+except ModuleNotFoundError as missing:
+    raise SystemExit(
+        f"The Python package {missing.name!r} is missing: {sys.executable} is not the environment of this project. "
+        "Use `make run`, or after it `.venv/bin/python app.py`."
+    ) from missing
+
 from api import description_pages, web_server
 from api.html_pages import add_try_page
 from api.metrics import Metrics

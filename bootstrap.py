@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -131,6 +131,7 @@ def load_engine(
     hub_timeout_s: float,
     threads: int,
     may_fall_back: bool,
+    face_detector: str = "auto",
     precision: str = "fp32",
     providers: str = "cpu",
 ) -> Engine:
@@ -142,6 +143,7 @@ def load_engine(
         hub_timeout_s: after this long without an answer the hub counts as unreachable.
         threads: threads of one model run; 0 takes all cores.
         may_fall_back: whether `auto` may take the compact model where AuraFace cannot be had.
+        face_detector: `yunet`, `pack` for the model's own, or `auto`: YuNet for AuraFace, a folder's own for a folder.
         precision: of the recogniser.
         providers: what onnxruntime runs the models on.
 
@@ -149,22 +151,29 @@ def load_engine(
         ModelUnavailable: with a message for the operator that says what to do.
     """
     # Commands that need no model do not pay for the imports.
-    from engines.compact_pack import IDENTITY, compact_pack  # noqa: PLC0415
+    from engines.compact_pack import IDENTITY, YUNET, compact_pack  # noqa: PLC0415
     from engines.insightface_engine import InsightFaceEngine  # noqa: PLC0415
 
     load = partial(InsightFaceEngine, threads=threads, precision=precision, providers=providers)
+    compact = partial(compact_pack, models_dir / "compact", hub_timeout_s=hub_timeout_s)
     if face_model in ("auto", "auraface"):
-        folder = models_dir / "auraface"
+        folder, own_detector = models_dir / "auraface", face_detector == "pack"
+        wanted = [file for file in model_files.AURAFACE if own_detector or file.task == "recognition"]
         try:
-            return load(folder, files=model_files.ensure(folder, hub_timeout_s=hub_timeout_s))
+            files = model_files.ensure(folder, wanted, hub_timeout_s=hub_timeout_s)
         except ModelUnavailable as error:
             if face_model == "auraface":
                 raise
             _require_fall_back(error, may_fall_back=may_fall_back)
+        else:
+            with nullcontext() if own_detector else compact(sources=[YUNET]) as yunet:
+                return load(folder, files=files | (yunet.files if yunet else {}))
     if face_model in ("auto", "compact"):
-        with compact_pack(models_dir / "compact", hub_timeout_s=hub_timeout_s) as pack:
+        with compact() as pack:
             return load(pack.folder, files=pack.files, identity=IDENTITY)
-    return load(Path(face_model).expanduser().resolve())
+    folder = Path(face_model).expanduser().resolve()
+    with compact(sources=[YUNET]) if face_detector == "yunet" else nullcontext() as yunet:
+        return load(folder, files=yunet.files if yunet else None)
 
 
 def _require_fall_back(missing: ModelUnavailable, *, may_fall_back: bool) -> None:
@@ -198,6 +207,7 @@ def loaded_engine(settings: Settings) -> Engine:
         hub_timeout_s=settings.hub_timeout_s,
         threads=settings.model_threads,
         may_fall_back=not settings.mongo_uri,
+        face_detector=settings.face_detector,
         precision=settings.embedding_precision,
         providers=settings.ort_providers,
     )

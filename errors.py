@@ -28,7 +28,7 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "idempotency_conflict": (409, "This Idempotency-Key was used with another photo."),
         "file_too_large": (413, "The photo's file is too large."),
         "image_too_large": (413, "The photo has too many pixels."),
-        "unsupported_format": (415, "Invalid file format. Please use JPG, JPEG, PNG, WebP or HEIC"),
+        "unsupported_format": (415, "Invalid file format. Please use JPG, JPEG, PNG, WebP or HEIC."),
         "no_face": (422, "No face was found in the photo."),
         "multiple_faces": (422, "More than one face was found in the photo."),
         "face_too_small": (422, "The face is too small in the photo."),

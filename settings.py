@@ -88,6 +88,7 @@ class Settings:
     )
 
     face_model: str = _model("auto", "auto, auraface, compact or a pack's folder")
+    face_detector: str = _model("auto", "yunet, pack, or auto", choices=("auto", "yunet", "pack"))
     models_dir: Path = _model(PROJECT / "models", "folder of the models")
     hub_timeout_s: float = _model(10.0, "seconds until a silent hub is unreachable", low=0.5, high=15)
     plain_model: str = _model("", "model of records without a model name")

@@ -19,7 +19,7 @@ REFUSED_CODES = ("unauthorized", "forbidden")
 
 
 def audit_requests(app: Flask, audit: AuditLog) -> None:
-    """Write a line for every request that `EVENTS` names, and for every refused API key.
+    """Write a line for every request that `EVENTS` names, and for refused API keys, of these so many a minute.
 
     A request that is refused for its rate or its web origin leaves no line, because anybody could fill the disk so.
     """
@@ -38,7 +38,8 @@ def audit_request(audit: AuditLog, event: str, code: str) -> str | None:
     """Write a line about the current request; returns the line's SHA-256, as `AuditLog.record` does."""
     record = current_record()
     record.audited = True
-    return audit.record(
+    write = audit.record_refusal if code in REFUSED_CODES else audit.record
+    return write(
         event,
         code=code,
         user_id=record.user_id,

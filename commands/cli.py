@@ -53,7 +53,7 @@ def run(name: str, arguments: list[str]) -> int:
     """Run one of `COMMANDS`; returns the exit status."""
     command = command_of(name)
     parser = argparse.ArgumentParser(
-        prog=f"app.py {name}",
+        prog=f"python app.py {name}",
         description=f"{command.help[0].upper()}{command.help[1:]}. The flags of the service's settings work here too.",
     )
     command.add_arguments(parser)
