@@ -23,9 +23,8 @@ from api import description_pages, web_server
 from api.html_pages import add_try_page
 from api.metrics import Metrics
 from api.multipart import FormRequest
-from api.request_audit import audit_requests
 from api.request_fields import FORM_ALLOWANCE_BYTES, refuse_fields_in_urls
-from api.request_log import log_requests
+from api.request_log import audit_requests, log_requests
 from api.responses import answer_errors, protect_responses
 from api.routes import add_routes
 from api.service_parts import Parts

@@ -1,4 +1,4 @@
-"""Notes what happens to the current request, and writes its log line and its metrics."""
+"""Notes what happens to the current request, and writes its log line, its metrics and its audit line."""
 
 from __future__ import annotations
 
@@ -17,9 +17,19 @@ from api.api_keys import ApiKey
 from api.metrics import Metrics
 from engines.model_slots import NOBODY, Client
 from pipeline import Trace
+from store.audit_log import AuditLog
 
 logger = logging.getLogger(__name__)
 
+# The endpoints that leave a line, and how the line calls them. Photo analysis and monitoring leave none.
+EVENTS = {
+    "sign_up": "enrol",
+    "verify": "verify",
+    "compare": "compare",
+    "user": "look up",
+    "erase": "erase",
+}
+REFUSED_CODES = ("unauthorized", "forbidden")
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 
 
@@ -115,3 +125,34 @@ def log_requests(app: Flask, metrics: Metrics) -> None:
         shown = {name: value for name, value in fields.items() if value not in ({}, None)}
         logger.info("%s %s", request.method, route, extra={logs.FIELDS: shown})
         return response
+
+
+def audit_requests(app: Flask, audit: AuditLog) -> None:
+    """Write a line for every request that `EVENTS` names, and for refused API keys, of these so many a minute.
+
+    A request that is refused for its rate or its web origin leaves no line, because anybody could fill the disk so.
+    """
+
+    @app.after_request
+    def note(response: Response) -> Response:
+        record = current_record()
+        event = EVENTS.get(request.endpoint or "", "call" if record.code in REFUSED_CODES else None)
+        turned_away = not record.origin_accepted or (record.code == "rate_limited" and record.user_id is None)
+        if event is not None and not turned_away and not record.audited:
+            audit_request(audit, event, record.code)
+        return response
+
+
+def audit_request(audit: AuditLog, event: str, code: str) -> str | None:
+    """Write a line about the current request; returns the line's SHA-256, as `AuditLog.record` does."""
+    record = current_record()
+    record.audited = True
+    write = audit.record_refusal if code in REFUSED_CODES else audit.record
+    return write(
+        event,
+        code=code,
+        user_id=record.user_id,
+        key=record.api_key_name,
+        address=request.remote_addr,
+        request_id=record.request_id,
+    )

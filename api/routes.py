@@ -11,7 +11,6 @@ from flask import Flask, Response, jsonify, request
 from api.access import PUBLIC, scope
 from api.metrics import Metrics
 from api.readiness import Readiness
-from api.request_audit import audit_request
 from api.request_fields import (
     FORM_ALLOWANCE_BYTES,
     read_request_key,
@@ -21,7 +20,7 @@ from api.request_fields import (
     receive_form,
     require_user_id,
 )
-from api.request_log import current_record
+from api.request_log import audit_request, current_record
 from api.responses import localised
 from api.service_parts import Parts
 from engines.base import Engine, Template, cosine_of, similarity_of

@@ -18,7 +18,6 @@ from werkzeug.datastructures import MultiDict
 from bootstrap import wait_for_store
 from engines.base import Face, Template
 from engines.covering import Covering
-from engines.model_slots import FIRST_MODEL_SECONDS
 from errors import FaceError
 from gallery.decisions import Gallery
 from photos.pixels import Pixels
@@ -425,9 +424,10 @@ def test_a_sane_request_id_is_kept_and_any_other_replaced(client: Any, sent: str
 
 
 def test_who_would_wait_too_long_is_refused_at_once_while_accepted_ones_are_served(
-    engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore
+    engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(model_slots=1, queue_wait_s=1.9 * FIRST_MODEL_SECONDS)
+    monkeypatch.setattr("engines.model_slots.FIRST_MODEL_SECONDS", 100.0)
+    settings = Settings(model_slots=1, queue_wait_s=150)
     client = client_of(engine, covering, store, settings)
     engine.released.clear()
     answers: list[Any] = []
