@@ -10,6 +10,24 @@ import pytest
 
 from tests.support.databases import MONGO_KINDS, Database, MongoServer, fresh_database
 
+# Here a face model is loaded, or a process of the service's is started: `make quick` leaves these files and rooms out.
+WITH_A_MODEL = (
+    "engines/",
+    "service/",
+    "commands/test_bulk.py",
+    "commands/test_evaluate.py",
+    "commands/test_evaluate_checks.py",
+    "photos/test_decoder_pool.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `WITH_A_MODEL`."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(WITH_A_MODEL):
+            item.add_marker(pytest.mark.model)
+
 
 @pytest.fixture(autouse=True)
 def own_log() -> Iterator[None]:
