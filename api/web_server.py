@@ -165,7 +165,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress carries no types
     def received(self, data: bytes) -> bool:
         if data.startswith(TLS_HANDSHAKE) and self.request is None and not self._unparsed and not self.requests:
             self.server.trouble.warn("https was sent to this http port, from %s", self.addr[0])
-            self.will_close = True
+            self.handle_close()
             return False
         with self.requests_lock:
             self._unparsed += data
