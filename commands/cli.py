@@ -106,7 +106,7 @@ def start(flags: Mapping[str, str], action: Callable[[Settings], int], command: 
         logger.critical("%s ends: %s", what, error)
     except KeyboardInterrupt:
         logger.info(
-            "%s", f"{command} was stopped: run it again to continue" if command else "Stopped before it was ready"
+            "%s", f"{command} was stopped: it can be run again" if command else "Stopped before it was ready"
         )
         return 130
     else:
