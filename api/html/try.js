@@ -25,7 +25,7 @@ if (!TEXTS[language]) language = navigator.languages.map((one) => one.slice(0, 2
 // the same key a sign-up whose answer was lost is safely sent again.
 let stream = null, opening = false, photo = null, live = 0, busy = false, turns = 0;
 // What the page says now. All words are functions, so that they can be said again in another language.
-let shown = { mood: "", words: () => "", details: [], next: [] }, analysis = null;
+let shown = { mood: "", words: () => say("begin"), details: [], next: [] }, analysis = null;
 
 // A browser that keeps no data for pages refuses even to be asked.
 function recall(storage, name) {
@@ -91,7 +91,7 @@ function tell(mood, words, details = [], next = []) {
 function show() {
   const { mood, words, details } = shown, text = words();
   if (statusLine.textContent !== text) statusLine.textContent = text;
-  byId("outcome").className = "outcome " + (text ? mood : "idle");
+  byId("outcome").className = "outcome " + mood;
   byId("sign").parentElement.toggleAttribute("hidden", !mood);
   byId("sign").setAttribute("d", SIGNS[mood] || "");
   byId("detail").replaceChildren(...details.map((detail) => detail()));
@@ -303,7 +303,7 @@ function forget() {
   photo = null;
   stage.classList.remove("accepted");
   list(null);
-  tell("", () => "");
+  tell("", () => say("begin"));
 }
 
 // Show a photo and have it looked at; `mirrored`: it comes from the camera, and is shown as the preview was.
