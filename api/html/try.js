@@ -25,7 +25,7 @@ if (!TEXTS[language]) language = navigator.languages.map((one) => one.slice(0, 2
 // the same key a sign-up whose answer was lost is safely sent again.
 let stream = null, opening = false, photo = null, live = 0, busy = false, turns = 0;
 // What the page says now. All words are functions, so that they can be said again in another language.
-let shown = { mood: "", words: () => say("begin"), details: [], next: [] }, analysis = null;
+let shown = { mood: "", words: () => say("begin"), details: [], next: [], then: "" }, analysis = null;
 
 // A browser that keeps no data for pages refuses even to be asked.
 function recall(storage, name) {
@@ -81,20 +81,21 @@ function refresh() {
     one.classList.toggle("main", next.includes(one.id) || (next.includes("source") && one.id === source));
 }
 
-// Say how things stand (`mood` is "good", "bad" or ""), why, and mark the buttons of the next step: their ids, or "source"
-// for another photo from where this one came from.
-function tell(mood, words, details = [], next = []) {
-  shown = { mood, words, details, next };
+// Say how things stand (`mood` is "good", "bad" or "") and why, and mark the buttons of the next step: their ids, or
+// "source" for another photo from where this one came from. `then` names the text that says the next step.
+function tell(mood, words, details = [], next = [], then = "") {
+  shown = { mood, words, details, next, then };
   show();
 }
 
 function show() {
-  const { mood, words, details } = shown, text = words();
+  const { mood, words, details, then } = shown, text = words();
   if (statusLine.textContent !== text) statusLine.textContent = text;
   byId("outcome").className = "outcome " + mood;
   byId("sign").parentElement.toggleAttribute("hidden", !mood);
   byId("sign").setAttribute("d", SIGNS[mood] || "");
   byId("detail").replaceChildren(...details.map((detail) => detail()));
+  byId("next").textContent = then ? say(then) : "";
   refresh();
 }
 
@@ -106,7 +107,6 @@ function made(tag, name, ...children) {
 }
 
 const line = (words) => () => made("p", "", words());
-const nextStep = (name) => () => made("p", "next", say(name));
 
 // Numbers and ids keep their own direction among Arabic words.
 function isolated(text) {
@@ -200,7 +200,7 @@ async function showModel() {
 // The first thing to mend, as arguments of `tell`; the others below it.
 function advice({ body }) {
   const [first, ...others] = body.checks.filter((check) => !check.passed);
-  const hint = (check) => translated(check.hint, check.code, body.from);
+  const hint = (check) => translated(check.hint || body.message, check.code, body.from);
   const further = () => made("ul", "further", ...others.map((check) => made("li", "", hint(check), measureOf(check))));
   return ["bad", () => hint(first), [() => measureOf(first), ...(others.length ? [further] : [])], ["source"]];
 }
@@ -263,7 +263,9 @@ function frame(longest) {
 }
 
 async function capture() {
-  take(await frame(TAKEN_SIDE), true);
+  const mine = ++live;  // the guidance is over
+  const blob = await frame(TAKEN_SIDE);
+  if (mine === live) take(blob, true);
 }
 
 // Guide until the photo is taken. One frame is under way at a time, and the pause is as long as its answer took: a camera
@@ -350,7 +352,7 @@ async function look() {
   if (NO_PHOTO.includes(answer.body.code)) tellNoPhoto();
   else if (!answer.ok) tell("bad", answer.words, [], mine.fit ? ["sign-up", "verify"] : ["source"]);
   else if (!answer.body.accepted) tell(...advice(answer));
-  else tell("good", () => say("ready"), [nextStep("nextPhoto")], ["sign-up", "verify"]);
+  else tell("good", () => say("ready"), [], ["sign-up", "verify"], "nextPhoto");
 }
 
 function draw() {
@@ -405,7 +407,7 @@ async function signUp() {
   const { ok, body, words } = await sendPatiently("/signUp", photo.blob, {}, { "Idempotency-Key": photo.key });
   if (!ok) return refusal(body, words, "notSignedUp", "sign-up");
   photo.key = newKey();
-  return ["good", () => say("signedUp"), [userLine(body), nextStep("nextSignedUp")], ["source"]];
+  return ["good", () => say("signedUp"), [userLine(body)], ["source"], "nextSignedUp"];
 }
 
 async function verify() {
@@ -413,7 +415,7 @@ async function verify() {
   const { ok, body, words } = await sendPatiently("/verify", photo.blob, fields);
   if (!ok) return refusal(body, words, "notVerified", "verify");
   const similarity = () => `${say("similarity")}: ${round(body.similarity)} (${say("needed")}: ${round(body.threshold)})`;
-  return ["good", () => say("verified"), [line(similarity), userLine(body), nextStep("nextVerified")], ["source"]];
+  return ["good", () => say("verified"), [line(similarity), userLine(body)], ["source"], "nextVerified"];
 }
 
 // What `tell` says of a sign-up or a verification that was refused. After a failure that is not the photo's, the next step
@@ -424,8 +426,8 @@ function refusal(body, words, heading, action) {
     list(body);
     return advice({ body });
   }
-  const [name, next] = { duplicate_face: ["nextDuplicate", ["verify"]], no_match: ["nextNoMatch", ["sign-up", "source"]] }[body.code] || [null, [action]];
-  return ["bad", () => say(heading), [line(words), ...(name ? [nextStep(name)] : [])], next];
+  const known = { duplicate_face: [["verify"], "nextDuplicate"], no_match: [["sign-up", "source"], "nextNoMatch"] };
+  return ["bad", () => say(heading), [line(words)], ...(known[body.code] || [[action]])];
 }
 
 function userLine(body) {
