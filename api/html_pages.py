@@ -1,4 +1,4 @@
-"""Answers with HTML pages. A page is cached by its content, and may load only what is in it."""
+"""Sends HTML pages. Browsers may cache them, and may run only the style and the script inside them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from face_checks import HINTS, NEARER_HINTS
 
 
 def page_answer(page: str, *, also: str = "") -> Response:
-    """Answer with a page whose one style and one script are inline.
+    """Answer with a page that has one inline style and one inline script.
 
     Args:
         page: the HTML.
-        also: further directives of its Content-Security-Policy, such as `connect-src 'self'`.
+        also: more directives for its Content-Security-Policy, such as `connect-src 'self'`.
     """
     digests = {
         tag: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -34,7 +34,7 @@ def page_answer(page: str, *, also: str = "") -> Response:
 
 
 def cached(body: str, content_type: str, policy: str) -> Response:
-    """Answer with something that only changes with the service: 304 for whoever has it."""
+    """Answer with a text that stays the same while the service runs; 304 if the client has it already."""
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
     response = Response(body, content_type=content_type, headers=headers)
     response.add_etag()
@@ -43,7 +43,7 @@ def cached(body: str, content_type: str, policy: str) -> Response:
 
 
 def add_try_page(app: Flask) -> None:
-    """Add `GET /try`: camera or file, guidance, sign up, verify."""
+    """Add `GET /try`, the page that signs up and verifies with a camera or a file."""
     page = try_page_html()
 
     @app.get("/try", provide_automatic_options=False)
