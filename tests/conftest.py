@@ -10,23 +10,32 @@ import pytest
 
 from tests.support.databases import MONGO_KINDS, Database, MongoServer, fresh_database
 
-# Here a face model is loaded, or a process of the service's is started: `make quick` leaves these files and rooms out.
-WITH_A_MODEL = (
-    "engines/",
-    "service/",
+# `make quick` leaves these out: they load a face model, start processes, or take seconds of computing.
+HEAVY = (
+    "api/test_access.py::test_a_storage",
+    "commands/test_biometrics.py::test_counts_and_rates",
+    "commands/test_biometrics.py::test_the_intervals",
     "commands/test_bulk.py",
     "commands/test_evaluate.py",
     "commands/test_evaluate_checks.py",
+    "engines/",
+    "gallery/test_in_mongodb.py::test_no_order_of_events",
+    "gallery/test_log_model.py",
+    "gallery/test_templates.py::test_a_search",
+    "gallery/test_templates.py::test_the_codes",
     "photos/test_decoder_pool.py",
+    "service/",
+    "store/test_audit_log.py::test_several_processes",
+    "store/test_encryption.py::test_a_rotation_that_is_killed",
+    "store/test_stores.py::test_a_dead_server",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of `WITH_A_MODEL`."""
-    here = Path(__file__).parent
+    """Mark the tests of `HEAVY`."""
     for item in items:
-        if item.path.relative_to(here).as_posix().startswith(WITH_A_MODEL):
-            item.add_marker(pytest.mark.model)
+        if item.nodeid.removeprefix("tests/").startswith(HEAVY):
+            item.add_marker(pytest.mark.heavy)
 
 
 @pytest.fixture(autouse=True)
