@@ -67,7 +67,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
     add_routes(app, settings, parts, metrics)
     if settings.try_page == "on":
         add_try_page(app)
-    description_pages.add_routes(app, settings)  # last, because it describes all other routes
+    description_pages.add_description_routes(app, settings)  # last, because it describes all other routes
     return app
 
 
