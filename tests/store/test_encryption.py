@@ -70,7 +70,7 @@ def an_enrolment(seed: int, user_id: str | None = None) -> Enrolment:
 def gives_away(folder: Path, template: Template) -> bool:
     """Whether any part of the template, of its pickle or of its 8-bit code lies readable in any file of a folder."""
     files = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    coded = Templates(len(template)).extended(template[None], ["somebody"]).blocks[0].arrays["codes"][0]
+    coded = Templates(len(template)).extended(template[None], ["somebody"], [1]).blocks[0].arrays["codes"][0]
     # A record may be cut in two by the edge of a page.
     forms = (template.tobytes(), template.astype(np.float64).tobytes(), coded.tobytes())
     return any(form[at : at + 24] in files for form in forms for at in range(0, len(form) - 24, 128))
