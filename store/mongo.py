@@ -140,9 +140,10 @@ class MongoStore:
             self.collection.create_index("request_key", sparse=True)
             self.collection.create_index("erases", sparse=True)
             self.collection.create_index("removes", sparse=True)
-            if self.collection.index_information().get("user_id_1", {}).get("unique"):
-                # Made by an earlier version, in which a person had one photo.
-                self.collection.drop_index("user_id_1")
+            for name, index in self.collection.index_information().items():
+                if index["key"] == [("user_id", 1)] and index.get("unique"):
+                    # Made by an earlier version, in which a person had one photo.
+                    self.collection.drop_index(name)
             self.collection.create_index("user_id")
             while self._number_a_page():
                 pass
