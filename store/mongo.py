@@ -94,8 +94,8 @@ def connect(uri: str, database: str, collection: str, *, timeout: float, keyring
             read_preference=ReadPreference.PRIMARY,
         )
     except (PyMongoError, ValueError, TypeError) as error:
-        is_mistake = isinstance(error, InvalidURI) or not isinstance(error, ConfigurationError)
-        if uri.startswith("mongodb+srv://") and not is_mistake:
+        unresolved = isinstance(error, ConfigurationError) and not isinstance(error, InvalidURI)
+        if unresolved and uri.startswith("mongodb+srv://"):
             # The driver looks such a name up at once, and reports an outage of the name server as a wrong setting.
             raise FaceError("database_unavailable", headers={"Retry-After": "5"}) from error
         # `from None`: the driver's messages quote parts of the string, which may be the password.
