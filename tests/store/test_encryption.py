@@ -372,6 +372,20 @@ def test_people_under_a_lost_key_are_erased_only_by_its_name(folder: Path) -> No
     store.close()
 
 
+def test_of_a_person_with_several_photos_only_those_under_a_lost_key_go(folder: Path) -> None:
+    store = SqliteStore(folder / "faces.sqlite3", NEW)
+    store.prepare()
+    store.append(store.last_place() + 1, [replace(an_enrolment(3), photo_id="under the new key")])
+    store.close()
+    assert rotate(folder, NEW, "--erase-lost", OLD.names[0])[0] == 0
+    store.prepare()
+    person = store.find_person("person-3")
+    assert person is not None
+    assert [photo.number for photo in person.photos] == [2]
+    assert store.find_person("person-4") is None
+    store.close()
+
+
 def test_a_rotation_that_lacks_a_key_says_which_and_for_how_many(folder: Path) -> None:
     status, said = rotate(folder, NEW)
     assert (status, said[:10]) == (1, "2 were put")
