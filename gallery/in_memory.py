@@ -68,7 +68,7 @@ class InMemoryView:
             least: the lowest score that counts.
             after: search only the photos behind this place in the log.
         """
-        first = self.templates.first_after(after)
+        first = self.templates.first_after(after) if after else 0
 
         def scores(best: Mapping[str, float]) -> Iterator[Candidate]:
             for user_id, cosine in best.items():
