@@ -404,4 +404,4 @@ def test_every_command_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     for name in commands.COMMANDS:
         with pytest.raises(SystemExit):
             app.main([name, "--help"])
-        assert "usage: app.py" in capsys.readouterr().out
+        assert "usage: python app.py" in capsys.readouterr().out
