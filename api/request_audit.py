@@ -14,6 +14,8 @@ EVENTS = {
     "compare": "compare",
     "user": "look up",
     "erase": "erase",
+    "add_photo": "add photo",
+    "remove_photo": "remove photo",
 }
 REFUSED_CODES = ("unauthorized", "forbidden")
 
