@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import overload
 
 import numpy as np
 from flask import Flask, Response, jsonify, request
@@ -28,6 +29,7 @@ from errors import FaceError, english
 from gallery.decisions import Gallery
 from gallery.templates import Candidate
 from settings import Settings
+from store.records import Person
 
 
 def add_routes(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -> None:
@@ -36,6 +38,7 @@ def add_routes(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -
     _add_enrolment(app, settings, parts, metrics)
     _add_comparison(app, settings, parts, metrics)
     _add_people(app, parts)
+    _add_photos(app, settings, parts)
 
 
 def _add_monitoring(app: Flask, parts: Parts, metrics: Metrics) -> None:
@@ -199,16 +202,18 @@ def _add_people(app: Flask, parts: Parts) -> None:
     @scope("ops")
     def user(user_id: str) -> Response:
         receive_form()
-        current_record().user_id = require_user_id(user_id)
-        person = parts.store.find_person(user_id) or parts.store.find_person(user_id.lower())
-        if person is None:
-            raise FaceError("unknown_user")
+        person = enrolled_person(parts, user_id)
         return jsonify(
             status="success",
             message="This person is enrolled.",
             user_id=person.user_id,
-            enrolled_at=None if person.timestamp is None else utc(person.timestamp),
+            enrolled_at=utc(person.timestamp),
             model=person.model,
+            photos=len(person.photos),
+            photo_list=[
+                {"number": photo.number, "enrolled_at": utc(photo.timestamp), "model": photo.model}
+                for photo in person.photos
+            ],
         )
 
     @app.delete("/users/<user_id>", provide_automatic_options=False)
@@ -230,6 +235,65 @@ def _add_people(app: Flask, parts: Parts) -> None:
         )
 
 
+def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
+    gallery, pipeline, half = parts.gallery, parts.pipeline, parts.engine.cosine_at_half
+
+    @app.post("/users/<user_id>/photos", provide_automatic_options=False)
+    @scope("app")
+    def add_photo(user_id: str) -> Response:
+        record = current_record()
+        with pipeline.slots.place():
+            with record.trace.stage("read"):
+                receive_form("file")
+                photo = read_upload("file", settings.max_file_bytes)
+            person = enrolled_person(parts, user_id)
+            request_key = read_request_key(photo, person.user_id)
+            # Limited as a 1:1 verification is: a caller must not try with many faces until one matches.
+            parts.access.count_claim(person.user_id.lower())
+            template = pipeline.template(photo, record.trace, client=record.client)
+        with record.trace.stage("enrol"):
+            try:
+                photos = gallery.add_photo(
+                    person.user_id,
+                    template,
+                    match_cosine=cosine_of(settings.verify_threshold, half),
+                    duplicate_cosine=cosine_of(settings.duplicate_threshold, half),
+                    max_photos=settings.max_photos,
+                    request_key=request_key,
+                )
+            except FaceError as error:
+                if error.code == "no_match":
+                    raise no_match() from error
+                raise
+        parts.access.forget_claims(person.user_id.lower())
+        if parts.retention is not None:
+            parts.retention.seen(person.user_id)
+        return jsonify(
+            status="success", message="The photo is added to this person.", user_id=person.user_id, photos=photos
+        )
+
+    @app.delete("/users/<user_id>/photos/<int:number>", provide_automatic_options=False)
+    @scope("ops")
+    def remove_photo(user_id: str, number: int) -> Response:
+        receive_form()
+        person = enrolled_person(parts, user_id)
+        with current_record().trace.stage("erase"):
+            photos = gallery.remove_photo(person.user_id, number)
+        return jsonify(
+            status="success", message="The photo is removed from this person.", user_id=person.user_id, photos=photos
+        )
+
+
+def enrolled_person(parts: Parts, user_id: str) -> Person:
+    """Return the person of a user_id, as it was sent or in lower case; FaceError `invalid_user_id`, `unknown_user`."""
+    current_record().user_id = require_user_id(user_id)
+    person = parts.store.find_person(user_id) or parts.store.find_person(user_id.lower())
+    if person is None:
+        raise FaceError("unknown_user")
+    current_record().user_id = person.user_id
+    return person
+
+
 def _judge(engine: Engine, metrics: Metrics, cosine: float, threshold: float) -> tuple[float, bool]:
     """The similarity as the API shows it, and whether it is a match.
 
@@ -245,9 +309,13 @@ def _judge(engine: Engine, metrics: Metrics, cosine: float, threshold: float) ->
     return shown, matched
 
 
-def utc(timestamp: float) -> str:
-    """A timestamp (seconds since the epoch) in ISO 8601, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(timestamp))
+@overload
+def utc(timestamp: float) -> str: ...
+@overload
+def utc(timestamp: None) -> None: ...
+def utc(timestamp: float | None) -> str | None:
+    """A timestamp (seconds since the epoch) in ISO 8601, to the second; None for None."""
+    return None if timestamp is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(timestamp))
 
 
 def compare_claimed(gallery: Gallery, claimed: str, template: Template) -> Candidate:

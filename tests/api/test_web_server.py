@@ -20,7 +20,6 @@ from api.request_threads import RequestThreads
 from bootstrap import explaining_missing_threads
 from settings import PROJECT
 
-pytestmark = pytest.mark.model
 LINUX = Path("/proc/self/fd").is_dir()
 # /big answers a megabyte, /hang not for a minute, and everything else at once.
 SCRIPT = """

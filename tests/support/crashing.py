@@ -247,7 +247,9 @@ def _kill_while_starting(service: Service) -> None:
 
 # --- kill -9 of the process that writes the embedded store ---
 
-# Each step can be taken again without harm: step 4n + 3 erases the person of the step before, the others enrol one.
+# Each step can be taken again without harm, and is one entry of the log. Of six steps three enrol somebody, the third
+# adds a photo to the person of the second, the fourth removes that person's first photo, and the last one erases the
+# person of the fifth.
 WRITER = """
 import sys
 from itertools import count
@@ -265,21 +267,30 @@ store.prepare()
 gallery = Gallery(store, "m", 512, snapshot=snapshot.SnapshotFolder(Path(sys.argv[1]) / "gallery", "", 512))
 gallery.load()
 for step in count(int(sys.argv[2])):
-    number = step - 1 if step % 4 == 3 else step
-    template = np.random.default_rng(number).standard_normal(512, np.float32)
+    kind = step % 6
+    template = np.random.default_rng(step - {2: 1, 3: 2, 5: 1}.get(kind, 0)).standard_normal(512, np.float32)
     template /= np.linalg.norm(template)
-    if step % 4 == 3:
-        found = gallery.search(template)
-        if found is not None and found.cosine > 0.999:
-            gallery.erase(found.user_id)
-        print(step, "erased", flush=True)
+    found = gallery.search(template)
+    known = found.user_id if found is not None and found.cosine > 0.999 else None
+    outcome = {2: "added", 3: "removed", 5: "erased"}.get(kind)
+    if kind == 2:
+        gallery.add_photo(
+            known, template, match_cosine=0.999, duplicate_cosine=0.999, max_photos=5, request_key=f"step {step}"
+        )
+    elif kind == 3:
+        if len(store.find_person(known).photos) == 2:
+            gallery.remove_photo(known, 1)
+    elif kind == 5:
+        if known is not None:
+            gallery.erase(known)
     else:
-        print(step, gallery.enrol(template, duplicate_cosine=0.999, request_key=f"step {step}"), flush=True)
+        outcome = gallery.enrol(template, duplicate_cosine=0.999, request_key=f"step {step}")
+    print(step, outcome, flush=True)
 """
 
 
 def kill_the_writer(folder: Path, kills: int) -> Figures:
-    """Kill a process that does nothing but enrol and erase on the embedded store, at random moments of that."""
+    """Kill a process that changes the embedded store without a pause, at random moments of that."""
     done: list[str] = []
     untold = 0
     for _ in range(kills):
@@ -297,7 +308,7 @@ def kill_the_writer(folder: Path, kills: int) -> Figures:
                 assert int(step) == len(done)
                 done.append(outcome)
         untold += _check_steps(folder, done)
-    return Figures(kills, sum(outcome != "erased" for outcome in done), untold=untold)
+    return Figures(kills, sum(step % 6 in (0, 1, 4) for step in range(len(done))), untold=untold)
 
 
 def _check_steps(folder: Path, done: list[str]) -> int:
@@ -308,17 +319,20 @@ def _check_steps(folder: Path, done: list[str]) -> int:
     store.close()
     untold = len(entries) - len(done)
     assert untold in (0, 1)
-    last = entries[-1]
+    gone = {entry.removes for entry in entries} | {entry.erases for entry in entries}
     for step, (entry, outcome) in enumerate(zip(entries, done, strict=False)):
-        if outcome == "erased":
+        kind = step % 6
+        if kind == 5:
             assert entry.erases == done[step - 1]
-            continue
-        assert (entry.user_id, entry.erases) in ((outcome, None), (None, None))
-        erased = done[step + 1 : step + 2] == ["erased"] or last.erases == outcome
-        assert (entry.template is None) == erased
-        if entry.template is not None:
-            assert entry.user_id == outcome
-            assert np.vecdot(entry.template, a_template(step)) > SAME
+        elif kind == 3:
+            assert entry.removes == entries[step - 2].seq
+        else:
+            user_id = done[step - 1] if kind == 2 else outcome
+            assert entry.is_added == (kind == 2 and entry.template is not None)
+            assert (entry.template is None) == bool({entry.seq, user_id} & gone)
+            if entry.template is not None:
+                assert entry.user_id == user_id
+                assert np.vecdot(entry.template, a_template(step - (kind == 2))) > SAME
     return untold
 
 
