@@ -67,7 +67,7 @@ class Server:
             if "Ready: " in line:
                 break
         threading.Thread(target=self.lines.extend, args=(self.process.stderr,), daemon=True).start()
-        self.port = int(self.lines[-1].rsplit(":", 1)[1])
+        self.port = int(line.rsplit(":", 1)[1])
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), 10)
