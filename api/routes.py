@@ -11,7 +11,6 @@ from flask import Flask, Response, jsonify, request
 
 from api.access import PUBLIC, scope
 from api.metrics import Metrics
-from api.readiness import Readiness
 from api.request_fields import (
     FORM_ALLOWANCE_BYTES,
     read_request_key,
@@ -42,7 +41,6 @@ def add_routes(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -
 
 
 def _add_monitoring(app: Flask, parts: Parts, metrics: Metrics) -> None:
-    readiness = Readiness(parts.gallery.refresh)
 
     @app.get("/", provide_automatic_options=False)
     @scope(PUBLIC)
@@ -52,7 +50,7 @@ def _add_monitoring(app: Flask, parts: Parts, metrics: Metrics) -> None:
     @app.get("/health", provide_automatic_options=False)
     @scope(PUBLIC)
     def health() -> Response:
-        readiness.require()
+        parts.readiness.require()
         return jsonify(
             status="success",
             message="ready",
