@@ -180,11 +180,13 @@ class Pipeline:
                     raise
                 code, checks = refusal.code, refusal.fields["checks"]
                 trace.figures.update({check["code"]: check["measured"] for check in checks})
+        # Whoever shows the file shows it as it lies.
+        shown = photo.turned(-photo.quarter_turns)
         return Analysis(
             code=code,
             checks=checks,
-            size=photo.size,
-            faces=[face.enlarged(photo.reduced_by) for face in faces],
+            size=shown.size,
+            faces=[face.enlarged(photo.reduced_by).turned(-photo.quarter_turns, photo.size) for face in faces],
         )
 
     def _checked(
@@ -210,7 +212,12 @@ class Pipeline:
         with trace.stage("decode"):
             photo = self._decode(data, ENOUGH_SIDE)
         with trace.stage("detect"):
-            return photo, self.engine.detect(photo.pixels)
+            faces = self.engine.detect(photo.pixels)
+        turns = faces[0].quarter_turns if faces else 0
+        if turns:  # the file's picture lies on its side or on its head, and no EXIF says so
+            size = photo.pixels.shape[1], photo.pixels.shape[0]
+            photo, faces = photo.turned(turns), [face.turned(turns, size) for face in faces]
+        return photo, faces
 
     def _decode(self, data: bytes, longest_side: float) -> Photo:
         limits = self.settings
@@ -225,5 +232,5 @@ class Pipeline:
         if missing <= 1 or photo.reduced_by == 1:
             return photo, faces
         with trace.stage("decode_larger"):
-            larger = self._decode(data, missing * max(photo.pixels.shape))
+            larger = self._decode(data, missing * max(photo.pixels.shape)).turned(photo.quarter_turns)
         return larger, [one.enlarged(photo.reduced_by / larger.reduced_by) for one in faces]

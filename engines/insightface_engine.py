@@ -40,9 +40,12 @@ class InsightFaceEngine:
     MIN_FACE_SCORE = 0.5
     # A selfie needs no look at 640: where the small look shows one large face and no trace of another, and the quick
     # look shows nothing else, they are enough. That costs 0.31 of a look at 640 (SCRFD-2.5G, YuNet). Of 381 shared
-    # photos 346 end so with YuNet, 258 with SCRFD-500M and 278 with SCRFD-2.5G. SCRFD scores up to 0.1 everywhere: with
-    # a trace of 0.02 none of its photos would end so. benchmarks/detection.py counts faces that are missed.
-    LARGE_FACE_SHARE, TRACE_SCORE = 0.3, 0.1
+    # photos 346 end so with YuNet, 258 with SCRFD-500M and 278 with SCRFD-2.5G. benchmarks/detection.py
+    # counts faces that are missed.
+    LARGE_FACE_SHARE = 0.3
+    # What scores less is no trace of a face. SCRFD scores 0.04 on a grey picture and up to 0.1 in most photos, YuNet 0:
+    # a trace is at least so many times what the detector gives a grey picture.
+    MIN_TRACE_SCORE, TRACE_TO_BLANK = 0.02, 3.0
     # One face seen in several looks gives several boxes, whose overlap (intersection over union) is higher. A box that
     # lies mostly inside a surer one is the same face too: a face within a face is no second person.
     MAX_OVERLAP, MAX_SHARE_INSIDE = 0.4, 0.7
@@ -56,7 +59,10 @@ class InsightFaceEngine:
     # fifth of two looks at `UPRIGHT_SIDE`. Of 596 photos no answer differs from those, and 137, turned by 20 to 60
     # degrees, come out as similar to themselves upright; at 64, two of 1,096 such are lost.
     CONFIDENT_SCORE = 0.8
-    TRIAL_ROTATIONS_DEG, TRIAL_SIDE = (0.0, -35.0, 35.0), 96
+    TRIAL_ROTATIONS_DEG, TRIAL_SIDE = (0.0, -35.0, 35.0, -90.0, 90.0, 180.0), 96
+    # A picture that shows no face is looked at in the small look's size after each quarter turn. One turn must show a
+    # face that scores so much more than the others: of a face that stands the others score 0.1 to 0.4 less.
+    QUARTER_TURN_MARGIN = 0.1
 
     def __init__(
         self,
@@ -125,6 +131,8 @@ class InsightFaceEngine:
         warm = np.full((64, 64, 3), 127, np.uint8)
         for side in (self.SMALL_LOOK_SIDE, self.UPRIGHT_SIDE, self.QUICK_LOOK_SIDE, self.FULL_LOOK_SIDE):
             detector.detect(warm, input_size=(side, side))
+        blank, _ = detector.detect(warm, input_size=(self.SMALL_LOOK_SIDE, self.SMALL_LOOK_SIDE), det_thresh=0.001)
+        self._trace_score = max(self.MIN_TRACE_SCORE, self.TRACE_TO_BLANK * float(blank[:, 4].max(initial=0.0)))
         self._detector = detector
 
     def describe(self) -> str:
@@ -163,11 +171,33 @@ class InsightFaceEngine:
     def detect(self, image: Pixels) -> list[Face]:
         if holds_no_face(image):
             return []
+        faces = self._detect_as_it_lies(image)
+        quarter_turns = 0 if faces else self._quarter_turns(image)
+        if quarter_turns:
+            turned = np.ascontiguousarray(np.rot90(image, quarter_turns))
+            size = turned.shape[1], turned.shape[0]
+            faces = [face.turned(-quarter_turns, size) for face in self._detect_as_it_lies(turned)]
+        return faces
+
+    def _detect_as_it_lies(self, image: Pixels) -> list[Face]:
+        """Find every face of a picture that stands, and a surely seen one that does not, the widest first."""
         scale, small = to_side(image, self.FULL_LOOK_SIDE, enlarging=1.0)
         faces = widest_first([face for face in self._search(small) if face.score >= self.MIN_FACE_SCORE])
         turn = self._surest_turn(small, faces[0]) if faces and faces[0].score < self.CONFIDENT_SCORE else 0.0
         faces = [face.enlarged(1 / scale) for face in faces]
         return [self._looked_at_upright(image, face, turn) for face in faces[:1]] + faces[1:]
+
+    def _quarter_turns(self, image: Pixels) -> int:
+        """After how many quarter turns, counter-clockwise, the picture shows a face that stands; 0 where none does."""
+        side = self.SMALL_LOOK_SIDE
+        _, small = to_side(image, side, enlarging=1.0)
+        scores = [0.0]
+        for turns in (1, 2, 3):
+            seen = self._look(np.ascontiguousarray(np.rot90(small, turns)), (side, side))
+            scores.append(max((face.score for face in seen), default=0.0))
+        surest, next_best = np.argsort(scores)[::-1][:2]
+        clear = scores[surest] >= max(self.MIN_FACE_SCORE, scores[next_best] + self.QUARTER_TURN_MARGIN)
+        return int(surest) if clear else 0
 
     def _search(self, image: Pixels) -> list[Face]:
         """Look for faces and traces of faces in as few looks as are needed to find all faces."""
@@ -180,7 +210,7 @@ class InsightFaceEngine:
 
     def _look(self, image: Pixels, input_size: tuple[int, int]) -> list[Face]:
         """The detector's boxes that score at least as a trace of a face, with an input of this width and height."""
-        boxes, landmarks = self._detector.detect(image, input_size=input_size, det_thresh=self.TRACE_SCORE)
+        boxes, landmarks = self._detector.detect(image, input_size=input_size, det_thresh=self._trace_score)
         faces = [
             Face(box[:4], float(box[4]), points)
             for box, points in zip(boxes, landmarks, strict=True)
@@ -217,7 +247,7 @@ class InsightFaceEngine:
             if seen is not None and seen.score > face.score:
                 face, turn = seen, tried_deg
         for _ in range(2):
-            roll = _roll_deg(face)
+            roll = face.roll_deg
             if abs(roll - turn) < self.UPRIGHT_WITHIN_DEG:
                 break
             seen = self._seen_turned(image, face, roll)
@@ -230,7 +260,7 @@ class InsightFaceEngine:
         """Which turn (degrees) the detector is surest of the face in, of either side and none, in one small look."""
         turns, side = self.TRIAL_ROTATIONS_DEG, self.TRIAL_SIDE
         row = np.concatenate([_turned_crop(image, face, turn, side)[0] for turn in turns], axis=1)
-        boxes, _ = self._detector.detect(row, input_size=(len(turns) * side, side), det_thresh=self.TRACE_SCORE)
+        boxes, _ = self._detector.detect(row, input_size=(len(turns) * side, side), det_thresh=self._trace_score)
         boxes = boxes[np.isfinite(boxes).all(axis=1)]
         places = (boxes[:, 0] + boxes[:, 2]) / 2 // side
         scores = [float(boxes[places == place, 4].max(initial=0.0)) for place in range(len(turns))]
@@ -282,12 +312,6 @@ def _turned_crop(image: Pixels, face: Face, turn_deg: float, side: int) -> tuple
     matrix = np.asarray(cv2.getRotationMatrix2D((float(centre[0]), float(centre[1])), turn_deg, scale), np.float64)
     matrix[:, 2] += side / 2 - centre
     return cut_out(image, matrix, side), matrix
-
-
-def _roll_deg(face: Face) -> float:
-    """The slope of the line through the eyes, degrees."""
-    left, right = face.eyes
-    return float(np.degrees(np.arctan2(right[1] - left[1], right[0] - left[0])))
 
 
 def _overlaps(
