@@ -400,6 +400,18 @@ def _worst(*checks: Check) -> Check:
     return next((check for check in checks if not check.passed), checks[0])
 
 
+# The largest distance that two colours of CIELAB's a*, b* plane can have from skin in an 8-bit picture.
+MAX_COLOUR_DISTANCE_OF_A_PICTURE = 150.0
+
+
+def limits_for_pictures(limits: Settings) -> Settings:
+    """The limits for a picture of a picture, such as a card: its widest face counts, and its colours may be any.
+
+    Identity cards carry a second, smaller portrait, and portraits in grey or in one tint.
+    """
+    return replace(limits, min_face_ratio=1.0, max_colour_distance=MAX_COLOUR_DISTANCE_OF_A_PICTURE)
+
+
 def require_single_face(faces: Sequence[Face], limits: Settings) -> tuple[Face, Check]:
     """The one face of the photo, and the passed check of their number.
 
