@@ -1,4 +1,9 @@
-"""The command duplicates: lists every pair of enrolled people who look alike."""
+"""The command duplicates: lists every pair of enrolled people who look alike.
+
+It compares 8-bit codes first, as the search does (docs/decisions/0002): a pair's cosine is at most s * t * (c . b) plus
+what rounding to the codes left over. The integers c . b of many pairs at once are one matrix product. Where they reach
+what the threshold asks for, float32 decides.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +20,17 @@ import bootstrap
 from commands.command import Command
 from commands.progress import with_progress
 from engines.base import Template, cosine_of, similarity_of
+from engines.integer_products import LARGEST_CODE, product_of_codes
+from gallery.templates import coded
 from settings import Settings, SettingsError
 from store.records import RecordStore
 
 logger = logging.getLogger(__name__)
 
-# The pairs of one block: a product of 2,048 by 8,192 float32 cosines is 64 MiB.
-BLOCK_ROWS, BLOCK_COLUMNS = 2048, 8192
+# The pairs of one block: a product of 2,048 by 16,384 integers is 128 MiB.
+BLOCK_ROWS, BLOCK_COLUMNS = 2048, 16_384
+# Templates are normalised in float32, so their norms are 1 to within much less than this.
+MAX_NORM = 1.01
 
 
 def pairs_above(
@@ -34,12 +43,25 @@ def pairs_above(
         min_cosine: -1...1.
         blocks: where the blocks of BLOCK_ROWS by BLOCK_COLUMNS pairs begin, as `blocks_of` lists them.
     """
+    starts = range(0, len(templates), BLOCK_ROWS)
+    parts = (coded(templates[start : start + BLOCK_ROWS], LARGEST_CODE) for start in starts)
+    codes, scales, residuals = (np.concatenate(part) for part in zip(*parts, strict=True))
+    product = product_of_codes(templates.shape[1])
     for top, left in blocks:
-        cosines = templates[top : top + BLOCK_ROWS] @ templates[left : left + BLOCK_COLUMNS].T
-        rows, columns = np.nonzero(cosines >= min_cosine)
-        later = left + columns > top + rows
-        rows, columns = rows[later], columns[later]
-        yield from zip((top + rows).tolist(), (left + columns).tolist(), cosines[rows, columns].tolist(), strict=True)
+        rows, columns = slice(top, top + BLOCK_ROWS), slice(left, left + BLOCK_COLUMNS)
+        products = product(codes[rows], codes[columns])
+        worst = residuals[columns].max()
+        needed = min_cosine - (MAX_NORM * (residuals[rows] + worst) + residuals[rows] * worst + 1e-5)
+        # The scale with which the smallest product is enough: the largest for a positive bound, else the smallest.
+        scale = np.where(needed > 0, scales[columns].max(), scales[columns].min())
+        enough = np.floor(needed / (scales[rows] * scale)).astype(np.int64)
+        for row in np.flatnonzero(products.max(axis=1) >= enough):
+            others = left + np.flatnonzero(products[row] >= enough[row])
+            others = others[others > top + row]
+            cosines = templates[others] @ templates[top + row]
+            similar = cosines >= min_cosine
+            for other, cosine in zip(others[similar].tolist(), cosines[similar].tolist(), strict=True):
+                yield top + int(row), other, cosine
 
 
 def blocks_of(count: int) -> list[tuple[int, int]]:

@@ -125,10 +125,10 @@ class Probe:
         )
 
 
-def coded(vectors: Template) -> tuple[npt.NDArray[np.int8], Template, Template]:
-    """Return codes int8[n, d] up to +-127, scales float32[n], and float32[n] that no residual's norm exceeds."""
-    scales = np.abs(vectors).max(axis=1) / np.float32(127)
-    codes = np.rint(vectors / scales[:, None]).clip(-127, 127).astype(np.int8)
+def coded(vectors: Template, largest: int = 127) -> tuple[npt.NDArray[np.int8], Template, Template]:
+    """Return codes int8[n, d] up to +-`largest`, scales float32[n], and float32[n] that no residual's norm exceeds."""
+    scales = np.abs(vectors).max(axis=1) / np.float32(largest)
+    codes = np.rint(vectors / scales[:, None]).clip(-largest, largest).astype(np.int8)
     residuals = vectors - scales[:, None] * codes
     # float32 is off by at most 2⁻²⁴ of each component above, and by d·2⁻²⁴ of the sum here.
     norms: npt.NDArray[np.float32] = np.sqrt(np.vecdot(residuals, residuals)) * np.float32(1 + 1e-4) + np.float32(1e-6)

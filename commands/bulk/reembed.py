@@ -102,14 +102,15 @@ def require_change_of_model(old: RecordStore, new: RecordStore, model: str) -> N
         raise ValueError("nobody is enrolled")
     if set(present) == {model}:
         raise SettingsError(
-            f"everybody is enrolled with {model} already, the FACE_MODEL of now: give the new one with --face-model"
+            f"everybody is enrolled with {model} already, and FACE_MODEL names this model: give the new one with "
+            "--face-model"
         )
     others = sorted(set(target) - {model})
     if others:
         raise ValueError(
             f"the new store holds people of another model ({', '.join(others)}) than {model}: give an empty store"
         )
-    counts = ", ".join(f"{count} people of {name or 'no named model'}" for name, count in present.most_common())
+    counts = ", ".join(f"{count} people with {name or 'no named model'}" for name, count in present.most_common())
     logger.info("The served store holds %s. The new templates are made with %s", counts, model)
 
 

@@ -467,7 +467,7 @@ def test_reembed_says_which_model_is_which_and_when_to_switch_over(
     scripted.engine = OtherModel()
     assert reembedded(scripted, photos, tmp_path / "new") == 0
     shown = capsys.readouterr()
-    assert "The served store holds 2 people of scripted-v1. The new templates are made with scripted-v2" in shown.err
+    assert "The served store holds 2 people with scripted-v1. The new templates are made with scripted-v2" in shown.err
     assert "2 people are in the new store with scripted-v2, 0 are not there yet." in shown.out
     assert f"FACE_MODEL=auto and DATA_DIR={tmp_path / 'new'}" in shown.out
     assert (tmp_path / "reembed-report.csv").is_file()
