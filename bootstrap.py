@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, TypeVar
 
 from api import web_server
 from api.access import Access
+from api.readiness import Readiness
 from api.service_parts import Parts
 from engines import model_files
 from engines.base import Engine
 from engines.covering import CoveringModel
 from engines.liveness import AddOnLiveness, Liveness
 from engines.model_files import ModelUnavailable
+from engines.model_slots import ModelSlots
 from errors import FaceError
 from gallery.decisions import Gallery
 from gallery.snapshot import SnapshotFolder
 from photos.decoder_pool import Decoders
-from pipeline import ModelSlots, Pipeline
+from pipeline import Pipeline
 from settings import PROJECT, Settings
 from store.audit_log import AuditLog
 from store.encryption import NO_KEYS, Keyring
@@ -360,6 +362,6 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
         retention = Retention(store, settings.retention_days, lambda: int(gallery.status()["enrolled"]), audit)
         retention.start()
         at_the_end.callback(retention.close)
-    slots = ModelSlots(settings.model_slots, settings.queue_limit)
+    slots = ModelSlots(settings.model_slots, settings.queue_wait_s, settings.photo_requests)
     pipeline = Pipeline(settings, engine, covering, slots, liveness, decoders.decode)
-    return Parts(engine, store, gallery, pipeline, access, audit, retention)
+    return Parts(engine, store, gallery, pipeline, access, Readiness(gallery.refresh), audit, retention)

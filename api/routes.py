@@ -11,7 +11,6 @@ from flask import Flask, Response, jsonify, request
 
 from api.access import PUBLIC, scope
 from api.metrics import Metrics
-from api.request_audit import audit_request
 from api.request_fields import (
     FORM_ALLOWANCE_BYTES,
     read_request_key,
@@ -21,7 +20,7 @@ from api.request_fields import (
     receive_form,
     require_user_id,
 )
-from api.request_log import current_record
+from api.request_log import audit_request, current_record
 from api.responses import localised
 from api.service_parts import Parts
 from engines.base import Engine, Template, cosine_of, similarity_of
@@ -42,6 +41,7 @@ def add_routes(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -
 
 
 def _add_monitoring(app: Flask, parts: Parts, metrics: Metrics) -> None:
+
     @app.get("/", provide_automatic_options=False)
     @scope(PUBLIC)
     def running() -> Response:
@@ -50,7 +50,7 @@ def _add_monitoring(app: Flask, parts: Parts, metrics: Metrics) -> None:
     @app.get("/health", provide_automatic_options=False)
     @scope(PUBLIC)
     def health() -> Response:
-        parts.gallery.refresh()
+        parts.readiness.require()
         return jsonify(
             status="success",
             message="ready",
@@ -81,7 +81,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
                 receive_form("file")
                 photo = read_upload("file", settings.max_file_bytes)
             request_key = read_request_key(photo)
-            template = pipeline.template(photo, record.trace)
+            template = pipeline.template(photo, record.trace, client=record.client)
         with record.trace.stage("enrol"):
             user_id = gallery.enrol(
                 template,
@@ -100,7 +100,8 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
                 receive_form("file", "threshold", "user_id")
             threshold = read_threshold(settings)
             record.user_id = claimed = read_user_id()
-            template = pipeline.template(read_upload("file", settings.max_file_bytes), record.trace)
+            photo = read_upload("file", settings.max_file_bytes)
+            template = pipeline.template(photo, record.trace, client=record.client)
         with record.trace.stage("search"):
             if claimed is None:
                 candidate = gallery.search(template)
@@ -133,9 +134,8 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
     def template_of(field: str, *, picture: bool = False) -> Template:
         """The template of one of several photos; a refusal says which."""
         try:
-            return pipeline.template(
-                read_upload(field, settings.max_file_bytes), current_record().trace, picture=picture
-            )
+            photo, record = read_upload(field, settings.max_file_bytes), current_record()
+            return pipeline.template(photo, record.trace, client=record.client, picture=picture)
         except FaceError as error:
             error.fields["field"] = field
             raise
@@ -170,8 +170,9 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
         with pipeline.slots.place():
             with record.trace.stage("read"):
                 receive_form("file")
-            found = pipeline.analysis(read_upload("file", settings.max_file_bytes), record.trace)
-        record.failed_checks = [check["code"] for check in found.checks if not check["passed"]]
+            photo = read_upload("file", settings.max_file_bytes)
+            found = pipeline.analysis(photo, record.trace, client=record.client)
+        record.note_checks(found.checks)
         sentence = found.code or "accepted"
         return localised(
             {
@@ -245,10 +246,10 @@ def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
                 photo = read_upload("file", settings.max_file_bytes)
             person = enrolled_person(parts, user_id)
             request_key = read_request_key(photo, person.user_id)
-            # Who may try with other people's faces until one of them matches is limited as in a 1:1 verification.
-            parts.access.count_claim(person.user_id.lower())
-            template = pipeline.template(photo, record.trace)
+            template = pipeline.template(photo, record.trace, client=record.client)
         with record.trace.stage("enrol"):
+            # A caller may not try faces until one of them matches: failures count as in a 1:1 verification.
+            parts.access.count_claim(person.user_id.lower())
             try:
                 photos = gallery.add_photo(
                     person.user_id,

@@ -277,7 +277,7 @@ def test_outages_are_answered_as_described(scene: Scene, monkeypatch: pytest.Mon
 
 
 def test_overload_is_answered_as_described(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, Settings(model_slots=1, queue_limit=0))
+    scene = Scene(tmp_path, Settings(model_slots=1, queue_wait_s=0))
     scene.engine.released.clear()
     first = threading.Thread(target=scene.post, args=("/analyze",))
     first.start()

@@ -28,9 +28,10 @@ from commands.evaluate.evaluation import evaluation
 from commands.evaluate.report_page import page as report_page
 from commands.evaluate.report_text import power_of_ten, rate_text, summary
 from engines.base import Template
+from engines.model_slots import ModelSlots
 from errors import FaceError
 from photos.pixels import Pixels
-from pipeline import ModelSlots, Pipeline
+from pipeline import Pipeline
 from settings import PROJECT, Settings
 from store.encryption import Keyring
 from tests.support.fakes import (
@@ -546,7 +547,7 @@ def test_the_command_writes_its_report_and_keeps_templates_only_where_it_was_tol
 def test_the_widest_face_is_taken_only_where_the_checks_are_left_out(tmp_path: Path) -> None:
     engine = ScriptedEngine()
     engine.faces = [a_face(), a_face(30)]
-    pipeline = Pipeline(Settings(), engine, ScriptedCovering(), ModelSlots(1, 0))
+    pipeline = Pipeline(Settings(), engine, ScriptedCovering(), ModelSlots(1, 0.0))
     photo = jpeg(a_photo())
     with pytest.raises(FaceError, match="multiple_faces"):
         pipeline.template(photo)
