@@ -246,10 +246,10 @@ def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
                 photo = read_upload("file", settings.max_file_bytes)
             person = enrolled_person(parts, user_id)
             request_key = read_request_key(photo, person.user_id)
-            # Who may try with other people's faces until one of them matches is limited as in a 1:1 verification.
-            parts.access.count_claim(person.user_id.lower())
-            template = pipeline.template(photo, record.trace)
+            template = pipeline.template(photo, record.trace, client=record.client)
         with record.trace.stage("enrol"):
+            # A caller may not try faces until one of them matches: failures count as in a 1:1 verification.
+            parts.access.count_claim(person.user_id.lower())
             try:
                 photos = gallery.add_photo(
                     person.user_id,
