@@ -35,7 +35,7 @@ MAX_CPU_S = 6
 MAX_DECODING_S = 30.0
 MAX_START_S = 60.0
 # Address space: the interpreter and its libraries take 0.2 GB. The most expensive decoder (WebP with transparency)
-# takes 22 bytes a pixel: 0.9 GB for 40 megapixels.
+# takes 22 bytes a pixel. The limit for 40 megapixels is 1.4 GB in all.
 BASE_BYTES = 384 * 2**20
 BYTES_PER_PIXEL = 24
 # The processes get no secret of the service. The allocator's limits are those of `web_server.return_memory`.
