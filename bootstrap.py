@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from api import web_server
 from api.access import Access
+from api.readiness import Readiness
 from api.service_parts import Parts
 from engines import model_files
 from engines.base import Engine
@@ -376,4 +377,4 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
         at_the_end.callback(retention.close)
     slots = ModelSlots(settings.model_slots, settings.queue_wait_s, settings.photo_requests)
     pipeline = Pipeline(settings, engine, covering, slots, liveness, decoders.decode)
-    return Parts(engine, store, gallery, pipeline, access, audit, retention)
+    return Parts(engine, store, gallery, pipeline, access, Readiness(gallery.refresh), audit, retention)

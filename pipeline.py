@@ -83,7 +83,7 @@ class Pipeline:
             trace: gets the stages' times and the figures.
             client: who sent the photo; clients take turns.
             picture: whether the photo may show a picture of a face, such as a card's portrait: then liveness is not
-                checked.
+                checked, and the limits are those of `face_checks.limits_for_pictures`.
 
         Raises:
             FaceError: the codes of `images.decode` and `face_checks.check_photo`; `overloaded`.
@@ -91,8 +91,9 @@ class Pipeline:
         trace = trace or Trace()
         with self._slot(data, client):
             photo, faces = self._detect(data, trace)
-            photo, faces = self._enlarge(data, photo, faces, trace)
-            face, checks = self._check(photo, faces, None if picture else self.liveness, trace)
+            limits = face_checks.limits_for_pictures(self.settings) if picture else self.settings
+            photo, faces = self._enlarge(data, photo, faces, trace, limits)
+            face, checks = self._check(photo, faces, None if picture else self.liveness, trace, limits)
             with trace.stage("embed"):
                 try:
                     return self.engine.embed(photo.pixels, face)
@@ -108,7 +109,7 @@ class Pipeline:
         trace = Trace()
         with self._slot(data, NOBODY):
             photo, faces = self._detect(data, trace)
-            photo, (face,) = self._enlarge(data, photo, faces[:1], trace)
+            photo, (face,) = self._enlarge(data, photo, faces[:1], trace, self.settings)
             with trace.stage("embed"):
                 try:
                     return self.engine.embed(photo.pixels, face)
@@ -128,18 +129,19 @@ class Pipeline:
         with self._slot(data, client):
             photo, faces = self._detect(data, trace)
             try:
-                photo, faces = self._enlarge(data, photo, faces, trace)
-                _, passed = self._check(photo, faces, self.liveness, trace)
+                photo, faces = self._enlarge(data, photo, faces, trace, self.settings)
+                _, passed = self._check(photo, faces, self.liveness, trace, self.settings)
                 code, checks = None, face_checks.as_json(passed)
             except FaceError as refusal:
                 if "checks" not in refusal.fields:
                     raise
                 code, checks = refusal.code, refusal.fields["checks"]
+        shown = photo.turned(-photo.quarter_turns)  # a client shows the file as it lies
         return Analysis(
             code=code,
             checks=checks,
-            size=photo.size,
-            faces=[face.enlarged(photo.reduced_by) for face in faces],
+            size=shown.size,
+            faces=[face.enlarged(photo.reduced_by).turned(-photo.quarter_turns, photo.size) for face in faces],
         )
 
     def _slot(self, data: bytes, client: Client) -> AbstractContextManager[None]:
@@ -150,24 +152,31 @@ class Pipeline:
         with trace.stage("decode"):
             photo = self._decode(data, ENOUGH_SIDE)
         with trace.stage("detect"):
-            return photo, self.engine.detect(photo.pixels)
+            faces = self.engine.detect(photo.pixels)
+        turns = faces[0].quarter_turns if faces else 0
+        if turns:  # the file's picture lies on its side or on its head, and no EXIF says so
+            size = photo.pixels.shape[1], photo.pixels.shape[0]
+            photo, faces = photo.turned(turns), [face.turned(turns, size) for face in faces]
+        return photo, faces
 
-    def _enlarge(self, data: bytes, photo: Photo, faces: list[Face], trace: Trace) -> tuple[Photo, list[Face]]:
+    def _enlarge(
+        self, data: bytes, photo: Photo, faces: list[Face], trace: Trace, limits: Settings
+    ) -> tuple[Photo, list[Face]]:
         """Decode the photo again, larger, if its one face is too small in the reduced copy to be measured."""
-        face, _ = face_checks.require_single_face(faces, self.settings)
+        face, _ = face_checks.require_single_face(faces, limits)
         missing = face_checks.MEASURABLE_INTER_EYE_PX / max(1.0, face.inter_eye)
         if missing <= 1 or photo.reduced_by == 1:
             return photo, faces
         with trace.stage("decode_larger"):
-            larger = self._decode(data, missing * max(photo.pixels.shape))
+            larger = self._decode(data, missing * max(photo.pixels.shape)).turned(photo.quarter_turns)
         return larger, [one.enlarged(photo.reduced_by / larger.reduced_by) for one in faces]
 
     def _check(
-        self, photo: Photo, faces: list[Face], liveness: Liveness | None, trace: Trace
+        self, photo: Photo, faces: list[Face], liveness: Liveness | None, trace: Trace, limits: Settings
     ) -> tuple[Face, list[Check]]:
         """Make every check, liveness last; raises as `face_checks.check_photo`."""
         with trace.stage("check"):
-            face, checks = face_checks.check_photo(photo.pixels, faces, self.settings, self.covering, photo.reduced_by)
+            face, checks = face_checks.check_photo(photo.pixels, faces, limits, self.covering, photo.reduced_by)
         if liveness is not None:
             with trace.stage("liveness"):
                 live = face_checks.liveness_check(liveness.score(photo.pixels, face), self.settings)

@@ -105,7 +105,7 @@ class Settings:
     max_photos: int = _decision(5, "photos a person may have; a further one replaces the oldest", low=1, high=100)
     threshold_floor: float = _decision(math.nan, "lowest that a caller may ask for [0.4]", low=-1, high=1)
 
-    min_face_ratio: float = _check(0.0, "ignored if narrower: share of the widest face", low=0, high=1)
+    min_face_ratio: float = _check(0.3, "ignored if narrower: share of the widest face", low=0, high=1)
     min_inter_eye_px: float = _check(16.0, "inter-eye distance / cos(yaw), pixels", low=0, high=1000)
     max_head_size: float = _check(1.3, "eyes-to-chin distance / photo height", low=0.1, high=10)
     min_face_in_frame: float = _check(0.72, "share of the face inside the photo", low=0, high=1)

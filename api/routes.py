@@ -11,7 +11,6 @@ from flask import Flask, Response, jsonify, request
 
 from api.access import PUBLIC, scope
 from api.metrics import Metrics
-from api.readiness import Readiness
 from api.request_fields import (
     FORM_ALLOWANCE_BYTES,
     read_request_key,
@@ -42,7 +41,6 @@ def add_routes(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -
 
 
 def _add_monitoring(app: Flask, parts: Parts, metrics: Metrics) -> None:
-    readiness = Readiness(parts.gallery.refresh)
 
     @app.get("/", provide_automatic_options=False)
     @scope(PUBLIC)
@@ -52,7 +50,7 @@ def _add_monitoring(app: Flask, parts: Parts, metrics: Metrics) -> None:
     @app.get("/health", provide_automatic_options=False)
     @scope(PUBLIC)
     def health() -> Response:
-        readiness.require()
+        parts.readiness.require()
         return jsonify(
             status="success",
             message="ready",
@@ -248,10 +246,10 @@ def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
                 photo = read_upload("file", settings.max_file_bytes)
             person = enrolled_person(parts, user_id)
             request_key = read_request_key(photo, person.user_id)
-            # Limited as a 1:1 verification is: a caller must not try with many faces until one matches.
-            parts.access.count_claim(person.user_id.lower())
             template = pipeline.template(photo, record.trace, client=record.client)
         with record.trace.stage("enrol"):
+            # A caller may not try faces until one of them matches: failures count as in a 1:1 verification.
+            parts.access.count_claim(person.user_id.lower())
             try:
                 photos = gallery.add_photo(
                     person.user_id,
@@ -310,12 +308,12 @@ def _judge(engine: Engine, metrics: Metrics, cosine: float, threshold: float) ->
 
 
 @overload
-def utc(timestamp: float) -> str: ...
+def utc(moment: float) -> str: ...
 @overload
-def utc(timestamp: None) -> None: ...
-def utc(timestamp: float | None) -> str | None:
-    """A timestamp (seconds since the epoch) in ISO 8601, to the second; None for None."""
-    return None if timestamp is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(timestamp))
+def utc(moment: None) -> None: ...
+def utc(moment: float | None) -> str | None:
+    """A moment (seconds since the epoch) as ISO 8601 writes it, to the second; None for None."""
+    return None if moment is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
 
 
 def compare_claimed(gallery: Gallery, claimed: str, template: Template) -> Candidate:

@@ -54,7 +54,7 @@ def main() -> None:
             # The second decoding of a small face is timed too.
             faces = pipeline.engine.detect(photo.pixels)
             begun = time.perf_counter()
-            photo, faces = pipeline._enlarge(data, photo, faces, Trace())
+            photo, faces = pipeline._enlarge(data, photo, faces, Trace(), pipeline.settings)
             seconds += time.perf_counter() - begun
             face, checks = check_photo(photo.pixels, faces, limits, pipeline.covering, photo.reduced_by)
         except FaceError:
