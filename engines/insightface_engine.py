@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from engines import model_files, reduced_precision
-from engines.base import Face, ModelIdentity, Template, holds_no_face, normalised, widest_first
+from engines.base import FRAME_SIDE, Face, ModelIdentity, Template, holds_no_face, normalised, widest_first
 from engines.insightface_pack import load_pack, providers_for
 from engines.model_files import Digested, ModelUnavailable
 from photos.pixels import Pixels
@@ -116,7 +116,7 @@ class InsightFaceEngine:
             )
         detector.prepare(0, det_thresh=self.FACE)
         warm = np.full((64, 64, 3), 127, np.uint8)
-        for side in (self.SMALL_SIDE, self.UPRIGHT_SIDE, self.LARGE_FACE_SIDE, self.FULL_SIDE):
+        for side in (self.SMALL_SIDE, self.UPRIGHT_SIDE, FRAME_SIDE, self.LARGE_FACE_SIDE, self.FULL_SIDE):
             detector.detect(warm, input_size=(side, side))
         self._detector = detector
 
@@ -148,6 +148,13 @@ class InsightFaceEngine:
         turn = self._surest_turn(small, faces[0]) if faces and faces[0].score < self.SURE else 0.0
         faces = [face.enlarged(1 / scale) for face in faces]
         return [self._looked_at_upright(image, face, turn) for face in faces[:1]] + faces[1:]
+
+    def detect_in_frame(self, image: Pixels) -> list[Face]:
+        if holds_no_face(image):
+            return []
+        scale, small = to_side(image, FRAME_SIDE, enlarging=1.0)
+        faces = widest_first(_without_nested(self._found(small, FRAME_SIDE, self.FACE), self.MOSTLY_INSIDE))
+        return [face.enlarged(1 / scale) for face in faces]
 
     def _found(self, image: Pixels, side: int, least: float) -> list[Face]:
         """The detector's boxes of a score of at least `least`, with an input of this longest side and a small one."""
