@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import resource
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# How the names of this service's temporary files begin.
+UPLOAD_PREFIX = "face-upload-"
 # A gallery that loads within this time is there before the first request; a larger one answers `not_ready` meanwhile.
 LOAD_PATIENCE_S = 2.0
-# Git keeps no empty folder, so a clone's uploads/ holds this file.
-FOLDER_KEEPER = ".gitkeep"
 
 AnyStore = TypeVar("AnyStore", bound=EnrolmentLog)
 
@@ -129,6 +130,7 @@ def load_engine(
     hub_timeout_s: float,
     threads: int,
     may_fall_back: bool,
+    face_detector: str = "auto",
     precision: str = "fp32",
     providers: str = "cpu",
 ) -> Engine:
@@ -140,6 +142,7 @@ def load_engine(
         hub_timeout_s: after this long without an answer the hub counts as unreachable.
         threads: threads of one model run; 0 takes all cores.
         may_fall_back: whether `auto` may take the compact model where AuraFace cannot be had.
+        face_detector: `yunet`, `pack` for the model's own, or `auto`: YuNet for AuraFace, a folder's own for a folder.
         precision: of the recogniser.
         providers: what onnxruntime runs the models on.
 
@@ -147,22 +150,29 @@ def load_engine(
         ModelUnavailable: with a message for the operator that says what to do.
     """
     # Commands that need no model do not pay for the imports.
-    from engines.compact_pack import IDENTITY, compact_pack  # noqa: PLC0415
+    from engines.compact_pack import IDENTITY, YUNET, compact_pack  # noqa: PLC0415
     from engines.insightface_engine import InsightFaceEngine  # noqa: PLC0415
 
     load = partial(InsightFaceEngine, threads=threads, precision=precision, providers=providers)
+    compact = partial(compact_pack, models_dir / "compact", hub_timeout_s=hub_timeout_s)
     if face_model in ("auto", "auraface"):
-        folder = models_dir / "auraface"
+        folder, own_detector = models_dir / "auraface", face_detector == "pack"
+        wanted = [file for file in model_files.AURAFACE if own_detector or file.task == "recognition"]
         try:
-            return load(folder, files=model_files.ensure(folder, hub_timeout_s=hub_timeout_s))
+            files = model_files.ensure(folder, wanted, hub_timeout_s=hub_timeout_s)
         except ModelUnavailable as error:
             if face_model == "auraface":
                 raise
             _require_fall_back(error, may_fall_back=may_fall_back)
+        else:
+            with nullcontext() if own_detector else compact(sources=[YUNET]) as yunet:
+                return load(folder, files=files | (yunet.files if yunet else {}))
     if face_model in ("auto", "compact"):
-        with compact_pack(models_dir / "compact", hub_timeout_s=hub_timeout_s) as pack:
+        with compact() as pack:
             return load(pack.folder, files=pack.files, identity=IDENTITY)
-    return load(Path(face_model).expanduser().resolve())
+    folder = Path(face_model).expanduser().resolve()
+    with compact(sources=[YUNET]) if face_detector == "yunet" else nullcontext() as yunet:
+        return load(folder, files=yunet.files if yunet else None)
 
 
 def _require_fall_back(missing: ModelUnavailable, *, may_fall_back: bool) -> None:
@@ -196,6 +206,7 @@ def loaded_engine(settings: Settings) -> Engine:
         hub_timeout_s=settings.hub_timeout_s,
         threads=settings.model_threads,
         may_fall_back=not settings.mongo_uri,
+        face_detector=settings.face_detector,
         precision=settings.embedding_precision,
         providers=settings.ort_providers,
     )
@@ -271,20 +282,37 @@ def announce(gallery: Gallery) -> None:
         logger.warning("%d records could not be read and are left out of every decision", status["unreadable"])
 
 
-def prepare_uploads(folder: Path) -> None:
-    """Make `folder` the place of every temporary file of this process, and delete what a killed process left there.
+def forbid_core_dumps() -> None:
+    """Leave no core dump of this process and its children: it would hold keys, templates and photos."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The limit does not hold for a dump that Linux pipes to a program; without memory in it, such a dump is harmless.
+    with suppress(OSError):
+        Path("/proc/self/coredump_filter").write_text("0", "ascii")
 
-    The web server and the form parser keep there what is too large for memory, in nameless files (mode 0600, gone with
-    their last reader, even after a kill). A file system without nameless files gets random names, unlinked at once.
-    The file that keeps the folder in a clone stays.
+
+def prepare_uploads(folder: Path) -> None:
+    """Make `folder` the place of this process's temporary files, and delete those that a killed process left there.
+
+    The web server and the form parser put there what is too large for memory, in nameless files (mode 0600), which
+    vanish with their last reader, even after a kill. On a file system without nameless files they get a random name
+    after UPLOAD_PREFIX and are unlinked at once. Only files named like that are deleted.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for left_over in folder.iterdir():
-        if left_over.name != FOLDER_KEEPER and (left_over.is_file() or left_over.is_symlink()):
+    for left_over in folder.glob(f"{UPLOAD_PREFIX}*"):
+        if left_over.is_file() and not left_over.is_symlink():
             left_over.unlink()
-    tempfile.tempdir = str(folder)
+    tempfile.tempdir, tempfile.template = str(folder), UPLOAD_PREFIX
     with tempfile.TemporaryFile():
         pass  # a folder that cannot be written to is known now, not at the first large photo
+
+
+def announce_risks(settings: Settings) -> None:
+    """Say in one line each what the settings leave open; `Access` says it of a service without API keys."""
+    level = logging.INFO if settings.is_local else logging.WARNING
+    if not settings.keyring:
+        logger.log(level, "Templates are not encrypted at rest: TEMPLATE_KEYS is empty")
+    if settings.liveness != "enforce":
+        logger.log(level, "A good photograph of a person passes for the person: LIVENESS is %s", settings.liveness)
 
 
 def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
@@ -304,6 +332,7 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
         ModelUnavailable: the model cannot be had.
     """
     access = Access(settings)
+    announce_risks(settings)
     web_server.require_free(settings.host, settings.port)
     web_server.return_memory()
     prepare_uploads(settings.uploads_dir)

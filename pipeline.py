@@ -221,7 +221,7 @@ class Pipeline:
     def _close_enough(self, data: bytes, photo: Photo, faces: list[Face], trace: Trace) -> tuple[Photo, list[Face]]:
         """Decode again, larger, where the one face turned out too small in the reduced copy to be measured."""
         face, _ = face_checks.require_single_face(faces, self.settings)
-        missing = face_checks.ENOUGH_INTER_EYE / max(1.0, face.inter_eye)
+        missing = face_checks.MEASURABLE_INTER_EYE_PX / max(1.0, face.inter_eye)
         if missing <= 1 or photo.reduced_by == 1:
             return photo, faces
         with trace.stage("decode_larger"):

@@ -102,9 +102,9 @@ def _operation(api: Json, path: str, method: str, item: Json) -> Json:
         for name, schema in form.get("properties", {}).items()
     ]
     parameters = [one for one in item["parameters"] if one.get("in") == "path"] + operation.get("parameters", [])
-    inputs += [
-        {"required": False, "place": one["in"], **one} for one in (openapi.resolved(api, one) for one in parameters)
-    ]
+    for parameter in parameters:
+        described = openapi.resolved(api, parameter)
+        inputs.append({"required": False, "place": described["in"], **described})
     content = operation["responses"]["200"]["content"]
     example = content.get("application/json", {}).get("example")
     return {

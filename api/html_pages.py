@@ -1,4 +1,4 @@
-"""Owns giving out HTML pages: cached by their content, and allowed to load what is in them and nothing else."""
+"""Sends HTML pages. Browsers may cache them, and may run only the style and the script inside them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from api.access import PUBLIC, scope
 
 
 def page_answer(page: str, *, also: str = "") -> Response:
-    """Answer with a page whose one style and one script are inline.
+    """Answer with a page that has one inline style and one inline script.
 
     Args:
         page: the HTML.
-        also: further directives of its Content-Security-Policy, such as `connect-src 'self'`.
+        also: more directives for its Content-Security-Policy, such as `connect-src 'self'`.
     """
     digests = {
         tag: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -31,7 +31,7 @@ def page_answer(page: str, *, also: str = "") -> Response:
 
 
 def cached(body: str, content_type: str, policy: str) -> Response:
-    """Answer with something that only changes with the service: 304 for whoever has it."""
+    """Answer with a text that stays the same while the service runs; 304 if the client has it already."""
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
     response = Response(body, content_type=content_type, headers=headers)
     response.add_etag()
@@ -40,7 +40,7 @@ def cached(body: str, content_type: str, policy: str) -> Response:
 
 
 def add_try_page(app: Flask) -> None:
-    """Add `GET /try`: camera or file, guidance, sign up, verify."""
+    """Add `GET /try`, the page that signs up and verifies with a camera or a file."""
     page = (Path(__file__).parent / "html" / "try.html").read_text("utf-8")
 
     @app.get("/try", provide_automatic_options=False)

@@ -1,4 +1,4 @@
-"""Writes the audit lines of requests: which requests leave one, and what it says."""
+"""Decides which requests leave a line in the audit log, and what the line says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from flask import Flask, Response, request
 from api.request_log import current_record
 from store.audit_log import AuditLog
 
-# The endpoints that leave a line, and what the line calls them. An analysed photo and a monitor's visit leave none.
+# The endpoints that leave a line, and how the line calls them. Photo analysis and monitoring leave none.
 EVENTS = {
     "sign_up": "enrol",
     "verify": "verify",
@@ -15,19 +15,19 @@ EVENTS = {
     "user": "look up",
     "erase": "erase",
 }
-REFUSED = ("unauthorized", "forbidden")
+REFUSED_CODES = ("unauthorized", "forbidden")
 
 
 def audit_requests(app: Flask, audit: AuditLog) -> None:
-    """Write a line for every request that `EVENTS` names, and for every refused API key.
+    """Write a line for every request that `EVENTS` names, and for refused API keys, of these so many a minute.
 
-    A request that a rate limit or a web origin turns away leaves no line: else anybody could fill the disk.
+    A request that is refused for its rate or its web origin leaves no line, because anybody could fill the disk so.
     """
 
     @app.after_request
     def note(response: Response) -> Response:
         record = current_record()
-        event = EVENTS.get(request.endpoint or "", "call" if record.code in REFUSED else None)
+        event = EVENTS.get(request.endpoint or "", "call" if record.code in REFUSED_CODES else None)
         turned_away = not record.origin_accepted or (record.code == "rate_limited" and record.user_id is None)
         if event is not None and not turned_away and not record.audited:
             audit_request(audit, event, record.code)
@@ -38,7 +38,8 @@ def audit_request(audit: AuditLog, event: str, code: str) -> str | None:
     """Write a line about the current request; returns the line's SHA-256, as `AuditLog.record` does."""
     record = current_record()
     record.audited = True
-    return audit.record(
+    write = audit.record_refusal if code in REFUSED_CODES else audit.record
+    return write(
         event,
         code=code,
         user_id=record.user_id,

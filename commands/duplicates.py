@@ -36,9 +36,10 @@ def pairs_above(
     """
     for top, left in blocks:
         cosines = templates[top : top + BLOCK_ROWS] @ templates[left : left + BLOCK_COLUMNS].T
-        for i, j in np.argwhere(cosines >= min_cosine):
-            if left + j > top + i:
-                yield int(top + i), int(left + j), float(cosines[i, j])
+        rows, columns = np.nonzero(cosines >= min_cosine)
+        later = left + columns > top + rows
+        rows, columns = rows[later], columns[later]
+        yield from zip((top + rows).tolist(), (left + columns).tolist(), cosines[rows, columns].tolist(), strict=True)
 
 
 def blocks_of(count: int) -> list[tuple[int, int]]:

@@ -20,8 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from engines import model_files
 from engines.model_files import Digested, ModelUnavailable
-from engines.onnx_outline import outline
-from engines.onnx_sessions import session_options
+from engines.onnx_files import outline, session_options
 
 TASKS = ("detection", "recognition")
 
@@ -33,12 +32,14 @@ class Pack:
     Attributes:
         recogniser: InsightFace's own object.
         recogniser_file, digest: what it was loaded from, and that file's SHA-256 in hexadecimal.
+        detector_file: what the detector was loaded from.
         files: all whose digests are known.
     """
 
     recogniser: Any
     recogniser_file: Path
     digest: str
+    detector_file: Path
     files: tuple[Digested, ...]
 
     def require_unchanged(self) -> None:
@@ -59,7 +60,7 @@ def load_pack(
 
     Args:
         folder: holds a manifest.json (version 2) or just the weights.
-        files: by task, where they are known and verified already; found in the folder otherwise.
+        files: by task, where they are known and verified already; the others are found in the folder.
         threads: of one model run; 0 takes all cores.
         providers: onnxruntime's, in their order.
         meanwhile: is given the detector while the recogniser is still being loaded.
@@ -69,7 +70,10 @@ def load_pack(
     """
     options = session_options(threads)
     onnxruntime.set_default_logger_severity(3)
-    parts = {task: _Part(task, file.path, known=file) for task, file in (files or {}).items()} or _parts_of(folder)
+    parts = {task: _Part(task, file.path, known=file) for task, file in (files or {}).items()}
+    missing = [task for task in TASKS if task not in parts]
+    if missing:
+        parts = _parts_of(folder, missing) | parts
     recogniser = parts["recognition"]
     if providers[0] == "CUDAExecutionProvider":
         from insightface.model_zoo import preload_cuda_libraries  # noqa: PLC0415 - see `_loaded`
@@ -79,14 +83,16 @@ def load_pack(
     # InsightFace and warms the detector meanwhile.
     with ThreadPoolExecutor(2) as beside:
         digesting = beside.submit(_digested, recogniser, model_files.state(recogniser.path))
-        session = beside.submit(_session, recogniser, providers, options)
+        recogniser_options = session_options(threads, keep_memory=False)
+        session = beside.submit(_session, recogniser, providers, recogniser_options)
         # The aligner's own library warns of the aligner's way of calling it, on every start.
         warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
         meanwhile(_loaded(parts["detection"], None, providers, options))
-        loaded = _loaded(recogniser, session.result(), providers, options)
+        loaded = _loaded(recogniser, session.result(), providers, recogniser_options)
         known = digesting.result()
     detector = parts["detection"].known
-    return Pack(loaded, recogniser.path, known.sha256, (known,) if detector is None else (known, detector))
+    digested = (known,) if detector is None else (known, detector)
+    return Pack(loaded, recogniser.path, known.sha256, parts["detection"].path, digested)
 
 
 def providers_for(wanted: str, available: Sequence[str], precision: str) -> list[str]:
@@ -123,8 +129,8 @@ class _Part:
     descriptor: Any = None
 
 
-def _parts_of(folder: Path) -> dict[str, _Part]:
-    """Which file of a pack does which task.
+def _parts_of(folder: Path, needed: Sequence[str]) -> dict[str, _Part]:
+    """Which file of a pack does which of the needed tasks.
 
     Without a manifest the file's own inputs and outputs tell, by the rule of InsightFace's router, so that no
     session is built for a model that is not needed.
@@ -140,10 +146,10 @@ def _parts_of(folder: Path) -> dict[str, _Part]:
         for path in sorted(folder.glob("*.onnx")):
             task = _task_of(path)
             parts.setdefault(task, _Part(task, path))
-    for task in TASKS:
+    for task in needed:
         if task not in parts:
             raise ModelUnavailable(f"{folder} holds no {task} model; an InsightFace pack has one for each of {TASKS}")
-    return parts
+    return {task: parts[task] for task in needed}
 
 
 def _declared_parts(folder: Path) -> dict[str, _Part] | None:

@@ -221,7 +221,9 @@ class Gallery:
         raise _overloaded()
 
     def erase(self, user_id: str) -> None:
-        """Erase a person, of any model, here and in every process.
+        """Erase a person, of any model: from the store and from this process' memory and snapshot.
+
+        Other processes apply the erasure before their next decision.
 
         Raises:
             FaceError: `unknown_user`; `database_unavailable`, after which asking again is safe; `overloaded`.
@@ -234,6 +236,8 @@ class Gallery:
                     self._store.finish_erasures(user_id)
                     raise FaceError("unknown_user")
                 if self._store.erase(view.last + 1, user_id):
+                    # This process' own copy and snapshot hold the template until the erasure is applied to them.
+                    self._copy.caught_up()
                     return
         raise _overloaded()
 

@@ -129,6 +129,17 @@ def timestamp_of(value: object) -> float | None:
     return None
 
 
+def require_place(seq: int) -> None:
+    """Raise FaceError `not_ready` if `seq` is no place that can be read again: the log must not go on there."""
+    if seq >= MAX_SEQ:
+        log.critical(
+            "Nothing is decided: a record was written by hand at the place %d, and no place can follow it. "
+            "Correct that record's seq.",
+            seq - 1,
+        )
+        raise FaceError("not_ready", headers={"Retry-After": "60"})
+
+
 def day_of(timestamp: float) -> int:
     """Return the day of a timestamp, counted from the epoch (UTC)."""
     return int(timestamp // DAY_S)

@@ -14,7 +14,7 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 from bson.int64 import Int64
 from pymongo.collection import Collection
-from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
+from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
@@ -36,6 +36,7 @@ from store.documents import (
     read_log,
     record_of,
     request_keys_of,
+    require_place,
     timestamp_of,
 )
 from store.encryption import NO_KEYS, Keyring
@@ -46,6 +47,10 @@ log = logging.getLogger(__name__)
 _DUPLICATE_KEY = 11000
 # Long enough to index and number a large collection of the older form; requests use `connect`'s `timeout`.
 PREPARE_SECONDS = 600.0
+
+PERCENT_ENCODE = (
+    "a user name or password must be percent-encoded, with %40 for @, %2F for /, %3A for :, %3F for ? and %25 for %."
+)
 
 HAS_PLACE: Mapping[str, Any] = {"$gte": 1, "$lt": MAX_SEQ}
 # `seq` may be anything else: absent, null, a text, negative, NaN.
@@ -70,6 +75,9 @@ def connect(uri: str, database: str, collection: str, *, timeout: float, keyring
         ValueError: the connection string or a name is not valid. The message quotes no part of it.
         FaceError: `database_unavailable`, the name in a mongodb+srv string cannot be looked up.
     """
+    if "@" in uri.partition("://")[2].partition("/")[2].partition("?")[0]:
+        # The driver would take what stands before the first `/` for the host: a part of the password.
+        raise ValueError(f"MONGO_URI is not valid: {PERCENT_ENCODE}")
     try:
         client: pymongo.MongoClient[Document] = pymongo.MongoClient(uri, timeoutMS=int(timeout * 1000))
         found = client[database].get_collection(
@@ -82,12 +90,14 @@ def connect(uri: str, database: str, collection: str, *, timeout: float, keyring
             read_preference=ReadPreference.PRIMARY,
         )
     except (PyMongoError, ValueError, TypeError) as error:
-        if isinstance(error, ConfigurationError) and uri.startswith("mongodb+srv://"):
+        unresolved = isinstance(error, ConfigurationError) and not isinstance(error, InvalidURI)
+        if unresolved and uri.startswith("mongodb+srv://"):
             # The driver looks such a name up at once, and reports an outage of the name server as a wrong setting.
             raise FaceError("database_unavailable", headers={"Retry-After": "5"}) from error
         # `from None`: the driver's messages quote parts of the string, which may be the password.
-        what = "MONGO_URI" if isinstance(error, (ConfigurationError, ValueError)) else "MONGO_DB or MONGO_COLLECTION"
-        raise ValueError(f"{what} is not valid ({type(error).__name__}).") from None
+        of_uri = isinstance(error, (ConfigurationError, ValueError))
+        what, advice = ("MONGO_URI", f": {PERCENT_ENCODE}") if of_uri else ("MONGO_DB or MONGO_COLLECTION", ".")
+        raise ValueError(f"{what} is not valid ({type(error).__name__}){advice}") from None
     hosts = uri.partition("://")[2].partition("/")[0].partition("?")[0].rpartition("@")[2]
     return MongoStore(found, f"MongoDB {database}.{collection} at {hosts}", keyring)
 
@@ -188,6 +198,7 @@ class MongoStore:
 
     def _insert(self, records: list[Document]) -> int:
         """Insert records at consecutive places, up to the first that is taken; return how many."""
+        require_place(records[-1]["seq"])
         # PyMongo would store small numbers in 32 bits.
         records = [{**record, "seq": Int64(record["seq"])} for record in records]
         with unavailable_on(PyMongoError, BSONError):

@@ -8,9 +8,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from errors import FaceError
 from store.documents import (
+    MAX_SEQ,
     PAGE_RECORDS,
     YEAR_10000_S,
     day_of,
@@ -22,6 +25,7 @@ from store.documents import (
     read_log,
     record_of,
     request_keys_of,
+    require_place,
 )
 from store.encryption import NO_KEYS, Keyring
 from store.records import Document, Enrolment, Entry, Person, StoredEmbedding, StoreNotEmptyError, unavailable_on
@@ -29,11 +33,23 @@ from store.records import Document, Enrolment, Entry, Person, StoredEmbedding, S
 log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 5.0
+_LAST_PLACE = "SELECT COALESCE((SELECT seq FROM faces WHERE seq > 0 AND seq < ? ORDER BY seq DESC LIMIT 1), 0) AS last"
 _COLUMNS = ("seq", "user_id", "embedding", "timestamp", "model", "request_key", "erases", "deleted_at")
 
 
+@dataclass
+class _Lane:
+    """A connection that is lent to one thread at a time; None while the file is not open."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    connection: sqlite3.Connection | None = None
+
+
 class SqliteStore:
-    """`EnrolmentLog` on one SQLite file (mode 0600), for any number of threads and processes of one machine."""
+    """`EnrolmentLog` on one SQLite file (mode 0600), for any number of threads and processes of one machine.
+
+    Every method that reads or writes also raises FaceError `not_ready` once the file was removed or replaced.
+    """
 
     _SCHEMA = (
         # Readers and the writer do not block each other, and each commit is on the disk before it is acknowledged.
@@ -52,29 +68,36 @@ class SqliteStore:
     def __init__(self, path: Path, keyring: Keyring = NO_KEYS) -> None:
         self._path = path
         self._keyring = keyring
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
+        # Two connections, so that reading goes on while a writer waits for another process' write lock.
+        self._reader, self._writer = _Lane(), _Lane()
+        # Device and inode of the open files.
+        self._opened: list[tuple[int, int] | None] = []
 
     def prepare(self) -> None:
-        with unavailable_on(sqlite3.Error, OSError), self._lock:
-            if self._connection is not None:
+        with unavailable_on(sqlite3.Error, OSError), self._reader.lock, self._writer.lock:
+            if self._writer.connection is not None:
                 return
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Before SQLite opens it: its -wal and -shm files take over this file's mode.
             self._path.touch(mode=0o600)
             self._path.chmod(0o600)
-            connection = sqlite3.connect(
-                self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            # One text that is not UTF-8 must not make a whole page of records unreadable.
-            connection.text_factory = lambda text: text.decode(errors="replace")
+            writer = self._connect()
             try:
-                self._create(connection)
+                self._create(writer)
+                self._number_strays(writer)
+                self._reader.connection = self._connect()
             except sqlite3.Error:
-                connection.close()
+                writer.close()
                 raise
-            self._connection = connection
+            self._writer.connection = writer
+            self._opened = self._files()
         self.forget_overwritten()  # a killed process may have left its log uncut
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        # One text that is not UTF-8 must not make a whole page of records unreadable.
+        connection.text_factory = lambda text: text.decode(errors="replace")
+        return connection
 
     def _create(self, connection: sqlite3.Connection) -> None:
         deadline = time.monotonic() + BUSY_SECONDS
@@ -89,18 +112,52 @@ class SqliteStore:
                         raise
                     time.sleep(0.02)
 
+    def _number_strays(self, connection: sqlite3.Connection) -> None:
+        """Give the records at impossible places, which another program wrote, the places behind the last one."""
+        strays = "SELECT seq FROM faces WHERE seq < 1 OR seq >= ? ORDER BY seq"
+        if connection.execute(strays, (MAX_SEQ,)).fetchone() is None:
+            return
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            places = [place for (place,) in connection.execute(strays, (MAX_SEQ,))]
+            log.warning("Giving places in the log to %d records that stood at impossible ones.", len(places))
+            (last,) = connection.execute(_LAST_PLACE, (MAX_SEQ,)).fetchone()
+            connection.executemany("UPDATE faces SET seq = ? WHERE seq = ?", enumerate(places, last + 1))
+
+    def _files(self) -> list[tuple[int, int] | None]:
+        """Return the device and inode of the file and of its write-ahead log, None for a file that is not there."""
+        return [_identity(self._path), _identity(self._path.with_name(f"{self._path.name}-wal"))]
+
+    def _require_same_files(self) -> None:
+        """Raise `not_ready` if others were put in the files' place: the open ones are gone with the last process."""
+        if self._files() != self._opened:
+            log.critical(
+                "%s or its -wal file was removed or replaced while the service runs, so nothing is decided. Put the "
+                "file back or restore a backup, and start the service again.",
+                self._path,
+            )
+            raise FaceError("not_ready", headers={"Retry-After": "60"})
+
     @contextmanager
-    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        """Give the connection to one thread for one transaction, rolled back if anything is raised."""
-        with unavailable_on(sqlite3.Error), self._lock:
-            if self._connection is None:
+    def _borrowed(self, lane: _Lane) -> Iterator[sqlite3.Connection]:
+        """Give a connection to one thread, while its files are the ones that were opened."""
+        with unavailable_on(sqlite3.Error), lane.lock:
+            if lane.connection is None:
                 raise sqlite3.OperationalError("the file is not open")
-            with self._connection:
-                self._connection.execute(begin)
-                yield self._connection
+            self._require_same_files()
+            yield lane.connection
+            # What was written to files that are gone by now must not be acknowledged.
+            self._require_same_files()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """Give the writing connection to one thread for one transaction, rolled back if anything is raised."""
+        with self._borrowed(self._writer) as connection, connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
 
     def _query(self, sql: str, *values: object) -> list[Document]:
-        with self._transaction("BEGIN") as connection, closing(connection.execute(sql, values)) as rows:
+        with self._borrowed(self._reader) as connection, closing(connection.execute(sql, values)) as rows:
             names = [column[0] for column in rows.description]
             return [dict(zip(names, row, strict=True)) for row in rows]
 
@@ -109,13 +166,15 @@ class SqliteStore:
 
     def _page(self, after: int) -> list[Document]:
         return self._query(
-            "SELECT user_id, embedding, model, seq, erases, deleted_at FROM faces WHERE seq > ? ORDER BY seq LIMIT ?",
+            "SELECT user_id, embedding, model, seq, erases, deleted_at FROM faces WHERE seq > ? AND seq < ?"
+            " ORDER BY seq LIMIT ?",
             after,
+            MAX_SEQ,
             PAGE_RECORDS,
         )
 
     def append(self, seq: int, enrolments: Sequence[Enrolment]) -> int:
-        with self._transaction("BEGIN IMMEDIATE") as connection:
+        with self._writing() as connection:
             # No other process writes during this transaction: all of the places are free, or the first is taken.
             if not self._is_next(connection, seq):
                 return 0
@@ -132,10 +191,11 @@ class SqliteStore:
     @staticmethod
     def _is_next(connection: sqlite3.Connection, seq: int) -> bool:
         """Whether the log ends right before this place; after a backup was restored, it may end earlier."""
-        return bool(connection.execute("SELECT COALESCE(MAX(seq), 0) = ? FROM faces", (seq - 1,)).fetchone()[0])
+        require_place(seq)
+        return bool(connection.execute(_LAST_PLACE, (MAX_SEQ,)).fetchone()[0] == seq - 1)
 
     def erase(self, seq: int, user_id: str) -> bool:
-        with self._transaction("BEGIN IMMEDIATE") as connection:
+        with self._writing() as connection:
             if not self._is_next(connection, seq):
                 return False
             connection.execute(
@@ -154,7 +214,7 @@ class SqliteStore:
         """Do nothing: `erase` is one transaction here."""
 
     def last_place(self) -> int:
-        return int(self._query("SELECT COALESCE(MAX(seq), 0) AS last FROM faces")[0]["last"])
+        return int(self._query(_LAST_PLACE, MAX_SEQ)[0]["last"])
 
     def checkpoint(self, seq: int) -> str:
         # Counted in the index of user_ids, since the table itself holds all the templates.
@@ -181,17 +241,15 @@ class SqliteStore:
     def replace_embeddings(self, changes: Sequence[tuple[StoredEmbedding, bytes]]) -> int:
         sql = "UPDATE faces SET embedding = ? WHERE seq = ? AND user_id = ? AND embedding = ?"
         values = [(embedding, stored.seq, stored.user_id, stored.embedding) for stored, embedding in changes]
-        with self._transaction("BEGIN IMMEDIATE") as connection:
+        with self._writing() as connection:
             done = connection.executemany(sql, values)
         return max(done.rowcount, 0)
 
     def forget_overwritten(self) -> None:
-        with unavailable_on(sqlite3.Error), self._lock:
-            if self._connection is None:
-                raise sqlite3.OperationalError("the file is not open")
+        with self._borrowed(self._writer) as connection:
             # `secure_delete` clears the pages, but the write-ahead log keeps their old content until it is truncated.
             try:
-                busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             except sqlite3.OperationalError:  # the disk is full; verifying and backing up still work
                 busy = True
         if busy:
@@ -202,7 +260,7 @@ class SqliteStore:
     def note_seen(self, user_ids: Iterable[str], day: int) -> None:
         # A person who was erased since then leaves no note.
         sql = "REPLACE INTO seen SELECT user_id, ? FROM faces WHERE user_id = ? AND embedding IS NOT NULL"
-        with self._transaction("BEGIN IMMEDIATE") as connection:
+        with self._writing() as connection:
             connection.executemany(sql, [(day, user_id) for user_id in user_ids])
 
     def unseen(self, since: float) -> Iterator[str]:
@@ -242,7 +300,7 @@ class SqliteStore:
 
     def fill(self, documents: Iterable[Document], notes: Iterable[tuple[str, int]], *, replace: bool) -> int:
         sql = f"INSERT INTO faces ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - ours
-        with self._transaction("BEGIN IMMEDIATE") as connection:
+        with self._writing() as connection:
             if replace:
                 connection.execute("DELETE FROM faces")
                 connection.execute("DELETE FROM seen")
@@ -264,10 +322,11 @@ class SqliteStore:
         return f"SQLite file {self._path}"
 
     def close(self) -> None:
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        for lane in (self._reader, self._writer):
+            with lane.lock:
+                if lane.connection is not None:
+                    lane.connection.close()
+                    lane.connection = None
 
 
 def _row(document: Document) -> list[object]:
@@ -277,6 +336,14 @@ def _row(document: Document) -> list[object]:
         document = {"seq": document["seq"], "user_id": f"unreadable:{document['seq']}"}
     values = (document.get(column) for column in _COLUMNS)
     return [value if isinstance(value, (str, bytes, float)) or _is_64_bit(value) else None for value in values]
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _is_64_bit(value: object) -> bool:

@@ -13,7 +13,7 @@ import face_checks
 from engines.base import MEAN_FACE, Face
 from engines.covering import Covering
 from errors import FaceError
-from face_checks import check_photo, head_pose
+from face_checks import check_photo, head_pose, judge, measure
 from photos.pixels import Pixels
 from settings import Settings
 from tests.support.fakes import ScriptedCovering, a_face, a_photo, packaged_photo
@@ -35,10 +35,10 @@ ORDER = [
     "head_turned",
     "head_raised_or_lowered",
     "unnatural_colour",
-    "landmarks_hidden",
     "mask",
     "sunglasses",
     "face_covered",
+    "landmarks_hidden",
 ]
 
 
@@ -194,12 +194,24 @@ def test_no_skin_tone_is_refused(skin_bgr: tuple[int, int, int]) -> None:
         (Covering(mask=0.0, sunglasses=0.9, other=0.0, hidden=0.9), ["sunglasses"]),
         (Covering(mask=0.0, sunglasses=0.0, other=0.9, hidden=0.9), ["face_covered"]),
         (Covering(mask=0.9, sunglasses=0.9, other=0.0, hidden=0.9), ["mask", "sunglasses"]),
+        (Covering(mask=0.9, sunglasses=0.0, other=0.0, hidden=0.99), ["mask", "landmarks_hidden"]),
         (Covering(mask=0.0, sunglasses=0.0, other=0.0, hidden=0.99), ["landmarks_hidden"]),
         (Covering(mask=0.1, sunglasses=0.1, other=0.1, hidden=0.1), []),
     ],
 )
 def test_a_covering_is_refused_by_its_name_and_hidden_landmarks_by_theirs(seen: Covering, codes: list[str]) -> None:
     assert codes_of(a_photo(), covering=seen) == codes
+
+
+@pytest.mark.parametrize("mask", [0.0, 0.19999, 0.2, 0.20001, 0.9])
+@pytest.mark.parametrize("hidden", [0.5, 0.95, 0.950001, 0.99])
+def test_a_check_has_passed_if_and_only_if_what_it_tells_is_within_its_limit(mask: float, hidden: float) -> None:
+    covering = ScriptedCovering()
+    covering.seen = Covering(mask=mask, sunglasses=0.0, other=0.0, hidden=hidden)
+    for check in judge(measure(a_photo(), a_face(), covering), LIMITS):
+        ((bound, limit),) = check.required.items()
+        assert check.measured is not None
+        assert check.passed == (check.measured >= limit if bound == "min" else check.measured <= limit), check
 
 
 def test_a_refusal_names_the_first_failure_and_lists_every_check_with_what_was_measured_and_required() -> None:

@@ -23,6 +23,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("pipeline",),
     ("face_checks",),
     ("settings",),
+    ("env_file",),
     ("gallery",),
     ("store",),
     ("engines",),
@@ -46,6 +47,7 @@ PLACES = {
     "prometheus_client": ("api/metrics.py",),
     "waitress": ("api/web_server.py",),
     "limits": ("api/access.py",),
+    "yaml": ("api/openapi.py",),
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ROOMS = sorted({room for room in LEVEL if (PROJECT / room).is_dir()})

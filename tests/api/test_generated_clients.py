@@ -25,6 +25,7 @@ from PIL import Image
 from tests.support.running import ASTRONAUT, Service
 
 pytestmark = pytest.mark.slow
+pytest.importorskip("openapi_python_client", reason="the generator needs Python 3.11 or newer")
 
 WITHOUT_A_FACE = io.BytesIO()
 Image.new("RGB", (320, 240), "grey").save(WITHOUT_A_FACE, "PNG")
@@ -41,18 +42,8 @@ class Client:
         settings.write_text(json.dumps({"post_hooks": []}))  # the hooks only lint and format the result
         self.said = subprocess.run(
             [
-                sys.executable,
-                "-m",
-                "openapi_python_client",
-                "generate",
-                "--meta",
-                "none",
-                "--path",
-                description,
-                "--config",
-                settings,
-                "--output-path",
-                folder / package,
+                *(sys.executable, "-m", "openapi_python_client", "generate", "--meta", "none"),
+                *("--path", description, "--config", settings, "--output-path", folder / package),
             ],
             env={**os.environ, "NO_COLOR": "1"},
             capture_output=True,
@@ -97,7 +88,7 @@ def test_a_generated_client_signs_up_verifies_looks_up_and_erases(client: Client
     models = client.models
     signed_up = client.call("people.sign_up", body=models.SignUpBody(file=client.photo()), idempotency_key="once")
     assert isinstance(signed_up, models.SignedUp)
-    assert isinstance(signed_up.user_id, uuid.UUID)
+    assert uuid.UUID(signed_up.user_id)
 
     form = models.VerifyBody(file=client.photo(), threshold=0.6, user_id=signed_up.user_id)
     verified = client.call("people.verify", body=form)

@@ -429,6 +429,10 @@ def test_the_commands_move_people_from_one_database_to_another(tmp_path: Path) -
     store.append(1, people(1, 2))
     file = str(tmp_path / "backup")
     assert app.main(["backup", file, "--data-dir", str(tmp_path / "one")]) == 0
+    before = (tmp_path / "backup").read_bytes()
+    assert app.main(["backup", file, "--data-dir", str(tmp_path / "one")]) == 1
+    assert (tmp_path / "backup").read_bytes() == before
+    assert app.main(["backup", file, "--replace", "--data-dir", str(tmp_path / "one")]) == 0
     assert app.main(["restore", file, "--data-dir", str(tmp_path / "two")]) == 0
     assert app.main(["restore", file, "--data-dir", str(tmp_path / "two")]) == 1
     assert app.main(["restore", file, "--replace", "--data-dir", str(tmp_path / "two")]) == 0

@@ -12,7 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from onnx import numpy_helper
 
 from engines import compact_pack, model_files
 from engines.base import similarity_of
@@ -95,6 +97,21 @@ def test_a_template_is_the_one_that_opencv_makes_of_the_same_face(
             cosines.append(float(engine.embed(photo, face) @ theirs / np.linalg.norm(theirs)))
     assert len(cosines) == 7
     assert min(cosines) >= 0.999
+
+
+def test_a_recogniser_whose_embeddings_would_differ_without_prelu_runs_as_it_is(
+    made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def another(path: Path, threads: int) -> onnxruntime.InferenceSession:
+        model = onnx.load(str(path))
+        bias = next(one for one in model.graph.initializer if one.name == "conv_1_conv2d_bias")
+        bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.1), bias.name))
+        return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr("engines.insightface_engine.session_without_prelu", another)
+    plain = InsightFaceEngine(made, threads=1)
+    assert "runs as it is" in caplog.text
+    assert plain._recogniser.session._model_path == str(made / "rec.onnx")
 
 
 def test_a_person_is_recognised_in_a_changed_photo(engine: InsightFaceEngine, photos: list[Pixels]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from engines.covering import Covering, CoveringModel
 from engines.model_files import ModelUnavailable
-from face_checks import ORIGIN, aligned_face
+from face_checks import FRAME_EYE_CENTRE_PX, aligned_face
 from photos.pixels import Pixels
 from settings import PROJECT, Settings
 from tests.support.fakes import a_face, packaged_photo
@@ -37,7 +37,7 @@ def painted(
 ) -> Pixels:
     """The face with a polygon over it; its corners in pixels from the point between the eyes."""
     over = face.copy()
-    cv2.fillPoly(over, [np.round(np.array(outline) + ORIGIN).astype(np.int32)], colour, cv2.LINE_AA)
+    cv2.fillPoly(over, [np.round(np.array(outline) + FRAME_EYE_CENTRE_PX).astype(np.int32)], colour, cv2.LINE_AA)
     return np.asarray(cv2.addWeighted(over, opacity, face, 1 - opacity, 0), np.uint8)
 
 

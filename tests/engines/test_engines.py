@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +362,37 @@ def test_where_the_model_matters_there_is_no_falling_back(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelUnavailable, match=r"glintr100\.onnx"):
         load_engine(model, models_dir=tmp_path, hub_timeout_s=1, threads=1, may_fall_back=may_fall_back)
+
+
+def test_yunet_finds_faces_for_any_recogniser_and_a_folders_own_detector_is_its_default(
+    pack: Path, tmp_path: Path
+) -> None:
+    photo, squares = packaged_photo("skimage", "data", "astronaut.png"), white_squares((320, 320))
+    load = partial(load_engine, str(pack), models_dir=tmp_path, hub_timeout_s=0, threads=1, may_fall_back=False)
+    own = load()
+    assert [len(own.detect(image)) for image in (photo, squares)] == [0, 1]
+    (pack / "det.onnx").unlink()
+    yunet = load(face_detector="yunet")
+    assert [len(yunet.detect(image)) for image in (photo, squares)] == [1, 0]
+    assert yunet.name == own.name
+    assert str(tmp_path / "compact" / "det.onnx") in yunet.describe()
+
+
+@pytest.mark.parametrize(("detector", "needed"), [("auto", False), ("yunet", False), ("pack", True)])
+def test_the_research_only_detector_of_auraface_is_fetched_only_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str, needed: bool
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelUnavailable, match=r"glintr100\.onnx") as refused:
+        load_engine(
+            "auraface",
+            models_dir=tmp_path,
+            hub_timeout_s=0,
+            threads=1,
+            may_fall_back=False,
+            face_detector=detector,
+        )
+    assert ("scrfd_10g_bnkps.onnx" in str(refused.value)) == needed
 
 
 def test_auraface_is_known_by_its_recognisers_digest() -> None:

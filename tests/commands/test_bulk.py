@@ -1,16 +1,17 @@
-"""The operator's commands on everybody enrolled: import, duplicates, export, erase, stats, reembed."""
+"""The commands on many photos: import and reembed, their lists of photos and their reports."""
 
 from __future__ import annotations
 
 import csv
-import io
-import json
 import os
+import re
 import signal
-import stat
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -18,42 +19,22 @@ import numpy as np
 import pytest
 
 import app
-from commands import duplicates, export
+import bootstrap
 from commands.bulk import processing
 from commands.bulk.import_photos import Importer, photos_to_do
 from commands.bulk.photo_list import Photo, find_photos
 from commands.bulk.processing import process_photos
 from commands.bulk.reembed import bring_up_to_date
 from commands.bulk.report import Report, ReportLine
-from commands.duplicates import blocks_of, pairs_above
 from engines.base import Engine, Face, Template
 from gallery.decisions import Gallery
+from photos.decoder_pool import Decoders
 from photos.pixels import Pixels
 from settings import PROJECT, Settings
 from store.audit_log import lines_of
-from store.encryption import Keyring
-from store.records import Enrolment
 from store.sqlite import SqliteStore
 from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg, write_tiny_pack
-
-
-def a_template(seed: int, dimension: int = 64) -> Template:
-    vector = np.random.default_rng(seed).normal(size=dimension)
-    return (vector / np.linalg.norm(vector)).astype(np.float32)
-
-
-def a_store(folder: Path, *seeds: int) -> SqliteStore:
-    store = SqliteStore(folder / "faces.sqlite3")
-    store.prepare()
-    if seeds:
-        store.append(1, [Enrolment(f"person-{seed}", a_template(seed), "m", 1000.0 + seed) for seed in seeds])
-    return store
-
-
-def commanded(folder: Path, capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> str:
-    assert app.main([*words, "--data-dir", str(folder)]) == status
-    return capsys.readouterr().out
-
+from tests.support.stores import a_store, commanded
 
 # --- import ---
 
@@ -81,10 +62,21 @@ def write_people(folder: Path, *brightnesses: int) -> list[Path]:
     return paths
 
 
+class KeptOpen:
+    """Decoders that the next import uses as well."""
+
+    def __init__(self, decoders: Decoders) -> None:
+        self.decode, self.require_working = decoders.decode, decoders.require_working
+
+    def close(self) -> None:
+        pass
+
+
 class Bench:
     """What an import works with, on a scripted model."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, decoders: Decoders) -> None:
+        monkeypatch.setattr(processing, "Decoders", lambda *_: KeptOpen(decoders))
         monkeypatch.setattr(processing, "CoveringModel", lambda _: ScriptedCovering())
         self.folder = folder
         self.settings = Settings(data_dir=folder, duplicate_threshold=0.99, verify_threshold=0.99)
@@ -108,9 +100,16 @@ class Bench:
         return sum(1 for _ in self.store.embeddings(0))
 
 
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    """The decoders of all imports here: starting them takes longer than an import."""
+    with closing(Decoders(2, 40_000_000)) as started:
+        yield started
+
+
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    return Bench(tmp_path, monkeypatch)
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoders: Decoders) -> Bench:
+    return Bench(tmp_path, monkeypatch, decoders)
 
 
 def test_everybody_is_enrolled_once_and_every_photo_has_its_line(bench: Bench, tmp_path: Path) -> None:
@@ -192,6 +191,42 @@ def test_every_name_that_a_file_can_have_is_found_again_in_the_report(bench: Ben
     assert bench.report.read_bytes() == written
 
 
+def test_a_folder_is_searched_for_photos_and_neither_for_hidden_files_nor_for_a_systems_own(tmp_path: Path) -> None:
+    for name in (
+        "a.JPG", "b.jfif", "c.jpe", "sub/d.heic",
+        "._a.JPG", ".hidden/e.jpg", "@eaDir/a.JPG", "sub/@eaDir/d.jpg", "__MACOSX/a.jpg", "#recycle/a.jpg", "notes.txt",
+    ):  # fmt: skip
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(b"")
+    found = [photo.path.relative_to(tmp_path / "photos").as_posix() for photo in find_photos(tmp_path / "photos")]
+    assert found == ["a.JPG", "b.jfif", "c.jpe", "sub/d.heic"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("list.txt", b"path\na.jpg\n", "neither a folder nor a .csv"),
+        ("list.csv", b"a.jpg\nb.jpg\n", "names its columns: path"),
+        ("list.csv", b"Dear all,\nplease find enclosed\n", "names its columns: path"),
+        ("list.csv", b"path,user_id\na.jpg,1\nb.jpg\n", "line 3"),
+        ("list.csv", b"path,user_id\n,1\n", "line 2"),
+        ("list.csv", b"path\n\xff\xfe.jpg\n", "UTF-8"),
+        ("list.csv", b'path\n"a.jpg\n', "no"),
+        ("list.csv", b"path\n", "no photo"),
+        ("list.csv", b"", "names its columns: path"),
+    ],
+)
+def test_a_list_is_a_csv_that_names_its_columns(tmp_path: Path, name: str, text: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(ValueError, match=told):
+        find_photos(tmp_path / name)
+
+
+def test_a_csvs_columns_may_stand_in_any_order_beside_others(tmp_path: Path) -> None:
+    (tmp_path / "list.CSV").write_text("\ufeffname,User_ID,File\nAnn,1,a.jpg\n", encoding="utf-8")
+    assert find_photos(tmp_path / "list.CSV") == [Photo(tmp_path / "a.jpg", "1")]
+
+
 def test_a_csv_names_photos_beside_it(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path,user_id\na.jpg,1\nsub/b.jpg,\n\n")
     assert find_photos(tmp_path / "list.csv") == [
@@ -201,6 +236,97 @@ def test_a_csv_names_photos_beside_it(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path\na.jpg\na.jpg\n")
     with pytest.raises(ValueError, match="twice"):
         find_photos(tmp_path / "list.csv")
+
+
+# --- the whole command, on a scripted model ---
+
+
+@pytest.fixture
+def scripted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """`app.main` runs on the bench's store and model."""
+    monkeypatch.setattr(bootstrap, "loaded_engine", lambda _: bench.engine)
+    return bench
+
+
+def imported(bench: Bench, *words: str) -> int:
+    limits = [
+        "--verify-threshold",
+        "0.99",
+        "--duplicate-threshold",
+        "0.99",
+        "--threshold-floor",
+        "0.4",
+        "--model-threads",
+        "1",
+    ]
+    return app.main(["import", *words, "--data-dir", str(bench.folder), *limits])
+
+
+def test_an_import_says_where_its_report_is_and_tells_its_own_run_from_earlier_ones(
+    scripted: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_people(tmp_path / "photos", 0, 64)
+    assert imported(scripted, str(tmp_path / "photos")) == 0
+    assert capsys.readouterr().out == f"This run:\n       2 enrolled\nReport: {tmp_path / 'import-report.csv'}\n"
+    (tmp_path / "photos" / "none.png").write_bytes(b"no picture")
+    assert imported(scripted, str(tmp_path / "photos")) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "This run:", "       1 unsupported_format",
+        "Earlier runs, not done again:", "       2 enrolled",
+        f"Report: {tmp_path / 'import-report.csv'}",
+    ]  # fmt: skip
+
+
+def test_every_enrolment_of_an_import_is_in_the_audit_log_once(scripted: Bench, tmp_path: Path) -> None:
+    write_people(tmp_path / "photos", 0, 64, 64)
+    for _ in range(2):
+        imported(scripted, str(tmp_path / "photos"))
+    lines = [line for _, line in lines_of(tmp_path / "audit")]
+    assert [(line["event"], line["code"], line["key"]) for line in lines] == [("enrol", "ok", "(import)")] * 2
+    assert {line["user_id"] for line in lines} == {stored.user_id for stored in scripted.store.embeddings(0)}
+
+
+def test_an_import_of_which_every_photo_failed_fails_whenever_it_is_run(scripted: Bench, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "none.png").write_bytes(b"no picture")
+    assert imported(scripted, str(tmp_path / "photos")) == 1
+    assert imported(scripted, str(tmp_path / "photos")) == 1
+    write_people(tmp_path / "photos", 0)
+    assert imported(scripted, str(tmp_path / "photos")) == 0
+    # Everybody of these photos is enrolled already.
+    assert imported(scripted, str(tmp_path / "photos"), "--report", str(tmp_path / "another.csv")) == 0
+
+
+class InterruptedAtTheThird(ByBrightness):
+    """A model at whose third photo somebody presses Ctrl-C."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def embed(self, image: Pixels, face: Face) -> Template:
+        with self.lock:
+            self.embeddings += 1
+            if self.embeddings == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+        return super().embed(image, face)
+
+
+def test_an_interrupted_import_loses_no_photo_that_was_finished(
+    scripted: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted.engine = InterruptedAtTheThird()
+    paths = write_people(tmp_path / "photos", *range(0, 256, 16), *range(0, 256, 16))
+    assert imported(scripted, str(tmp_path / "photos")) == 130
+    finished = sum(map(int, re.findall(r"^ +(\d+) ", capsys.readouterr().out, re.MULTILINE)))
+    # Photos that nobody had begun were left; those that were finished are counted, reported and enrolled.
+    assert 3 <= scripted.engine.embeddings == finished < len(paths)
+    assert scripted.enrolled() >= 3
+    before = scripted.engine.embeddings
+    assert imported(scripted, str(tmp_path / "photos")) == 0
+    assert scripted.engine.embeddings == len(paths)
+    assert before < len(paths)
+    assert scripted.enrolled() == 16
 
 
 # The tiny pack's faces are white squares: no check may mind.
@@ -250,134 +376,6 @@ def test_an_import_interrupted_twice_ends_like_one_that_was_not(tmp_path: Path, 
     assert sorted(enrolled) == sorted(stored.user_id for stored in store.embeddings(0))
 
 
-# --- duplicates ---
-
-
-@pytest.mark.parametrize("least", [0.2, 0.5, 0.9, -0.1])
-def test_every_pair_that_brute_force_finds_is_found_and_no_other(monkeypatch: pytest.MonkeyPatch, least: float) -> None:
-    monkeypatch.setattr(duplicates, "BLOCK_ROWS", 64)
-    monkeypatch.setattr(duplicates, "BLOCK_COLUMNS", 128)
-    generator = np.random.default_rng(1)
-    rows = generator.normal(size=(500, 64))
-    for copy in range(40):
-        rows[copy + 400] = rows[copy * 7] + generator.normal(size=64) * 0.05 * (copy + 1)
-    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    expected = {(i, j) for i, j in zip(*np.nonzero(np.triu(rows @ rows.T, 1) >= least), strict=True) if j > i}
-    cosines = rows @ rows.T
-    close = {(i, j) for i, j in expected if abs(cosines[i, j] - least) < 1e-6}
-    found = {(i, j) for i, j, _ in pairs_above(rows, least, iter(blocks_of(500)))}
-    assert found - close == expected - close
-
-
-def test_the_blocks_hold_every_pair_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "BLOCK_ROWS", 3)
-    monkeypatch.setattr(duplicates, "BLOCK_COLUMNS", 5)
-    pairs = [
-        (i, j) for top, left in blocks_of(17) for i in range(top, min(top + 3, 17))
-        for j in range(left, min(left + 5, 17)) if j > i
-    ]  # fmt: skip
-    assert sorted(pairs) == [(i, j) for i in range(17) for j in range(i + 1, 17)]
-
-
-def test_people_who_look_alike_are_listed_and_the_erased_are_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    store = a_store(tmp_path, 1, 2, 3)
-    store.append(4, [Enrolment(name, a_template(1), "m", 0.0) for name in ("twin", "erased twin")])
-    store.erase(6, "erased twin")
-    rows = list(csv.reader(io.StringIO(commanded(tmp_path, capsys, "duplicates", "--least", "0.9"))))
-    assert rows == [["user_id", "other_user_id", "similarity"], ["person-1", "twin", "1.0000"]]
-
-
-# --- export, erase, stats ---
-
-
-def test_an_export_names_everybody_and_no_template_unless_asked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    a_store(tmp_path, 1, 2).erase(3, "person-2")
-    rows = list(csv.DictReader(io.StringIO(commanded(tmp_path, capsys, "export"))))
-    assert rows == [{"user_id": "person-1", "enrolled_at": "1970-01-01T00:16:41Z", "model": "m"}]
-    out = tmp_path / "people.jsonl"
-    commanded(tmp_path, capsys, "export", "--embeddings", "--format", "jsonl", "--out", str(out))
-    person = json.loads(out.read_text())
-    assert np.allclose(person["embedding"], a_template(1), atol=1e-6)
-    assert stat.S_IMODE(out.stat().st_mode) == 0o600
-
-
-def test_an_export_that_fails_leaves_the_file_of_before(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "people.csv"
-    out.write_text("of before")
-    out.chmod(0o644)
-    a_store(tmp_path, 1)
-    monkeypatch.setattr(export, "utc", lambda moment: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        commanded(tmp_path, capsys, "export", "--out", str(out))
-    monkeypatch.undo()
-    assert out.read_text() == "of before"
-    assert sorted(path.name for path in tmp_path.glob("*people.csv*")) == ["people.csv"]
-    commanded(tmp_path, capsys, "export", "--out", str(out))
-    assert out.read_text().count("\n") == 2
-    assert stat.S_IMODE(out.stat().st_mode) == 0o600
-
-
-def test_who_reads_no_further_is_told_nothing_more(tmp_path: Path) -> None:
-    store = a_store(tmp_path)
-    store.append(1, [Enrolment(f"p{number}", a_template(1), "m", 1.0) for number in range(3000)])
-    command = f"{sys.executable} app.py export --data-dir {tmp_path} --log-level WARNING | head -n 1"
-    ended = subprocess.run(command, shell=True, check=False, cwd=PROJECT, capture_output=True, text=True)
-    assert (ended.stdout, ended.stderr) == ("user_id,enrolled_at,model\n", "")
-
-
-def test_what_is_no_command_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert app.main(["imprt"]) == 2
-    assert "no command 'imprt'" in capsys.readouterr().err
-
-
-def test_a_command_that_fails_says_which_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert app.main(["import", str(tmp_path), "--data-dir", str(tmp_path)]) == 1
-    assert "import ends: there is no photo in" in capsys.readouterr().err
-
-
-def test_people_are_erased_only_after_a_yes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = a_store(tmp_path, 1, 2, 3)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("no\n"))
-    commanded(tmp_path, capsys, "erase", "person-1", status=1)
-    assert store.find_person("person-1") is not None
-    (tmp_path / "list").write_text("person-2\nnobody\n")
-    assert app.main(["erase", "person-1", "--from", str(tmp_path / "list"), "--yes", "--data-dir", str(tmp_path)]) == 1
-    assert "nobody: nobody is enrolled" in capsys.readouterr().err
-    assert [stored.user_id for stored in store.embeddings(0)] == ["person-3"]
-    assert [line["user_id"] for _, line in lines_of(tmp_path / "audit")] == ["person-1", "person-2"]
-
-
-def test_the_counts_are_those_of_the_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = a_store(tmp_path, 1, 2, 3)
-    store.append(4, [Enrolment("other", a_template(9), "another model", 5000.0)])
-    store.erase(5, "person-3")
-    out = commanded(tmp_path, capsys, "stats")
-    for line in ("enrolled: 3", "with m: 2", "with another model: 1", "erased: 1", "log: 5", "1970-01-01T01:23:20Z"):
-        assert line in out
-
-
-def test_the_counts_tell_a_key_that_is_missing_from_a_record_that_is_damaged(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    keyring = Keyring((bytes(32),))
-    store = SqliteStore(tmp_path / "faces.sqlite3", keyring)
-    store.prepare()
-    store.append(1, [Enrolment("sealed", a_template(1), "m", 1.0)])
-    store.fill([*store.documents(1), {"seq": 2, "user_id": "damaged", "embedding": b""}], [], replace=True)
-    store.close()
-    out = commanded(tmp_path, capsys, "stats")
-    for line in (f"sealed with the key {keyring.names[0]}", "TEMPLATE_KEYS does not hold): 1", "(unreadable): 1"):
-        assert line in out
-
-
 # --- a change of model ---
 
 
@@ -417,3 +415,62 @@ def test_a_change_of_model_needs_a_store_of_its_own(tmp_path: Path, capsys: pyte
     write_people(tmp_path / "photos", 0)
     for words in ([], ["--into-folder", str(tmp_path)]):
         commanded(tmp_path, capsys, "reembed", str(tmp_path / "photos"), *words, status=1)
+
+
+def reembedded(bench: Bench, folder: Path, into: Path, *words: str) -> int:
+    return app.main(["reembed", str(folder), "--into-folder", str(into), "--data-dir", str(bench.folder), *words])
+
+
+def enrolled_photos(bench: Bench, tmp_path: Path) -> Path:
+    """A folder of photos that are named by the user_ids of two people."""
+    for path in write_people(tmp_path / "photos", 0, 64):
+        user_id = bench.run([Photo(path, None)])[str(path)].user_id
+        path.rename(path.parent / f"{user_id}.jpg")
+    return tmp_path / "photos"
+
+
+def test_reembed_refuses_the_model_that_everybody_has_already(
+    scripted: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = enrolled_photos(scripted, tmp_path)
+    assert reembedded(scripted, photos, tmp_path / "new") == 1
+    assert "everybody is enrolled with scripted-v1 already" in capsys.readouterr().err
+
+
+def test_reembed_says_which_model_is_which_and_when_to_switch_over(
+    scripted: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = enrolled_photos(scripted, tmp_path)
+    scripted.engine = OtherModel()
+    assert reembedded(scripted, photos, tmp_path / "new") == 0
+    shown = capsys.readouterr()
+    assert "The served store holds 2 people of scripted-v1. The new templates are made with scripted-v2" in shown.err
+    assert "2 people are in the new store with scripted-v2, 0 are not there yet." in shown.out
+    assert f"FACE_MODEL=auto and DATA_DIR={tmp_path / 'new'}" in shown.out
+    assert (tmp_path / "reembed-report.csv").is_file()
+
+
+def test_reembed_never_says_to_switch_over_to_a_store_of_nobody(
+    scripted: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = enrolled_photos(scripted, tmp_path)
+    for path in photos.iterdir():
+        path.write_bytes(b"no picture")
+    scripted.engine = OtherModel()
+    assert reembedded(scripted, photos, tmp_path / "new") == 1
+    shown = capsys.readouterr().out
+    assert "Do not switch over" in shown
+    assert "To switch over" not in shown
+
+
+def test_reembed_refuses_a_store_of_a_third_model_and_a_store_of_nobody(
+    scripted: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = enrolled_photos(scripted, tmp_path)
+    a_store(tmp_path / "third", 1)
+    scripted.engine = OtherModel()
+    assert reembedded(scripted, photos, tmp_path / "third") == 1
+    assert "people of another model (m)" in capsys.readouterr().err
+    scripted.folder = tmp_path / "empty"
+    assert reembedded(scripted, photos, tmp_path / "new") == 1
+    assert "nobody is enrolled" in capsys.readouterr().err
