@@ -21,6 +21,7 @@ from pymongo.write_concern import WriteConcern
 
 from engines.base import Template
 from errors import FaceError
+from store.challenges import MAX_KEPT, Challenge, over, require_in_time
 from store.documents import (
     DAY_S,
     MAX_SEQ,
@@ -120,13 +121,18 @@ class MongoStore:
         self.collection = collection
         self._description = description
         self._keyring = keyring
-        self._seen = collection.database.get_collection(
-            f"{collection.name}_seen",
-            write_concern=collection.write_concern,
-            read_concern=collection.read_concern,
-            read_preference=collection.read_preference,
-        )
+        self._seen = self._beside("seen")
+        self._challenges = self._beside("challenges")
         self.vector_model: str | None = None
+
+    def _beside(self, name: str) -> Collection[Document]:
+        """Return another collection, next to that of the records and with its concerns."""
+        return self.collection.database.get_collection(
+            f"{self.collection.name}_{name}",
+            write_concern=self.collection.write_concern,
+            read_concern=self.collection.read_concern,
+            read_preference=self.collection.read_preference,
+        )
 
     def prepare(self) -> None:
         self.ping()  # with the short timeout, so that a server that is down is reported at once
@@ -135,6 +141,8 @@ class MongoStore:
             self.collection.create_index("seq", unique=True, sparse=True)
             self.collection.create_index("request_key", sparse=True)
             self.collection.create_index("erases", sparse=True)
+            self._challenges.create_index("issued_at")
+            self._challenges.create_index([("owner", 1), ("issued_at", -1)])
             try:
                 self.collection.create_index("user_id", unique=True)
             except OperationFailure as error:
@@ -332,6 +340,32 @@ class MongoStore:
             noted = self._seen.find_one({"day": _IS_DAY}, {"day": 1}, sort=[("day", -1)]) or {}
         times = (timestamp_of(enrolled.get("timestamp")), (place_of(noted.get("day")) or 0) * DAY_S)
         return max(filter(None, times), default=None)
+
+    def add_challenge(self, challenge: Challenge) -> None:
+        first, last = over(time.time())
+        kept = {
+            "_id": challenge.challenge_id,
+            "owner": challenge.owner,
+            "steps": list(challenge.steps),
+            "issued_at": challenge.issued_at,
+            "used": False,
+        }
+        with unavailable_on(PyMongoError, BSONError):
+            self._challenges.delete_many({"$or": [{"issued_at": {"$lt": first}}, {"issued_at": {"$gt": last}}]})
+            too_many = self._challenges.find({"owner": challenge.owner}, {"_id": 1}).sort("issued_at", -1)
+            oldest = [one["_id"] for one in too_many.skip(MAX_KEPT - 1)]
+            if oldest:
+                self._challenges.delete_many({"_id": {"$in": oldest}})
+            self._challenges.insert_one(kept)
+
+    def use_challenge(self, challenge_id: str, owner: str) -> Challenge:
+        ours = {"_id": challenge_id, "owner": owner}
+        with unavailable_on(PyMongoError, BSONError):
+            found = self._challenges.find_one_and_update({**ours, "used": False}, {"$set": {"used": True}})
+            if found is None:
+                used = self._challenges.find_one(ours, {"_id": 1}) is not None
+                raise FaceError("challenge_used" if used else "challenge_expired")
+        return require_in_time(Challenge(challenge_id, owner, tuple(found["steps"]), found["issued_at"]))
 
     def documents(self, until: int) -> Iterator[Document]:
         # The marks describe this database's own index, and the vector is only a copy of the template.

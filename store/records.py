@@ -25,6 +25,7 @@ from typing import Any, Protocol, TypeAlias
 
 from engines.base import Template
 from errors import FaceError
+from store.challenges import ChallengeStore
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ class EnrolmentLog(Protocol):
         """Release the connection."""
 
 
-class RecordStore(EnrolmentLog, Protocol):
+class RecordStore(EnrolmentLog, ChallengeStore, Protocol):
     """What routes and commands ask of a store, beside the log."""
 
     def find_person(self, user_id: str) -> Person | None:
