@@ -9,6 +9,7 @@ import numpy as np
 from flask import Flask, Response, jsonify, request
 
 from api.access import PUBLIC, scope
+from api.challenges import add_challenge_route, allow_frames, fields_of, read_attempt
 from api.metrics import Metrics
 from api.request_audit import audit_request
 from api.request_fields import (
@@ -36,6 +37,7 @@ def add_routes(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -
     _add_enrolment(app, settings, parts, metrics)
     _add_comparison(app, settings, parts, metrics)
     _add_people(app, parts)
+    add_challenge_route(app, settings, parts.store)
 
 
 def _add_monitoring(app: Flask, parts: Parts, metrics: Metrics) -> None:
@@ -75,10 +77,18 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         # A place comes before all work: whoever is turned away costs those in the queue nothing but the reading.
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                receive_form("file")
+                allow_frames(settings.challenge_sign_up)
+                receive_form("file", *fields_of(settings.challenge_sign_up))
                 photo = read_upload("file", settings.max_file_bytes)
             request_key = read_request_key(photo)
-            template = pipeline.template(photo, record.trace)
+            try:
+                attempt = read_attempt(settings.challenge_sign_up, parts.store)
+            except FaceError as error:
+                # A retry after a lost answer sends the challenge that its first attempt has used.
+                if error.code != "challenge_used" or request_key is None or gallery.enrolled_by(request_key) is None:
+                    raise
+                attempt = None
+            template = pipeline.template(photo, record.trace, attempt=attempt)
         with record.trace.stage("enrol"):
             user_id = gallery.enrol(
                 template,
@@ -94,10 +104,13 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         record = current_record()
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                receive_form("file", "threshold", "user_id")
+                allow_frames(settings.challenge_verify)
+                receive_form("file", "threshold", "user_id", *fields_of(settings.challenge_verify))
             threshold = read_threshold(settings)
             record.user_id = claimed = read_user_id()
-            template = pipeline.template(read_upload("file", settings.max_file_bytes), record.trace)
+            photo = read_upload("file", settings.max_file_bytes)
+            attempt = read_attempt(settings.challenge_verify, parts.store)
+            template = pipeline.template(photo, record.trace, attempt=attempt)
         with record.trace.stage("search"):
             if claimed is None:
                 candidate = gallery.search(template)
@@ -128,13 +141,13 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
     pipeline = parts.pipeline
 
     def template_of(field: str, *, picture: bool = False) -> Template:
-        """The template of one of several photos; a refusal says which."""
+        """The template of one of several photos; a refusal says which. The frames belong to the one of a person."""
         try:
-            return pipeline.template(
-                read_upload(field, settings.max_file_bytes), current_record().trace, picture=picture
-            )
+            photo = read_upload(field, settings.max_file_bytes)
+            attempt = None if picture else read_attempt(settings.challenge, parts.store)
+            return pipeline.template(photo, current_record().trace, picture=picture, attempt=attempt)
         except FaceError as error:
-            error.fields["field"] = field
+            error.fields.setdefault("field", field)
             raise
 
     @app.post("/compare", provide_automatic_options=False)
@@ -144,7 +157,8 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
         request.max_content_length = 2 * settings.max_file_bytes + FORM_ALLOWANCE_BYTES
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                receive_form("file1", "file2", "threshold")
+                allow_frames(settings.challenge)
+                receive_form("file1", "file2", "threshold", *fields_of(settings.challenge))
             threshold = read_threshold(settings)
             one, other = template_of("file1"), template_of("file2", picture=True)
         similarity, match = _compared(parts.engine, metrics, float(np.vecdot(one, other)), threshold)

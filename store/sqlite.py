@@ -300,13 +300,13 @@ class SqliteStore:
             )
 
     def use_challenge(self, challenge_id: str, owner: str) -> Challenge:
-        ours = "WHERE challenge_id = ? AND owner = ?"
         with self._writing() as connection:
             used = connection.execute(
-                f"UPDATE challenges SET used = 1 {ours} AND used = 0", (challenge_id, owner)  # noqa: S608 - ours
+                "UPDATE challenges SET used = 1 WHERE challenge_id = ? AND owner = ? AND used = 0",
+                (challenge_id, owner),
             ).rowcount
             row = connection.execute(
-                f"SELECT steps, issued_at FROM challenges {ours}", (challenge_id, owner)  # noqa: S608 - ours
+                "SELECT steps, issued_at FROM challenges WHERE challenge_id = ? AND owner = ?", (challenge_id, owner)
             ).fetchone()
         if row is None:
             raise FaceError("challenge_expired")
