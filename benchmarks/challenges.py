@@ -29,6 +29,8 @@ sys.path.insert(0, str(PROJECT))
 
 from benchmarks.turning_faces import (
     ARM_LENGTH,
+    FLAT_PIVOT,
+    NECK_PIVOT,
     FaceMesh,
     Relief,
     View,
@@ -49,8 +51,6 @@ from settings import Settings
 
 MIN_INTER_EYE_PX = 36.0
 MAX_YAW_DEG = 12.0
-# A print turns about its own middle.
-PRINT_PIVOT = (0.0, 0.6, 0.0)
 HONEST = "honest"
 Film = Callable[[View], Pixels]
 
@@ -133,7 +133,7 @@ def done_by(relief: Relief, background: Pixels, shown: Iterable[tuple[str, View]
 
 def by_head(subject: Subject, steps: Sequence[str], random: np.random.Generator) -> list[Pixels]:
     """The frames of a person who does the steps."""
-    return done_by(subject.head, subject.background, views(steps, random, (22, 42), View().pivot))
+    return done_by(subject.head, subject.background, views(steps, random, (22, 42), NECK_PIVOT))
 
 
 def shaken(subject: Subject, steps: Sequence[str], random: np.random.Generator) -> list[Pixels]:
@@ -144,7 +144,7 @@ def shaken(subject: Subject, steps: Sequence[str], random: np.random.Generator) 
             flat,
             View(
                 random.uniform(-50, 50), random.uniform(-25, 25), random.uniform(-15, 15),
-                ARM_LENGTH * random.uniform(0.7, 1.3), (random.normal(0, 0.3), random.normal(0, 0.3)), PRINT_PIVOT,
+                ARM_LENGTH * random.uniform(0.7, 1.3), (random.normal(0, 0.3), random.normal(0, 0.3)), FLAT_PIVOT,
             ),
             subject.background,
         )
@@ -156,7 +156,7 @@ def with_eye_holes(subject: Subject, other: Subject, steps: Sequence[str], rando
     """A print with the eyes cut out, before the attacker's own face."""
     mask = print_of(subject.photo, subject.face, holes=True)
     frames = []
-    for _, view in views(steps, random, (25, 55), PRINT_PIVOT):
+    for _, view in views(steps, random, (25, 55), FLAT_PIVOT):
         behind = View(view.yaw, view.pitch, view.roll, view.distance + 0.5, view.shift, (0.0, 0.6, 0.5))
         frames.append(filmed(mask, view, filmed(other.head, behind, subject.background)))
     return frames
@@ -182,7 +182,7 @@ def with_anothers_turns(
     """A print of the person where a look straight is asked for, the attacker's own head where it must turn."""
     flat = print_of(subject.photo, subject.face)
     frames = []
-    for name, view in views(steps, random, (22, 42), View().pivot):
+    for name, view in views(steps, random, (22, 42), NECK_PIVOT):
         frames.append(filmed(other.head if name in (LEFT, RIGHT) else flat, view, subject.background))
     return frames
 
@@ -206,7 +206,7 @@ def several_photos(
     prints = {name: print_of(*one[1:]) for name, one in ((LEFT, photos[0]), (RIGHT, photos[-1]), (STRAIGHT, straight))}
     frames = [
         filmed(prints.get(name, prints[STRAIGHT]), view, background)
-        for name, view in views(steps, random, (0, 5), PRINT_PIVOT)
+        for name, view in views(steps, random, (0, 5), FLAT_PIVOT)
     ]
     return straight[1], frames
 
@@ -219,7 +219,7 @@ def attacks_on(
     bent = print_of(subject.photo, subject.face, radius=random.uniform(0.9, 2.5))
 
     def turned(relief: Relief, degrees: tuple[float, float]) -> Callable[[tuple[str, ...]], list[Pixels]]:
-        return lambda steps: done_by(relief, subject.background, views(steps, random, degrees, PRINT_PIVOT))
+        return lambda steps: done_by(relief, subject.background, views(steps, random, degrees, FLAT_PIVOT))
 
     return {
         "flat print, turned and moved closer": turned(flat, (25, 60)),

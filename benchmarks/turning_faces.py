@@ -23,9 +23,10 @@ Floats = npt.NDArray[np.float64]
 
 # Width and height of a frame in pixels, as a phone's preview in a small copy.
 FRAME_SIZE = (360, 480)
-# The head turns about an axis behind the face, in inter-eye distances from the point between the eyes (x right, y down,
-# z away from the camera): about where the spine carries the skull.
-NECK = np.array([0.0, 0.6, 1.5])
+# What a head turns about, in inter-eye distances from the point between the eyes (x right, y down, z away from the
+# camera): about where the spine carries the skull. A print turns about its own middle.
+NECK_PIVOT = (0.0, 0.6, 1.5)
+FLAT_PIVOT = (0.0, 0.6, 0.0)
 # Inter-eye distances between a phone and a face at arm's length: 45 cm over 6.3 cm.
 ARM_LENGTH = 7.0
 
@@ -166,7 +167,7 @@ class View:
     roll: float = 0.0
     distance: float = ARM_LENGTH
     shift: tuple[float, float] = (0.0, 0.0)
-    pivot: tuple[float, float, float] = (0.0, 0.6, 1.5)
+    pivot: tuple[float, float, float] = NECK_PIVOT
 
 
 def rotation(yaw: float, pitch: float, roll: float) -> Floats:

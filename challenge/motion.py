@@ -37,8 +37,8 @@ LEAST_TANGENT = math.tan(math.radians(20))
 # of a head's depth, more hides too much of the face.
 TELLING_TURN_DEG = 26.0
 # How far a bent print's middle may arch against its rim, in inter-eye distances at one inter-eye distance from the
-# middle: 0.32 is a print round a cylinder of 8 cm, turned by 35 degrees.
-ARCHES = (0.0, 0.1, 0.2, 0.32)
+# middle: 0.25 is a print round a cylinder of 10 cm radius, turned by 40 degrees.
+ARCHES = (0.0, 0.12, 0.25)
 _ECC_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 40, 1e-4)
 
 _SIDE_PX, _EYES_PX = 96, 30.0
@@ -123,13 +123,13 @@ class Track:
         """How far the face moves between two frames at most, in inter-eye distances of the smaller one."""
         centres = [points.mean(axis=0) for points in self._landmarks]
         shifts = [float(np.hypot(*(one - other))) for one, other in pairwise(centres)]
-        sizes = [min(one, other) for one, other in pairwise(self._sizes.tolist())]
+        sizes = [float(min(one, other)) for one, other in pairwise(self._sizes)]
         return max(shift / size for shift, size in zip(shifts, sizes, strict=True))
 
     def largest_zoom(self) -> float:
         """By which factor the face grows or shrinks between two frames at most."""
         zooms = [float(one / other) for one, other in pairwise(self._sizes)]
-        return max(max(zooms), 1 / min(zooms))
+        return max(*zooms, 1 / min(zooms))
 
     def largest_colour_shift(self) -> float:
         """By how much the face's mean colour changes between two frames at most (CIELAB)."""
@@ -194,7 +194,7 @@ class Track:
         return float(np.mean([self._unexplained(number) for number in turned]))
 
     def _unexplained(self, number: int) -> float:
-        """1 - the correlation of a turned face with the straight one, after the best arch and affine map."""
+        """1 - the correlation of a turned face with the straight one, after the best arch and homography."""
         to_crop = _crop_matrix(self._landmarks[0])
         straight = _grey_crop(self._frames[0].pixels, to_crop)
         linear, shift = _affine(self._landmarks[0], self._landmarks[number])
@@ -216,10 +216,10 @@ def _arched(crop: npt.NDArray[np.uint8], arch: float) -> npt.NDArray[np.uint8]:
 
 
 def _correlation(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
-    """The correlation of the inner faces after the affine map that fits best; 0 if none does."""
+    """The correlation of the middle of two faces after the homography that fits best; 0 if none does."""
     try:
         correlation, _ = cv2.findTransformECC(
-            one, other, np.eye(2, 3, dtype=np.float32), cv2.MOTION_AFFINE, _ECC_ENDS, _INNER_FACE, 1
+            one, other, np.eye(3, dtype=np.float32), cv2.MOTION_HOMOGRAPHY, _ECC_ENDS, _MIDDLE, 1
         )
     except cv2.error:  # nothing to hold on to, or no convergence
         return 0.0
@@ -272,12 +272,15 @@ def _grey_crop(image: Pixels, matrix: Floats) -> npt.NDArray[np.uint8]:
     return np.asarray(cv2.GaussianBlur(crop, (0, 0), 0.8), np.uint8)
 
 
-def _inner_face() -> npt.NDArray[np.uint8]:
-    """255 within the ellipse over eyes, nose and mouth of the crop, else 0."""
+def _middle() -> npt.NDArray[np.uint8]:
+    """255 within the ellipse over the nose, the mouth and the inner half of the eyes, else 0.
+
+    Further out a bent print turns away as a head does; here only a nose stands out.
+    """
     y, x = np.mgrid[0:_SIDE_PX, 0:_SIDE_PX]
-    across = (x - _ORIGIN_PX[0]) / (0.9 * _EYES_PX)
-    down = (y - _ORIGIN_PX[1] - 0.45 * _EYES_PX) / (1.1 * _EYES_PX)
+    across = (x - _ORIGIN_PX[0]) / (0.6 * _EYES_PX)
+    down = (y - _ORIGIN_PX[1] - 0.5 * _EYES_PX) / _EYES_PX
     return np.asarray(255 * (across**2 + down**2 <= 1), np.uint8)
 
 
-_INNER_FACE = _inner_face()
+_MIDDLE = _middle()
