@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -23,7 +24,7 @@ def test_every_order_begins_straight_and_has_both_sides_and_one_approach(steps: 
     assert steps[0] == STRAIGHT
     assert {LEFT, RIGHT} <= set(steps)
     assert steps.count(CLOSER) == 1
-    assert all(one != other for one, other in zip(steps, steps[1:], strict=False))
+    assert all(one != other for one, other in pairwise(steps))
     assert len(steps) <= MAX_FRAMES // 2
 
 
