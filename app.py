@@ -23,9 +23,8 @@ from api import description_pages, web_server
 from api.html_pages import add_try_page
 from api.metrics import Metrics
 from api.multipart import FormRequest
-from api.request_audit import audit_requests
 from api.request_fields import FORM_ALLOWANCE_BYTES, refuse_fields_in_urls
-from api.request_log import log_requests
+from api.request_log import audit_requests, log_requests
 from api.responses import answer_errors, protect_responses
 from api.routes import add_routes
 from api.service_parts import Parts
@@ -68,7 +67,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
     add_routes(app, settings, parts, metrics)
     if settings.try_page == "on":
         add_try_page(app)
-    description_pages.add_routes(app, settings)  # last, because it describes all other routes
+    description_pages.add_description_routes(app, settings)  # last, because it describes all other routes
     return app
 
 
@@ -78,13 +77,14 @@ def serve(settings: Settings) -> int:
     # started in the background ignores Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
-    with ExitStack() as at_the_end:
-        app = create_app(settings, bootstrap.build_parts(settings, at_the_end))
+    with ExitStack() as at_the_end, bootstrap.explaining_missing_threads():
+        parts = bootstrap.build_parts(settings, at_the_end)
+        app = create_app(settings, parts)
         if settings.debug:
             logger.info("Ready, for development alone: http://%s:%d", settings.host, settings.port)
             app.run(settings.host, settings.port, debug=True, use_debugger=False, use_reloader=False, threaded=True)
         else:
-            web_server.serve(app, settings)
+            web_server.serve(app, settings, parts.gallery.refresh)
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -411,6 +411,18 @@ def judge(found: Measurements, limits: Settings) -> list[Check]:
 def _worst(*checks: Check) -> Check:
     """The first failed one of several checks of one code; the first one if all passed."""
     return next((check for check in checks if not check.passed), checks[0])
+
+
+# The largest distance that two colours of CIELAB's a*, b* plane can have from skin in an 8-bit picture.
+MAX_COLOUR_DISTANCE_OF_A_PICTURE = 150.0
+
+
+def limits_for_pictures(limits: Settings) -> Settings:
+    """The limits for a picture of a picture, such as a card: its widest face counts, and its colours may be any.
+
+    Identity cards carry a second, smaller portrait, and portraits in grey or in one tint.
+    """
+    return replace(limits, min_face_ratio=1.0, max_colour_distance=MAX_COLOUR_DISTANCE_OF_A_PICTURE)
 
 
 def require_single_face(faces: Sequence[Face], limits: Settings) -> tuple[Face, Check]:

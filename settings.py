@@ -107,9 +107,10 @@ class Settings:
     challenge_verify: str = _decision("", "for /verify alone [CHALLENGE]", choices=("off", "accept", "require"))
     verify_threshold: float = _decision(0.5, "lowest similarity that /verify accepts", low=-1, high=1)
     duplicate_threshold: float = _decision(math.nan, "of a duplicate sign-up [VERIFY_THRESHOLD]", low=-1, high=1)
+    max_photos: int = _decision(5, "photos a person may have; a further one replaces the oldest", low=1, high=100)
     threshold_floor: float = _decision(math.nan, "lowest that a caller may ask for [0.4]", low=-1, high=1)
 
-    min_face_ratio: float = _check(0.0, "ignored if narrower: share of the widest face", low=0, high=1)
+    min_face_ratio: float = _check(0.3, "ignored if narrower: share of the widest face", low=0, high=1)
     min_inter_eye_px: float = _check(16.0, "inter-eye distance / cos(yaw), pixels", low=0, high=1000)
     max_head_size: float = _check(1.3, "eyes-to-chin distance / photo height", low=0.1, high=10)
     min_face_in_frame: float = _check(0.72, "share of the face inside the photo", low=0, high=1)
@@ -135,8 +136,8 @@ class Settings:
     uploads_dir: Path = _load(PROJECT / "uploads", "folder of temporary upload files")
     model_threads: int = _load(0, "threads of one model run; 0: all cores", low=0, high=256)
     model_slots: int = _load(2, "photos in the models at once", low=1, high=256)
-    queue_limit: int = _load(24, "requests that may wait for a model slot", low=0, high=4096)
-    request_threads: int = _load(32, "requests served at once", low=2, high=512)
+    queue_wait_s: float = _load(10.0, "longest wait for a model slot, seconds", low=0, high=600)
+    request_threads: int = _load(256, "requests served at once", low=4, high=4096)
     stop_timeout_s: float = _load(30.0, "seconds for open requests at shutdown", low=0, high=600)
 
     audit: str = _keeping("on", "audit log in DATA_DIR/audit: on or off", choices=("on", "off"))
@@ -159,10 +160,10 @@ class Settings:
         self._require_fitting_keys()
         for name, uri in (("MONGO_URI", self.mongo_uri), ("LIMITS_STORAGE", self.limits_storage)):
             _require_escaped_credentials(name, uri)
-        if self.model_slots + self.queue_limit >= self.request_threads:
+        if self.model_slots > self.photo_requests:
             raise SettingsError(
-                f"MODEL_SLOTS ({self.model_slots}) + QUEUE_LIMIT ({self.queue_limit}) must stay below REQUEST_THREADS "
-                f"({self.request_threads}), so that GET / is answered while every slot and place is taken"
+                f"MODEL_SLOTS ({self.model_slots}) needs more REQUEST_THREADS than {self.request_threads}: some are "
+                "left for requests without a photo"
             )
         if self.search != "memory" and not self.mongo_uri:
             raise SettingsError(f"SEARCH={self.search} needs a MongoDB: give MONGO_URI, or take SEARCH=memory")
@@ -206,6 +207,11 @@ class Settings:
     def is_local(self) -> bool:
         """Whether only this machine can reach the service."""
         return self.host in LOOPBACK_NAMES and not self.trusted_proxies
+
+    @property
+    def photo_requests(self) -> int:
+        """How many requests with photos are served or wait at once: an eighth of the threads is left for others."""
+        return self.request_threads - max(2, self.request_threads // 8)
 
     @property
     def keyring(self) -> encryption.Keyring:

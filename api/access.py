@@ -115,6 +115,8 @@ class Access:
             return None
         record = current_record()
         record.origin_accepted = True
+        network = network_of(request.remote_addr)
+        record.client = ("", network)
         if not self._needs_api_keys():
             # A proxied request is not local, even if the proxy runs on this machine. Browsers send no Origin with GET,
             # so a DNS-rebinding page is caught by its Host header.
@@ -123,8 +125,9 @@ class Access:
                 raise FaceError("forbidden", "not_from_here")
             return None
         if self._per_address:
-            self._count(self._per_address, "address", network_of(request.remote_addr))
+            self._count(self._per_address, "address", network)
         api_key = self._api_key_with(needed_scope)
+        record.client = (api_key.sha256, network)
         if self._per_api_key:
             self._count(self._per_api_key, "key", api_key.name)
         return None

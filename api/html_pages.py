@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from pathlib import Path
 
 from flask import Flask, Response, request
 
 from api.access import PUBLIC, scope
+from errors import CODES, SENTENCES
+from face_checks import HINTS, NEARER_HINTS
 
 
 def page_answer(page: str, *, also: str = "") -> Response:
@@ -41,7 +44,7 @@ def cached(body: str, content_type: str, policy: str) -> Response:
 
 def add_try_page(app: Flask) -> None:
     """Add `GET /try`, the page that signs up and verifies with a camera or a file."""
-    page = (Path(__file__).parent / "html" / "try.html").read_text("utf-8")
+    page = try_page_html()
 
     @app.get("/try", provide_automatic_options=False)
     @scope(PUBLIC)
@@ -49,3 +52,30 @@ def add_try_page(app: Flask) -> None:
         response = page_answer(page, also="connect-src 'self'; ")
         response.headers["Permissions-Policy"] = "camera=(self)"
         return response
+
+
+def try_page_html() -> str:
+    """The page of `GET /try`, with its style, its script and the texts of every language in it."""
+    style, script = (read_page_file(f"try.{kind}") for kind in ("css", "js"))
+    texts = json.dumps(page_texts(), ensure_ascii=False).replace("<", "\\u003c")
+    page = read_page_file("try.html").replace("{{ style }}", style)
+    return page.replace("{{ script }}", f"const TEXTS = {texts};\n{script}")
+
+
+def page_texts() -> dict[str, dict[str, dict[str, str]]]:
+    """What the page of `GET /try` and the service say, by language, kind of text and name.
+
+    The page needs the service's sentences too: it shows an answer again in another language, without asking again.
+    """
+    english = {
+        **json.loads(read_page_file("try_texts.json")),
+        "messages": {code: message for code, (_, message) in CODES.items()} | dict(SENTENCES),
+        "hints": {**HINTS, **NEARER_HINTS},
+    }
+    others = sorted((Path(__file__).parent / "languages").glob("*.json"))
+    return {"en": english, **{path.stem: json.loads(path.read_text("utf-8")) for path in others}}
+
+
+def read_page_file(name: str) -> str:
+    """Read a file of html/."""
+    return (Path(__file__).parent / "html" / name).read_text("utf-8")

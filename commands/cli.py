@@ -107,9 +107,7 @@ def start(flags: Mapping[str, str], action: Callable[[Settings], int], command: 
     except (OSError, ValueError) as error:
         logger.critical("%s ends: %s", what, error)
     except KeyboardInterrupt:
-        logger.info(
-            "%s", f"{command} was stopped: run it again to continue" if command else "Stopped before it was ready"
-        )
+        logger.info("%s", f"{command} was stopped: it can be run again" if command else "Stopped before it was ready")
         return 130
     else:
         return status

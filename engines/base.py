@@ -29,6 +29,11 @@ Template = npt.NDArray[np.float32]
 MEAN_FACE = np.array([[-0.5, 0, 0], [0.5, 0, 0], [0, 0.6, -0.5], [-0.45, 1.01, -0.1], [0.45, 1.01, -0.1]])
 
 
+# A face that leans by up to so much from a quarter turn stands in a picture that was turned; between them it is a head
+# that is tilted, which the checks refuse.
+QUARTER_TURN_WITHIN_DEG = 30.0
+
+
 @dataclass(frozen=True)
 class Face:
     """One detected face.
@@ -59,6 +64,27 @@ class Face:
         # Pixels have their coordinates at their centres.
         box, landmarks = ((np.asarray(one) + 0.5) * times - 0.5 for one in (self.box, self.landmarks))
         return replace(self, box=box.astype(np.float32), landmarks=landmarks.astype(np.float32))
+
+    @property
+    def roll_deg(self) -> float:
+        """The slope of the line through the eyes in degrees: 0 for a face that stands, 90 for one turned clockwise."""
+        left, right = self.eyes
+        return float(np.degrees(np.arctan2(right[1] - left[1], right[0] - left[0])))
+
+    @property
+    def quarter_turns(self) -> int:
+        """How many counter-clockwise quarter turns of the picture make the face stand; 0 where none comes near."""
+        turns = round(self.roll_deg / 90)
+        return turns % 4 if abs(self.roll_deg - 90 * turns) <= QUARTER_TURN_WITHIN_DEG else 0
+
+    def turned(self, quarter_turns: int, size: tuple[int, int]) -> Face:
+        """The same face after so many counter-clockwise quarter turns of the picture of this width and height."""
+        points, (width, height) = np.concatenate([self.landmarks, self.box.reshape(2, 2)]), size
+        for _ in range(quarter_turns % 4):
+            points = np.stack([points[:, 1], width - 1 - points[:, 0]], axis=1)
+            width, height = height, width
+        box = np.concatenate([points[5:].min(axis=0), points[5:].max(axis=0)])
+        return replace(self, box=box.astype(np.float32), landmarks=points[:5].astype(np.float32))
 
 
 @dataclass(frozen=True)

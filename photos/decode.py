@@ -6,7 +6,7 @@ import io
 import math
 import struct
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pi_heif
@@ -71,11 +71,22 @@ class Photo:
         pixels: uint8[height, width, 3], BGR, upright.
         reduced_by: 1, 2, 4 or 8: the file's own picture is so many times as wide and as high.
         size: width and height of the file's own picture, upright.
+        quarter_turns: by how many counter-clockwise quarter turns `turned` has turned it.
     """
 
     pixels: Pixels
     reduced_by: int
     size: tuple[int, int]
+    quarter_turns: int = 0
+
+    def turned(self, quarter_turns: int) -> Photo:
+        """The photo after so many counter-clockwise quarter turns."""
+        return replace(
+            self,
+            pixels=np.ascontiguousarray(np.rot90(self.pixels, quarter_turns)),
+            size=self.size[::-1] if quarter_turns % 2 else self.size,
+            quarter_turns=(self.quarter_turns + quarter_turns) % 4,
+        )
 
 
 def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float = math.inf) -> Photo:

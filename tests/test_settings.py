@@ -134,9 +134,10 @@ def test_a_verify_threshold_below_the_usual_floor_takes_the_floor_along() -> Non
     assert load({"VERIFY_THRESHOLD": "0.6"}).threshold_floor == 0.4
 
 
-def test_a_queue_that_could_keep_every_thread_from_answering_the_liveness_probe_is_refused() -> None:
-    assert "REQUEST_THREADS" in refusal(QUEUE_LIMIT="30")
-    assert load({"QUEUE_LIMIT": "30", "REQUEST_THREADS": "33"}).queue_limit == 30
+def test_photos_never_take_every_thread() -> None:
+    assert "REQUEST_THREADS" in refusal(MODEL_SLOTS="15", REQUEST_THREADS="16")
+    assert load({"MODEL_SLOTS": "14", "REQUEST_THREADS": "16"}).photo_requests == 14
+    assert load().photo_requests < load().request_threads
 
 
 @pytest.mark.parametrize("kept", ["data", "data/audit", "data/gallery", "models", "secrets"])

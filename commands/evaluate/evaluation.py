@@ -166,9 +166,9 @@ def _extrapolated(fmr: Rate, size: int) -> dict[str, float]:
 
 
 def _for_fmr(pairs: Comparisons, wanted: float) -> dict[str, Any]:
-    held = support(wanted, pairs.impostor_pairs)
-    threshold = pairs.threshold_for(wanted) if held != "not measurable" else None
-    return {"for": "fmr", "wanted": wanted, **_recommended(threshold, held, wanted)}
+    evidence = support(wanted, pairs.impostor_pairs)
+    threshold = pairs.threshold_for(wanted) if evidence != "not measurable" else None
+    return {"for": "fmr", "wanted": wanted, **_recommended(threshold, evidence, wanted)}
 
 
 def _for_fpir(
@@ -178,17 +178,17 @@ def _for_fpir(
     size = gallery_size or measured_size
     extrapolated = size not in (measured_size, measured_size + 1)
     rate, trials = (fmr_for_fpir(wanted, size), pairs.impostor_pairs) if extrapolated else (wanted, len(searches.own))
-    held = support(rate, trials)
+    evidence = support(rate, trials)
     threshold = None
-    if held != "not measurable":
+    if evidence != "not measurable":
         threshold = pairs.threshold_for(rate) if extrapolated else searches.threshold_for(wanted)
     asked = {"for": "fpir", "wanted": wanted, "gallery_size": size, "extrapolated": extrapolated}
-    return {**asked, "fmr_needed": rate if extrapolated else None, **_recommended(threshold, held, rate)}
+    return {**asked, "fmr_needed": rate if extrapolated else None, **_recommended(threshold, evidence, rate)}
 
 
-def _recommended(threshold: float | None, held: str, rate: float) -> dict[str, Any]:
+def _recommended(threshold: float | None, evidence: str, rate: float) -> dict[str, Any]:
     line = None if threshold is None else f"VERIFY_THRESHOLD={threshold:g}"
-    return {"threshold": threshold, "support": held, "line": line, "trials_needed": round(LEAST_ERRORS / rate)}
+    return {"threshold": threshold, "support": evidence, "line": line, "trials_needed": round(LEAST_ERRORS / rate)}
 
 
 def _protocol(

@@ -60,3 +60,8 @@ def test_what_is_no_command_is_called_so(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_command_that_fails_says_which_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["import", str(tmp_path), "--data-dir", str(tmp_path)]) == 1
     assert "import ends: there is no photo in" in capsys.readouterr().err
+
+
+def test_a_list_of_no_keys_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["keys", "list", "--data-dir", str(tmp_path)]) == 0
+    assert "There is no API key" in capsys.readouterr().err

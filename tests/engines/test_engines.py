@@ -73,12 +73,13 @@ def test_a_pack_loads_from_its_folder_and_finds_and_embeds(pack: Path) -> None:
 class ScriptedDetector:
     """Finds what it is told to, and keeps which input sizes it was asked for."""
 
-    def __init__(self, *found: tuple[float, float]) -> None:
-        self.found, self.sides = found, list[int]()
+    def __init__(self, *found: tuple[float, float], smallest_side_of_second: int = 0) -> None:
+        self.found, self.smallest_side_of_second, self.sides = found, smallest_side_of_second, list[int]()
 
-    def detect(self, image: Pixels, input_size: list[tuple[int, int]], det_thresh: float = 0.5) -> tuple[Any, Any]:
-        self.sides.append(int(np.max(input_size)))
-        seen = [(width, score) for width, score in self.found if score >= det_thresh]
+    def detect(self, image: Pixels, input_size: tuple[int, int], det_thresh: float = 0.5) -> tuple[Any, Any]:
+        self.sides.append(max(input_size))
+        shown = self.found if max(input_size) >= self.smallest_side_of_second else self.found[:1]
+        seen = [(width, score) for width, score in shown if score >= det_thresh]
         boxes = np.array(
             [(10 + 400 * n, 10, 10 + 400 * n + width, 300, score) for n, (width, score) in enumerate(seen)]
         )
@@ -87,23 +88,31 @@ class ScriptedDetector:
 
 
 @pytest.mark.parametrize(
-    ("found", "ends"),
+    ("found", "looks"),
     [
-        ([(220.0, 0.9)], True),
-        ([(220.0, 0.9), (30.0, 0.03)], False),  # a trace of somebody else
-        ([(120.0, 0.9)], False),  # no selfie
-        ([(220.0, 0.4)], False),  # itself no more than a trace
-        ([], False),
+        ([(220.0, 0.9)], [128, 320]),
+        ([(220.0, 0.9), (30.0, 0.2)], [128, 640]),  # a trace of somebody else
+        ([(120.0, 0.9)], [128, 640]),  # no selfie
+        ([(220.0, 0.4)], [128, 640]),  # itself no more than a trace
+        ([], [128, 640]),  # no face costs no more than one full search
     ],
 )
 def test_a_quick_look_is_enough_only_for_one_large_face_without_a_trace_of_another(
-    pack: Path, found: list[tuple[float, float]], ends: bool
+    pack: Path, found: list[tuple[float, float]], looks: list[int]
 ) -> None:
     tiny = InsightFaceEngine(pack, threads=1)
     detector = ScriptedDetector(*found)
     tiny._detector = detector
-    tiny.detect(np.full((640, 640, 3), 127, np.uint8))
-    assert (640 not in detector.sides) == ends
+    tiny._search(np.full((640, 640, 3), 127, np.uint8))
+    assert detector.sides == looks
+
+
+def test_what_only_the_quick_look_shows_leads_to_a_full_search(pack: Path) -> None:
+    tiny = InsightFaceEngine(pack, threads=1)
+    detector = ScriptedDetector((220.0, 0.9), (30.0, 0.2), smallest_side_of_second=320)
+    tiny._detector = detector
+    tiny._search(np.full((640, 640, 3), 127, np.uint8))
+    assert detector.sides == [128, 320, 640]
 
 
 def test_a_packs_name_follows_its_recogniser_and_not_its_folder(tmp_path: Path) -> None:

@@ -394,6 +394,11 @@ def test_a_png_with_odd_chunks_beside_its_picture_is_read_without_them(kind: str
     assert (read(plain[:33] + ODD_CHUNKS[kind] + plain[33:]) == read(plain)).all()
 
 
+def test_what_follows_the_end_of_a_png_is_not_looked_at() -> None:
+    plain = GOOD["PNG"](quadrants())
+    assert (read(plain + bytes(900_000)) == read(plain)).all()
+
+
 def test_a_png_whose_header_has_a_wrong_checksum_is_damaged() -> None:
     plain = GOOD["PNG"](quadrants())
     assert refusal(plain[:32] + bytes([plain[32] ^ 1]) + plain[33:]) == "unreadable_image"
