@@ -32,8 +32,8 @@ _KNOWN_FIELDS = PHOTO_FIELDS | TEXT_FIELDS
 
 
 def _without_style(name: str) -> str:
-    """A field's name without case, hyphens and underscores, which differ between clients' habits."""
-    return re.sub(r"[-_\s]", "", name).casefold()
+    """A field's letters and digits in one case: hyphens, underscores and brackets depend on the client's habits."""
+    return re.sub(r"[\W_]", "", name).casefold()
 
 
 _BY_STYLELESS_NAME = {_without_style(name): name for name in _KNOWN_FIELDS}

@@ -1,4 +1,4 @@
-"""Owns the routes: what each one reads, decides and answers."""
+"""The routes: what each one reads, decides and answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from store.records import Person
 
 
 def add_routes(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -> None:
-    """Give `app` every route of the API."""
+    """Add every route of the API to `app`."""
     _add_monitoring(app, parts, metrics)
     _add_enrolment(app, settings, parts, metrics)
     _add_comparison(app, settings, parts, metrics)
@@ -55,7 +55,7 @@ def _add_monitoring(app: Flask, parts: Parts, metrics: Metrics) -> None:
             status="success",
             message="ready",
             model=parts.engine.name,
-            # Which database, but neither path nor host: those are the log's.
+            # The kind of database, but neither its path nor its host, which are for the log.
             store=parts.store.describe().partition(" ")[0],
             gallery=parts.gallery.status(),
         )
@@ -75,7 +75,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
     @scope("app")
     def sign_up() -> Response:
         record = current_record()
-        # A place comes before all work: whoever is turned away costs those in the queue nothing but the reading.
+        # The place comes first: a request that gets none is refused before its form is read.
         with pipeline.slots.place():
             with record.trace.stage("read"):
                 receive_form("file")
@@ -110,7 +110,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
                 candidate = compare_claimed(gallery, claimed, template)
         if candidate is None:
             raise no_match()
-        similarity, matched = _compared(parts.engine, metrics, candidate.cosine, threshold)
+        similarity, matched = _judge(parts.engine, metrics, candidate.cosine, threshold)
         if not matched:
             raise no_match()
         record.user_id = candidate.user_id
@@ -132,7 +132,7 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
     pipeline = parts.pipeline
 
     def template_of(field: str, *, picture: bool = False) -> Template:
-        """The template of one of several photos; a refusal says which."""
+        """The template of one of the two photos; a refusal names its field."""
         try:
             photo, record = read_upload(field, settings.max_file_bytes), current_record()
             return pipeline.template(photo, record.trace, client=record.client, picture=picture)
@@ -150,7 +150,7 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
                 receive_form("file1", "file2", "threshold")
             threshold = read_threshold(settings)
             one, other = template_of("file1"), template_of("file2", picture=True)
-        similarity, match = _compared(parts.engine, metrics, float(np.vecdot(one, other)), threshold)
+        similarity, match = _judge(parts.engine, metrics, float(np.vecdot(one, other)), threshold)
         sentence = "faces_match" if match else "faces_differ"
         return localised(
             {
@@ -292,19 +292,19 @@ def enrolled_person(parts: Parts, user_id: str) -> Person:
     return person
 
 
-def _compared(engine: Engine, metrics: Metrics, cosine: float, threshold: float) -> tuple[float, bool]:
-    """The similarity as the API tells it, and whether it is a match.
+def _judge(engine: Engine, metrics: Metrics, cosine: float, threshold: float) -> tuple[float, bool]:
+    """The similarity as the API shows it, and whether it is a match.
 
-    It is told to four decimals, rounded to the side of the threshold that it is on: 0.49996 is no match at 0.5, and so
-    is not told as 0.5.
+    It is rounded to four decimals, away from the threshold where needed: 0.49996 does not match at 0.5, so it is not
+    shown as 0.5.
     """
     exact = similarity_of(cosine, engine.cosine_at_half)
-    matched, told = exact >= threshold, round(exact, 4)
-    if matched != (told >= threshold):
-        told = (math.ceil if matched else math.floor)(exact * 1e4) / 1e4
-    current_record().trace.figures["similarity"] = told
+    matched, shown = exact >= threshold, round(exact, 4)
+    if matched != (shown >= threshold):
+        shown = (math.ceil if matched else math.floor)(exact * 1e4) / 1e4
+    current_record().trace.figures["similarity"] = shown
     metrics.compared(request.url_rule.rule if request.url_rule else "", exact, accepted=matched)
-    return told, matched
+    return shown, matched
 
 
 @overload
@@ -317,7 +317,7 @@ def utc(moment: float | None) -> str | None:
 
 
 def compare_claimed(gallery: Gallery, claimed: str, template: Template) -> Candidate:
-    """Compare 1:1 with a claimed user_id, as it was sent or in its canonical lower case; FaceError `unknown_user`."""
+    """Compare 1:1 with the claimed user_id, as sent or in lower case; FaceError `unknown_user`."""
     try:
         return Candidate(claimed, gallery.compare(claimed, template))
     except FaceError as error:
@@ -327,5 +327,5 @@ def compare_claimed(gallery: Gallery, claimed: str, template: Template) -> Candi
 
 
 def no_match() -> FaceError:
-    """`no_match` as the API words it; RFC 9110 asks for a challenge on every 401."""
+    """The error `no_match`; RFC 9110 asks for a challenge with every 401."""
     return FaceError("no_match", fields={"verified": False}, headers={"WWW-Authenticate": "FaceMatch"})
