@@ -14,10 +14,6 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# From 1.32 on onnxruntime reports to Microsoft and keeps a device id in the home folder, unless it is told before it is
-# loaded (its Privacy.md). Whoever loads it has this module first, for ModelUnavailable.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
 PARTIAL = ".partial"  # hidden folder, in the model's own folder, where unverified files lie; nothing loads from it
 
 
