@@ -67,7 +67,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
     add_routes(app, settings, parts, metrics)
     if settings.try_page == "on":
         add_try_page(app)
-    description_pages.add_routes(app, settings)  # last, because it describes all other routes
+    description_pages.add_description_routes(app, settings)  # last, because it describes all other routes
     return app
 
 
@@ -77,7 +77,7 @@ def serve(settings: Settings) -> int:
     # started in the background ignores Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
-    with ExitStack() as at_the_end:
+    with ExitStack() as at_the_end, bootstrap.explaining_missing_threads():
         parts = bootstrap.build_parts(settings, at_the_end)
         app = create_app(settings, parts)
         if settings.debug:

@@ -1,4 +1,4 @@
-"""Puts the parts of the service together as the settings name them: store, engine, gallery, pipeline."""
+"""Puts store, model, gallery and pipeline together as the settings name them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import resource
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from api import web_server
 from api.access import Access
+from api.readiness import Readiness
 from api.service_parts import Parts
 from engines import model_files
 from engines.base import Engine
@@ -41,14 +42,14 @@ logger = logging.getLogger(__name__)
 
 # How the names of this service's temporary files begin.
 UPLOAD_PREFIX = "face-upload-"
-# A gallery that loads within this time is there before the first request; a larger one answers `not_ready` meanwhile.
+# The start waits this long for the gallery. A larger one loads on while requests get `not_ready`.
 LOAD_PATIENCE_S = 2.0
 
 AnyStore = TypeVar("AnyStore", bound=EnrolmentLog)
 
 
 def wait_for_store(connect: Callable[[], AnyStore], patience_s: float) -> AnyStore:
-    """Connect and prepare the store, trying again for `patience_s` seconds; FaceError `database_unavailable` then."""
+    """Connect and prepare the store; after `patience_s` seconds of failures raise FaceError `database_unavailable`."""
     deadline = time.monotonic() + patience_s
     pause = 0.5
     while True:
@@ -88,7 +89,7 @@ def make_store(
     Raises:
         ValueError, FaceError: as `mongo.connect`.
     """
-    # A run on one store does not pay for the other's imports.
+    # A run on one store does not import the other's libraries.
     if not mongo_uri:
         from store.sqlite import SqliteStore  # noqa: PLC0415
 
@@ -117,7 +118,7 @@ def connect_store(settings: Settings) -> RecordStore:
             keyring=keyring,
         )
 
-    # A file that cannot be opened now will not be openable in a minute: only a server is waited for that long.
+    # Waiting helps with a server. A file that cannot be opened now cannot be opened in a minute either.
     store = wait_for_store(connect, settings.store_wait_s if settings.mongo_uri else min(5.0, settings.store_wait_s))
     logger.info("Store: %s", store.describe())
     if keyring:
@@ -247,7 +248,7 @@ def gallery_of(settings: Settings, store: EnrolmentLog, engine: Engine) -> Galle
 
 
 def _vector_index(settings: Settings, store: EnrolmentLog, engine: Engine) -> MongoVectorIndex | None:
-    """Return MongoDB's vector index, created, if the settings want it; ValueError where the server has none."""
+    """Create MongoDB's vector index if the settings want it, else None; ValueError if the server cannot."""
     if settings.search == "memory" or not settings.mongo_uri:
         return None
     from store.mongo import MongoStore  # noqa: PLC0415 - as above
@@ -270,10 +271,10 @@ def open_audit_log(settings: Settings) -> AuditLog | None:
 
 
 def announce(gallery: Gallery) -> None:
-    """Say how many people are enrolled, and what in the gallery cannot be used."""
+    """Log how many people are enrolled, and which records cannot be used."""
     status = gallery.status()
     logger.info("Gallery: %d people enrolled with this model", status["enrolled"])
-    # Counted by those who read every record: with SEARCH=mongodb nobody does.
+    # With SEARCH=mongodb this is not counted, because no process reads every record.
     for model, count in status.get("other_models", {}).items():
         logger.warning(
             "The gallery also holds %d records of another model (%s): they are never compared with this one's. "
@@ -295,6 +296,19 @@ def prepare_libraries() -> None:
     # A photo is no larger than 1600 pixels here, and several are on their way at once: waking a second thread for each
     # small step takes a tenth of a request's CPU time more.
     cv2.setNumThreads(1)
+
+
+@contextmanager
+def explaining_missing_threads() -> Iterator[None]:
+    """Turn Python's error for a thread that cannot be started into an OSError that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        raise OSError(
+            "no thread can be started: raise the limit of processes (ulimit -u, TasksMax=, --pids-limit)"
+        ) from error
 
 
 def forbid_core_dumps() -> None:
@@ -331,7 +345,7 @@ def announce_risks(settings: Settings) -> None:
 
 
 def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
-    """Load and connect everything that the settings name, and announce it in plain words.
+    """Load and connect everything that the settings name, and log what it is.
 
     Args:
         settings: what the operator set.
@@ -357,7 +371,7 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
     covering = CoveringModel(PROJECT / "models")
     store = connect_store(settings)
     engine = loaded_engine(settings)
-    decoders.require_working()  # they have been starting meanwhile
+    decoders.require_working()  # they started while the model was loading
     liveness = liveness_of(settings)
     web_server.release_memory()
     gallery = gallery_of(settings, store, engine)
@@ -378,4 +392,4 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
         at_the_end.callback(retention.close)
     slots = ModelSlots(settings.model_slots, settings.queue_wait_s, settings.photo_requests)
     pipeline = Pipeline(settings, engine, covering, slots, liveness, decoders.decode)
-    return Parts(engine, store, gallery, pipeline, access, audit, retention)
+    return Parts(engine, store, gallery, pipeline, access, Readiness(gallery.refresh), audit, retention)

@@ -107,7 +107,9 @@ class _CurrentState(Collector):
         yield GaugeMetricFamily("face_queue_waiting", "Requests that wait for a model slot", value=waiting)
         yield GaugeMetricFamily("face_slots_used", "Photos in the models now", value=running)
         status = self._gallery()
-        yield GaugeMetricFamily("face_gallery_enrolled", "Templates of the running model", value=status["enrolled"])
+        yield GaugeMetricFamily("face_gallery_enrolled", "People of the running model", value=status["enrolled"])
+        if "photos" in status:
+            yield GaugeMetricFamily("face_gallery_photos", "Photos of these people", value=status["photos"])
         yield GaugeMetricFamily("face_log_place", "Last place of the enrolment log applied", value=status["last_seq"])
         yield GaugeMetricFamily(
             "face_gallery_unreadable", "Records that cannot be read", value=status.get("unreadable") or 0

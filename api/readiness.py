@@ -19,10 +19,12 @@ class Readiness:
 
     Args:
         ask: returns if they can; raises FaceError if not; may take long.
+        patience_s: how long `require` waits for it.
     """
 
-    def __init__(self, ask: Callable[[], None]) -> None:
+    def __init__(self, ask: Callable[[], None], patience_s: float = PATIENCE_S) -> None:
         self._ask = ask
+        self._patience_s = patience_s
         self._answered = threading.Condition()
         self._answers = 0
         self._last: FaceError | None = FaceError("not_ready", headers={"Retry-After": "5"})
@@ -38,7 +40,10 @@ class Readiness:
                     raise FaceError("overloaded", headers={"Retry-After": "5"}) from error
                 self._asked_at = time.monotonic()
             before, waited = self._answers, time.monotonic() - self._asked_at
-            if not self._answered.wait_for(lambda: self._answers > before, PATIENCE_S - waited) and waited > SLOW_S:
+            if (
+                not self._answered.wait_for(lambda: self._answers > before, self._patience_s - waited)
+                and waited > SLOW_S
+            ):
                 raise FaceError("database_unavailable", headers={"Retry-After": "5"})
             last = self._last
         if last is not None:

@@ -32,8 +32,8 @@ _KNOWN_FIELDS = PHOTO_FIELDS | TEXT_FIELDS
 
 
 def _without_style(name: str) -> str:
-    """A field's name without case, hyphens and underscores, which differ between clients' habits."""
-    return re.sub(r"[-_\s]", "", name).casefold()
+    """A field's letters and digits in one case: hyphens, underscores and brackets depend on the client's habits."""
+    return re.sub(r"[\W_]", "", name).casefold()
 
 
 _BY_STYLELESS_NAME = {_without_style(name): name for name in _KNOWN_FIELDS}
@@ -144,14 +144,15 @@ def require_user_id(text: str) -> str:
     return text
 
 
-def read_request_key(photo: bytes) -> str | None:
-    """Return by what the store recognises a retry of this sign-up, None without an Idempotency-Key.
+def read_request_key(photo: bytes, user_id: str = "") -> str | None:
+    """Return by what the store recognises a retry of this request, None without an Idempotency-Key.
 
     It is the SHA-256 of the caller's API key and the Idempotency-Key, so that two API keys never share one, a full
     stop, and the SHA-256 of the photo, keyed with the Idempotency-Key. The header's text cannot be read from it.
 
     Args:
-        photo: the bytes of the sign-up's photo.
+        photo: the bytes of the request's photo.
+        user_id: the person to whom the photo is added; empty for a sign-up, whose key is another one.
 
     Raises:
         FaceError: `bad_request`, the header is not usable.
@@ -164,5 +165,6 @@ def read_request_key(photo: bytes) -> str | None:
     api_key = current_record().api_key
     # The API key's hash, not its name: after a revocation the name can be given to somebody else.
     owner = f"{api_key.sha256}\n" if api_key else ""
-    beginning = hashlib.sha256(f"{owner}{idempotency_key}".encode()).hexdigest()
+    person = f"\nphotos of {user_id}" if user_id else ""
+    beginning = hashlib.sha256(f"{owner}{idempotency_key}{person}".encode()).hexdigest()
     return f"{beginning}.{hmac.new(idempotency_key.encode(), photo, hashlib.sha256).hexdigest()}"

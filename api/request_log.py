@@ -28,6 +28,8 @@ EVENTS = {
     "compare": "compare",
     "user": "look up",
     "erase": "erase",
+    "add_photo": "add photo",
+    "remove_photo": "remove photo",
 }
 REFUSED_CODES = ("unauthorized", "forbidden")
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")

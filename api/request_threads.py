@@ -29,21 +29,16 @@ class RequestThreads:
         most: how many requests without a probe's path may be served at once.
 
     Raises:
-        OSError: not even the first threads can be started.
+        RuntimeError: not even the first threads can be started.
     """
 
     def __init__(self, most: int) -> None:
         self._probes = _Pool("probe", PROBE_THREADS, longest_wait_s=math.inf)
         self._others = _Pool("request", most, LONGEST_WAIT_S)
         self.refused = 0
-        try:
-            for _ in range(PROBE_THREADS):
-                self._probes.start_thread()
-            self._others.start_thread()
-        except RuntimeError as error:
-            raise OSError(
-                "no thread can be started: raise the limit of processes (ulimit -u, TasksMax=, --pids-limit)"
-            ) from error
+        for _ in range(PROBE_THREADS):
+            self._probes.start_thread()
+        self._others.start_thread()
 
     def add(self, connection: Any, refusal: Any) -> None:
         """Have the connection's first request served, or `refusal` sent instead if all threads are busy.

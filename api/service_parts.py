@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from api.access import Access
+from api.readiness import Readiness
 from engines.base import Engine
 from gallery.decisions import Gallery
 from pipeline import Pipeline
@@ -23,6 +24,7 @@ class Parts:
         gallery: who is enrolled with this model.
         pipeline: takes a photo to its template.
         access: decides who may call.
+        readiness: tells whether decisions can be made, without waiting for long.
         audit: writes down who did what; None if it is turned off.
         retention: notes who is verified; None if it is turned off.
     """
@@ -32,5 +34,6 @@ class Parts:
     gallery: Gallery
     pipeline: Pipeline
     access: Access
+    readiness: Readiness
     audit: AuditLog | None = None
     retention: Retention | None = None

@@ -165,7 +165,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress carries no types
     def received(self, data: bytes) -> bool:
         if data.startswith(TLS_HANDSHAKE) and self.request is None and not self._unparsed and not self.requests:
             self.server.trouble.warn("https was sent to this http port, from %s", self.addr[0])
-            self.will_close = True
+            self.handle_close()
             return False
         with self.requests_lock:
             self._unparsed += data
@@ -343,7 +343,11 @@ def serve(app: WSGIApplication, settings: Settings, require_ready: Callable[[], 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     urls = " and ".join(_url_of(listener) for listener in listeners)
-    threading.Thread(target=_announce, args=(urls, require_ready, stopping), name="announce", daemon=True).start()
+    paths = ["/try", "/docs"] if settings.try_page == "on" else ["/docs"]
+    pages = ", ".join(f"{_url_of(listeners[0])}{path}" for path in paths)
+    threading.Thread(
+        target=_announce, args=(urls, pages, require_ready, stopping), name="announce", daemon=True
+    ).start()
     # poll, not select: select ends at 1,024 descriptors, and a crowd of slow uploads has more.
     next_look = 0.0
     while not stopping.is_set():
@@ -370,7 +374,7 @@ def _url_of(listener: _Listener) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.effective_port}"
 
 
-def _announce(urls: str, require_ready: Callable[[], None], stopping: threading.Event) -> None:
+def _announce(urls: str, pages: str, require_ready: Callable[[], None], stopping: threading.Event) -> None:
     """Log that the service is ready as soon as it can decide."""
     reason = ""
     while True:
@@ -382,6 +386,7 @@ def _announce(urls: str, require_ready: Callable[[], None], stopping: threading.
                 logger.warning("Listening on %s, but no decision can be made yet: %s", urls, error.message)
         else:
             logger.info("Ready: listening on %s", urls)
+            logger.info("The pages for people: %s", pages)
             return
         if stopping.wait(READY_PAUSE_S):
             return

@@ -33,6 +33,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from api.access import Access
+from api.readiness import Readiness
 from api.service_parts import Parts
 from app import create_app
 from benchmarks.load import Service as Process
@@ -79,7 +80,9 @@ class Service:
         covering = CoveringModel(PROJECT / "models")
         settings = Settings()
         pipeline = Pipeline(settings, engine, covering, ModelSlots(settings.model_slots, math.inf))
-        self._client = create_app(settings, Parts(engine, store, gallery, pipeline, Access(settings))).test_client()
+        self._client = create_app(
+            settings, Parts(engine, store, gallery, pipeline, Access(settings), Readiness(gallery.refresh))
+        ).test_client()
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager

@@ -75,19 +75,20 @@ def blocks_of(count: int) -> list[tuple[int, int]]:
 
 
 def templates_of(store: RecordStore, model: str | None) -> tuple[list[str], Template, str]:
-    """Read everybody of one model; None takes the model with most people.
+    """Read every photo of one model; None takes the model with most photos.
 
     Returns:
-        The user_ids, float32[n, d], and the model.
+        The photos' user_ids, float32[n, d], and the model.
 
     Raises:
         ValueError: nobody is enrolled with it.
     """
     last = store.last_place()
-    erased = set(store.erasures(last))
+    erased, removed = set(store.erasures(last)), set(store.removals(last))
     by_model: dict[tuple[str, int], tuple[list[str], bytearray]] = {}  # a bytearray grows without a copy
     for entry in with_progress(store.entries(0), last, "records"):
-        if entry.template is not None and entry.user_id is not None and entry.user_id not in erased:
+        is_gone = entry.user_id in erased or entry.seq in removed
+        if entry.template is not None and entry.user_id is not None and not is_gone:
             user_ids, rows = by_model.setdefault((entry.model or "", len(entry.template)), ([], bytearray()))
             user_ids.append(entry.user_id)
             rows += np.ascontiguousarray(entry.template, np.float32).tobytes()
@@ -125,20 +126,24 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         store.close()
     cosine_at_half = bootstrap.cosine_at_half_of(model)
     blocks = blocks_of(len(templates))
-    found: list[tuple[int, int, float]] = []
+    # The two user_ids -> the highest cosine of any two of their photos.
+    found: dict[tuple[str, str], float] = {}
     try:
-        for pair in pairs_above(
+        for i, j, cosine in pairs_above(
             templates, cosine_of(least, cosine_at_half), with_progress(blocks, len(blocks), "blocks")
         ):
-            found.append(pair)
+            one, other = user_ids[i], user_ids[j]
+            if one != other:
+                pair = (other, one) if (other, one) in found else (one, other)
+                found[pair] = max(cosine, found.get(pair, cosine))
     finally:
-        found.sort(key=lambda pair: -pair[2])
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["user_id", "other_user_id", "similarity"])
         writer.writerows(
-            (user_ids[i], user_ids[j], f"{similarity_of(cosine, cosine_at_half):.4f}") for i, j, cosine in found
+            (*pair, f"{similarity_of(cosine, cosine_at_half):.4f}")
+            for pair, cosine in sorted(found.items(), key=lambda one: -one[1])
         )
-    logger.info("%d pairs among %d people", len(found), len(user_ids))
+    logger.info("%d pairs among %d people", len(found), len(set(user_ids)))
     return 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from errors import FaceError
 from store.documents import (
@@ -20,10 +21,12 @@ from store.documents import (
     erasure_of,
     find_in,
     is_text,
+    name_of,
     person_of,
     read_embeddings,
     read_log,
     record_of,
+    removal_of,
     request_keys_of,
     require_place,
 )
@@ -34,7 +37,21 @@ log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 5.0
 _LAST_PLACE = "SELECT COALESCE((SELECT seq FROM faces WHERE seq > 0 AND seq < ? ORDER BY seq DESC LIMIT 1), 0) AS last"
-_COLUMNS = ("seq", "user_id", "embedding", "timestamp", "model", "request_key", "erases", "deleted_at")
+# name -> type.
+_COLUMNS = {
+    "seq": "INTEGER PRIMARY KEY",
+    "user_id": "TEXT NOT NULL",
+    "embedding": "BLOB",
+    "timestamp": "REAL",
+    "model": "TEXT",
+    "request_key": "TEXT",
+    "erases": "TEXT",
+    "deleted_at": "REAL",
+    "photo_id": "TEXT",
+    "removes": "INTEGER",
+}
+_INSERT = f"INSERT INTO faces ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - our own
+_CREATE_FACES = f"CREATE TABLE IF NOT EXISTS faces ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())})"
 
 
 @dataclass
@@ -57,11 +74,13 @@ class SqliteStore:
         "PRAGMA synchronous = FULL",
         # An erased template is overwritten, not merely unlinked from its page.
         "PRAGMA secure_delete = ON",
-        """CREATE TABLE IF NOT EXISTS faces (
-            seq INTEGER PRIMARY KEY, user_id TEXT NOT NULL UNIQUE, embedding BLOB, timestamp REAL, model TEXT,
-            request_key TEXT, erases TEXT, deleted_at REAL)""",
+        _CREATE_FACES,
+    )
+    _INDICES = (
+        "CREATE INDEX IF NOT EXISTS faces_user_id ON faces (user_id)",
         "CREATE INDEX IF NOT EXISTS faces_request_key ON faces (request_key) WHERE request_key IS NOT NULL",
         "CREATE INDEX IF NOT EXISTS faces_erases ON faces (erases) WHERE erases > ''",
+        "CREATE INDEX IF NOT EXISTS faces_removes ON faces (removes) WHERE removes > 0",
         "CREATE TABLE IF NOT EXISTS seen (user_id TEXT PRIMARY KEY, day INTEGER NOT NULL) WITHOUT ROWID",
     )
 
@@ -83,7 +102,9 @@ class SqliteStore:
             self._path.chmod(0o600)
             writer = self._connect()
             try:
-                self._create(writer)
+                self._execute(writer, self._SCHEMA)
+                self._allow_several_photos(writer)
+                self._execute(writer, self._INDICES)
                 self._number_strays(writer)
                 self._reader.connection = self._connect()
             except sqlite3.Error:
@@ -99,9 +120,10 @@ class SqliteStore:
         connection.text_factory = lambda text: text.decode(errors="replace")
         return connection
 
-    def _create(self, connection: sqlite3.Connection) -> None:
+    @staticmethod
+    def _execute(connection: sqlite3.Connection, statements: Iterable[str]) -> None:
         deadline = time.monotonic() + BUSY_SECONDS
-        for statement in self._SCHEMA:
+        for statement in statements:
             while True:
                 try:
                     connection.execute(statement)
@@ -111,6 +133,26 @@ class SqliteStore:
                     if "locked" not in str(error) or time.monotonic() > deadline:
                         raise
                     time.sleep(0.02)
+
+    @staticmethod
+    def _allow_several_photos(connection: sqlite3.Connection) -> None:
+        """Copy a table of the older form, in which a user_id is unique, into one of today's form."""
+
+        def is_older() -> bool:
+            return "photo_id" not in {column[1] for column in connection.execute("PRAGMA table_info(faces)")}
+
+        if not is_older():
+            return
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            if not is_older():
+                return  # another process has done it meanwhile
+            log.info("Changing the SQLite file, so that a person can have several photos; this copies every record.")
+            older = ", ".join(column[1] for column in connection.execute("PRAGMA table_info(faces)"))
+            connection.execute("ALTER TABLE faces RENAME TO faces_older")
+            connection.execute(_CREATE_FACES)
+            connection.execute(f"INSERT INTO faces ({older}) SELECT {older} FROM faces_older")  # noqa: S608 - our own
+            connection.execute("DROP TABLE faces_older")
 
     def _number_strays(self, connection: sqlite3.Connection) -> None:
         """Give the records at impossible places, which another program wrote, the places behind the last one."""
@@ -166,8 +208,8 @@ class SqliteStore:
 
     def _page(self, after: int) -> list[Document]:
         return self._query(
-            "SELECT user_id, embedding, model, seq, erases, deleted_at FROM faces WHERE seq > ? AND seq < ?"
-            " ORDER BY seq LIMIT ?",
+            "SELECT user_id, embedding, model, seq, erases, deleted_at, photo_id, removes FROM faces"
+            " WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?",
             after,
             MAX_SEQ,
             PAGE_RECORDS,
@@ -178,15 +220,20 @@ class SqliteStore:
             # No other process writes during this transaction: all of the places are free, or the first is taken.
             if not self._is_next(connection, seq):
                 return 0
-            connection.executemany(
-                "INSERT INTO faces (seq, user_id, embedding, timestamp, model, request_key)"
-                " VALUES (:seq, :user_id, :embedding, :timestamp, :model, :request_key)",
-                [
-                    {"request_key": None, **record_of(at, enrolment, self._keyring)}
-                    for at, enrolment in enumerate(enrolments, seq)
-                ],
-            )
+            records = [record_of(at, enrolment, self._keyring) for at, enrolment in enumerate(enrolments, seq)]
+            connection.executemany(_INSERT, map(_row, records))
+            removed = [enrolment.removes for enrolment in enrolments if enrolment.removes is not None]
+            self._wipe(connection, "seq", removed)
+        if removed:
+            self.forget_overwritten()
         return len(enrolments)
+
+    @staticmethod
+    def _wipe(connection: sqlite3.Connection, column: Literal["seq", "user_id"], values: Iterable[object]) -> None:
+        connection.executemany(
+            f"UPDATE faces SET embedding = NULL, request_key = NULL, deleted_at = ? WHERE {column} = ?",  # noqa: S608
+            [(time.time(), value) for value in values],
+        )
 
     @staticmethod
     def _is_next(connection: sqlite3.Connection, seq: int) -> bool:
@@ -198,33 +245,42 @@ class SqliteStore:
         with self._writing() as connection:
             if not self._is_next(connection, seq):
                 return False
-            connection.execute(
-                "INSERT INTO faces (seq, user_id, erases, deleted_at) VALUES (:seq, :user_id, :erases, :deleted_at)",
-                erasure_of(user_id, seq),
-            )
-            connection.execute(
-                "UPDATE faces SET embedding = NULL, request_key = NULL, deleted_at = ? WHERE user_id = ?",
-                (time.time(), user_id),
-            )
+            connection.execute(_INSERT, _row(erasure_of(user_id, seq)))
+            self._wipe(connection, "user_id", [user_id])
             connection.execute("DELETE FROM seen WHERE user_id = ?", (user_id,))
         self.forget_overwritten()
         return True
 
-    def finish_erasures(self, user_id: str | None = None) -> None:
-        """Do nothing: `erase` is one transaction here."""
+    def remove_photo(self, seq: int, place: int) -> bool:
+        with self._writing() as connection:
+            if not self._is_next(connection, seq):
+                return False
+            connection.execute(_INSERT, _row(removal_of(place, seq)))
+            self._wipe(connection, "seq", [place])
+        self.forget_overwritten()
+        return True
+
+    def finish_erasures(self, user_id: str | None = None, place: int | None = None) -> None:
+        """Do nothing: an erasure or a removal is one transaction here."""
 
     def last_place(self) -> int:
         return int(self._query(_LAST_PLACE, MAX_SEQ)[0]["last"])
 
     def checkpoint(self, seq: int) -> str:
         # Counted in the index of user_ids, since the table itself holds all the templates.
-        counted = self._query("SELECT COUNT(*) AS n FROM faces INDEXED BY sqlite_autoindex_faces_1 WHERE seq <= ?", seq)
-        last = self._query("SELECT user_id FROM faces WHERE seq = ?", seq)
-        return f"{counted[0]['n']} {last[0]['user_id'] if last else None}"
+        counted = self._query("SELECT COUNT(*) AS n FROM faces INDEXED BY faces_user_id WHERE seq <= ?", seq)
+        last = self._query("SELECT user_id, photo_id FROM faces WHERE seq = ?", seq)
+        return f"{counted[0]['n']} {name_of(last[0]) if last else None}"
 
     def erasures(self, until: int) -> list[str]:
         return [
             record["erases"] for record in self._query("SELECT erases FROM faces WHERE erases > '' AND seq <= ?", until)
+        ]
+
+    def removals(self, until: int) -> list[int]:
+        return [
+            record["removes"]
+            for record in self._query("SELECT removes FROM faces WHERE removes > 0 AND seq <= ?", until)
         ]
 
     def find_request(self, request_key: str, since: float) -> str | None:
@@ -232,8 +288,7 @@ class SqliteStore:
         return find_in(self._query(sql, *request_keys_of(request_key), since), request_key)
 
     def find_person(self, user_id: str) -> Person | None:
-        sql = "SELECT user_id, timestamp, model FROM faces WHERE user_id = ? AND embedding IS NOT NULL"
-        return next((person_of(record) for record in self._query(sql, user_id)), None)
+        return person_of(user_id, self._query("SELECT * FROM faces WHERE user_id = ? ORDER BY seq", user_id))
 
     def embeddings(self, after: int) -> Iterator[StoredEmbedding]:
         return read_embeddings(self._page, after)
@@ -259,17 +314,20 @@ class SqliteStore:
 
     def note_seen(self, user_ids: Iterable[str], day: int) -> None:
         # A person who was erased since then leaves no note.
-        sql = "REPLACE INTO seen SELECT user_id, ? FROM faces WHERE user_id = ? AND embedding IS NOT NULL"
+        sql = "REPLACE INTO seen SELECT user_id, ? FROM faces WHERE user_id = ? AND embedding IS NOT NULL LIMIT 1"
         with self._writing() as connection:
             connection.executemany(sql, [(day, user_id) for user_id in user_ids])
 
     def unseen(self, since: float) -> Iterator[str]:
         sql = (
             "SELECT seq, user_id FROM faces LEFT JOIN seen USING (user_id) WHERE seq > ? AND embedding IS NOT NULL"
-            " AND timestamp < ? AND COALESCE(day, 0) < ? ORDER BY seq LIMIT ?"
+            " AND timestamp < ? AND COALESCE(day, 0) < ? AND NOT EXISTS (SELECT 1 FROM faces AS other"
+            " WHERE other.user_id = faces.user_id AND other.embedding IS NOT NULL"
+            # Each person once, and nobody who was given a photo since, which is a verification.
+            " AND (other.seq < faces.seq OR COALESCE(other.timestamp, ?) >= ?)) ORDER BY seq LIMIT ?"
         )
         after = 0
-        while records := self._query(sql, after, since, day_of(since), PAGE_RECORDS):
+        while records := self._query(sql, after, since, day_of(since), since, since, PAGE_RECORDS):
             yield from (record["user_id"] for record in records)
             after = records[-1]["seq"]
 
@@ -299,7 +357,6 @@ class SqliteStore:
             after = notes[-1]["user_id"]
 
     def fill(self, documents: Iterable[Document], notes: Iterable[tuple[str, int]], *, replace: bool) -> int:
-        sql = f"INSERT INTO faces ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - ours
         with self._writing() as connection:
             if replace:
                 connection.execute("DELETE FROM faces")
@@ -307,9 +364,9 @@ class SqliteStore:
             elif connection.execute("SELECT 1 FROM faces").fetchone():
                 raise StoreNotEmptyError("the store is not empty")
             try:
-                written = connection.executemany(sql, map(_row, documents)).rowcount
+                written = connection.executemany(_INSERT, map(_row, documents)).rowcount
             except sqlite3.IntegrityError as error:
-                raise ValueError("two records have the same place or user_id, which SQLite cannot hold") from error
+                raise ValueError("two records have the same place") from error
             connection.executemany("REPLACE INTO seen VALUES (?, ?)", notes)
         if replace:
             self.forget_overwritten()

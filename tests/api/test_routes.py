@@ -291,7 +291,9 @@ FORM_ROUTES = ["/signUp", "/verify", "/compare", "/analyze"]
 
 
 @pytest.mark.parametrize("route", FORM_ROUTES)
-@pytest.mark.parametrize("name", ["userId", "User_Id", "user-id", "USER_ID", "Threshold", "File", "file_1"])
+@pytest.mark.parametrize(
+    "name", ["userId", "User_Id", "user-id", "USER_ID", "Threshold", "File", "file_1", "user_id[]"]
+)
 def test_a_field_spelt_in_another_style_is_refused_by_its_name(client: Any, route: str, name: str) -> None:
     response = client.post(route, data={**photos_of(route), name: "0.5"})
     assert (response.status_code, response.json["code"], response.json["field"]) == (400, "unknown_field", name)

@@ -176,7 +176,7 @@ def text(page: Any, name: str) -> str:
 
 
 def erase(service: Service, photo: Path) -> str:
-    """Erase whoever is on the photo; returns who that was."""
+    """Erase the person on the photo; returns the user_id."""
     found = requests.post(f"{service.url}/verify", files={"file": photo.read_bytes()}, timeout=30).json()
     requests.delete(f"{service.url}/users/{found['user_id']}", timeout=30).raise_for_status()
     return str(found["user_id"])

@@ -32,6 +32,7 @@ from photos.decoder_pool import Decoders
 from photos.pixels import Pixels
 from settings import PROJECT, Settings
 from store.audit_log import lines_of
+from store.records import Enrolment
 from store.sqlite import SqliteStore
 from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg, write_tiny_pack
 from tests.support.stores import a_store, commanded
@@ -405,6 +406,28 @@ def test_everybody_keeps_their_user_id_under_a_new_model_and_the_erased_are_eras
     assert Gallery(new, "scripted-v2", bench.engine.dimension).compare(
         people[2], ByBrightness().embed(cv2_read(paths[2]), ByBrightness().faces[0])
     ) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_person_gets_as_many_photos_under_a_new_model_as_they_had(bench: Bench, tmp_path: Path) -> None:
+    paths = write_people(tmp_path / "photos", 0, 64, 128)
+    user_id = bench.run([Photo(paths[0], None)])[str(paths[0])].user_id
+    (stored,) = bench.store.embeddings(0)
+    template = np.eye(1, bench.engine.dimension, dtype=np.float32)[0]
+    bench.store.append(2, [Enrolment(user_id, template, stored.model or "", 5.0, photo_id="a")])
+    new, report = a_store(tmp_path / "new"), tmp_path / "reembed.csv"
+
+    def update(some: list[Photo]) -> list[str]:
+        with Report(report) as lines:
+            return bring_up_to_date(bench.store, new, some, OtherModel(), bench.settings, lines)
+
+    photos = [Photo(path, user_id) for path in paths]
+    assert update(photos[:1]) == []
+    assert update(photos[:1]) == []
+    assert len(list(new.embeddings(0))) == 1
+    assert update(photos) == []
+    person = new.find_person(user_id)
+    assert person is not None
+    assert [photo.timestamp for photo in person.photos][1:] == [5.0]
 
 
 def cv2_read(path: Path) -> Pixels:

@@ -61,6 +61,18 @@ def test_people_who_look_alike_are_listed_and_the_erased_are_not(
     assert rows == [["user_id", "other_user_id", "similarity"], ["person-1", "twin", "1.0000"]]
 
 
+def test_a_person_is_no_duplicate_of_themselves_and_is_listed_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = a_store(tmp_path, 1, 2)
+    photos = [Enrolment("person-1", a_template(1), "m", 0.0, photo_id=name) for name in ("a", "b")]
+    store.append(3, [*photos, Enrolment("twin", a_template(1), "m", 0.0)])
+    store.append(6, [Enrolment("person-2", a_template(1), "m", 0.0, photo_id="c")])
+    store.remove_photo(7, 6)
+    rows = list(csv.reader(io.StringIO(commanded(tmp_path, capsys, "duplicates", "--least", "0.9"))))
+    assert rows[1:] == [["person-1", "twin", "1.0000"]]
+
+
 # --- export, erase, stats ---
 
 
@@ -121,8 +133,17 @@ def test_the_counts_are_those_of_the_store(tmp_path: Path, capsys: pytest.Captur
     store = a_store(tmp_path, 1, 2, 3)
     store.append(4, [Enrolment("other", a_template(9), "another model", 5000.0)])
     store.erase(5, "person-3")
+    store.append(6, [Enrolment("person-1", a_template(1), "m", 0.0, photo_id="a")])
     out = commanded(tmp_path, capsys, "stats")
-    for line in ("enrolled: 3", "with m: 2", "with another model: 1", "erased: 1", "log: 5", "1970-01-01T01:23:20Z"):
+    for line in (
+        "enrolled: 3",
+        "photos: 4",
+        "with m: 3",
+        "with another model: 1",
+        "erased: 1",
+        "log: 6",
+        "1970-01-01T01:23:20Z",
+    ):
         assert line in out
 
 

@@ -113,6 +113,22 @@ def test_the_start_says_in_plain_words_which_model_and_which_store_it_runs_on(se
         assert said.count(open_door) == 1
 
 
+def test_the_start_ends_with_the_pages_for_people(service: Service) -> None:
+    service.wait_for_line("The pages for people: ")
+    (line,) = [line for line in service.lines if "The pages for people: " in line]
+    for page in line.split("people: ")[1].split(", "):
+        assert requests.get(page.strip(), timeout=30).status_code == 200
+
+
+def test_a_python_without_the_packages_gets_one_sentence() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-I", "-S", "app.py"], cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "make run" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
 @pytest.mark.skipif(not LINUX, reason="reads Linux's /proc")
 def test_no_core_dump_could_hold_keys_templates_or_photos(service: Service) -> None:
     process = Path(f"/proc/{service.process.pid}")

@@ -382,14 +382,15 @@ def test_a_server_overtaken_between_reading_and_numbering_agrees_with_the_one_th
     assert [(entry.seq, entry.user_id) for entry in the_log(slow)] == list(enumerate(everybody, 1))
 
 
-def test_older_records_that_share_or_lack_a_user_id_are_announced_and_do_not_prevent_the_start(
-    mongo_database: Database, caplog: pytest.LogCaptureFixture
+def test_older_records_that_share_a_user_id_are_one_person_and_those_without_prevent_no_start(
+    mongo_database: Database,
 ) -> None:
     for i, record in enumerate([plain("same", 1), plain("same", 2), plain(None, 3), plain("u", 4)]):
-        mongo_database.write({**record, "timestamp": float(i)})
-    with caplog.at_level(logging.WARNING):
-        store = mongo_database.open()
-    assert "user_id cannot be made unique" in caplog.text
+        mongo_database.write({**record, "timestamp": 1.0 + i})
+    store = mongo_database.open()
+    person = store.find_person("same")
+    assert person is not None
+    assert [(photo.number, photo.seq, photo.timestamp) for photo in person.photos] == [(1, 1, 1.0), (2, 2, 2.0)]
     assert [entry.user_id for entry in the_log(store)] == ["same", "same", None, "u"]
     assert store.append(5, [an_enrolment()])
     assert not store.append(5, [an_enrolment()])
@@ -554,8 +555,8 @@ def test_a_record_at_an_impossible_place_stops_nobody_and_gets_a_place_at_the_ne
     store.append(1, [an_enrolment()])
     with contextlib.closing(sqlite3.connect(path)) as other, other:
         for seq in (-1, 2**63 - 1):
-            other.execute("INSERT INTO faces SELECT ?, ?, embedding, timestamp, model, NULL, NULL, NULL FROM faces"
-                          " WHERE seq = 1", (seq, str(seq)))  # fmt: skip
+            copied = "SELECT ?, ?, embedding, timestamp, model FROM faces WHERE seq = 1"
+            other.execute(f"INSERT INTO faces (seq, user_id, embedding, timestamp, model) {copied}", (seq, str(seq)))
     assert places(store) == [1]
     assert store.append(store.last_place() + 1, [an_enrolment()]) == 1
     store.close()

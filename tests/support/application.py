@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Flask
 
 from api.access import Access
+from api.readiness import Readiness
 from api.service_parts import Parts
 from app import create_app
 from engines.base import Engine
@@ -31,4 +32,5 @@ def make_app(
     """The WSGI application on these parts; it decodes photos in this process."""
     slots = ModelSlots(settings.model_slots, settings.queue_wait_s, settings.photo_requests)
     pipeline = Pipeline(settings, engine, covering, slots, liveness)
-    return create_app(settings, Parts(engine, store, gallery, pipeline, Access(settings), audit))
+    readiness = Readiness(gallery.refresh, patience_s=10.0)  # a busy machine is no hanging database
+    return create_app(settings, Parts(engine, store, gallery, pipeline, Access(settings), readiness, audit))
