@@ -202,7 +202,7 @@ def cosine_at_half_of(model: str) -> float:
     return known.get(model.removesuffix("-int8"), 0.5)
 
 
-def loaded_engine(settings: Settings) -> Engine:
+def engine_of(settings: Settings) -> Engine:
     """Load the model that the settings name; ModelUnavailable, with what to do, if it cannot be had."""
     engine = load_engine(
         settings.face_model,
@@ -370,7 +370,7 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
     prepare_libraries()
     covering = CoveringModel(PROJECT / "models")
     store = connect_store(settings)
-    engine = loaded_engine(settings)
+    engine = engine_of(settings)
     decoders.require_working()  # they started while the model was loading
     liveness = liveness_of(settings)
     web_server.release_memory()
