@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     photos = find_photos(arguments.source, person_folders=arguments.person_folders)
     settings = one_thread_per_photo(settings)
     store = bootstrap.connect_store(settings)
-    engine = bootstrap.loaded_engine(settings)
+    engine = bootstrap.engine_of(settings)
     gallery = bootstrap.gallery_of(settings, store, engine)
     gallery.load(keep_trying=False)
     audit = bootstrap.open_audit_log(settings)

@@ -247,7 +247,7 @@ def test_a_csv_names_photos_beside_it(tmp_path: Path) -> None:
 @pytest.fixture
 def scripted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """`app.main` runs on the bench's store and model."""
-    monkeypatch.setattr(bootstrap, "loaded_engine", lambda _: bench.engine)
+    monkeypatch.setattr(bootstrap, "engine_of", lambda _: bench.engine)
     return bench
 
 
