@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     old, new = bootstrap.connect_store(settings), bootstrap.connect_store(target)
     try:
         settings = one_thread_per_photo(settings)
-        engine = bootstrap.loaded_engine(settings)
+        engine = bootstrap.engine_of(settings)
         require_change_of_model(old, new, engine.name)
         with Report(report_path(arguments.report, settings, "reembed-report.csv")) as report:
             missing = bring_up_to_date(old, new, photos, engine, settings, report)
