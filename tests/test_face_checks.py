@@ -233,13 +233,15 @@ def test_a_face_that_cannot_be_measured_is_refused() -> None:
     assert codes_of(a_photo(), face) == ["landmarks_hidden"]
 
 
-def test_a_second_face_counts_however_small_unless_the_operator_sets_a_ratio() -> None:
-    faces = [a_face(60), a_face(15)]
+def test_a_second_face_counts_unless_it_is_much_smaller_than_the_first() -> None:
+    person, bystander = [a_face(60), a_face(25)], [a_face(60), a_face(15)]
     with pytest.raises(FaceError, match="multiple_faces"):
-        face_checks.require_single_face(faces, LIMITS)
-    face, check = face_checks.require_single_face(faces, Settings(min_face_ratio=0.5))
-    assert face is faces[0]
+        face_checks.require_single_face(person, LIMITS)
+    face, check = face_checks.require_single_face(bystander, LIMITS)
+    assert face is bystander[0]
     assert check.passed
+    with pytest.raises(FaceError, match="multiple_faces"):
+        face_checks.require_single_face(bystander, Settings(min_face_ratio=0))
 
 
 def test_every_code_of_a_check_has_a_hint_and_a_message() -> None:
