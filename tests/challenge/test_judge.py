@@ -21,8 +21,6 @@ from settings import Settings
 from tests.support.fakes import packaged_photo
 from tests.support.filming import astronaut, frames_of
 
-pytestmark = pytest.mark.model
-
 STEPS = (STRAIGHT, LEFT, CLOSER, RIGHT, LEFT)
 Judge = Callable[..., Outcome]
 
