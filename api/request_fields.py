@@ -13,9 +13,11 @@ from flask import Flask, request
 
 from api.multipart import PHOTO_FIELDS, TEXT_FIELDS
 from api.request_log import current_record
-from challenge.steps import MAX_FRAME_BYTES, MAX_FRAMES
+from challenge.judge import not_attempted
+from challenge.steps import MAX_FRAME_BYTES, MAX_FRAMES, Attempt
 from errors import FaceError
 from settings import Settings
+from store.challenges import CHALLENGE_SECONDS, ChallengeStore
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,9 @@ MAX_DECIMAL_CHARACTERS = 64
 # How much an answer repeats of the names that a client gave to its own fields.
 MAX_TOLD_NAMES = 5
 MAX_TOLD_CHARACTERS = 40
+
+# The form fields of a challenge, which the routes that take one read.
+CHALLENGE_FIELDS = ("challenge_id", "frame")
 
 _KNOWN_FIELDS = PHOTO_FIELDS | TEXT_FIELDS
 
@@ -181,3 +186,49 @@ def read_request_key(photo: bytes, user_id: str = "") -> str | None:
     person = f"\nphotos of {user_id}" if user_id else ""
     beginning = hashlib.sha256(f"{owner}{idempotency_key}{person}".encode()).hexdigest()
     return f"{beginning}.{hmac.new(idempotency_key.encode(), photo, hashlib.sha256).hexdigest()}"
+
+
+def allow_frames(mode: str) -> None:
+    """Let the request be larger by a challenge's frames, where the route takes challenges."""
+    if mode != "off":
+        request.max_content_length = (request.max_content_length or 0) + MAX_FRAMES * MAX_FRAME_BYTES
+
+
+def challenge_fields(mode: str) -> tuple[str, ...]:
+    """The form fields that a route reads for challenges in this mode: off, accept or require."""
+    return () if mode == "off" else CHALLENGE_FIELDS
+
+
+def read_attempt(mode: str, store: ChallengeStore) -> Attempt | None:
+    """Use the challenge that the request names, and return its steps and the frames; None if none is sent or read.
+
+    The challenge is used up whatever becomes of the request.
+
+    Args:
+        mode: off, accept or require.
+        store: where the challenges are.
+
+    Raises:
+        FaceError: `challenge_required`; `challenge_used`; `challenge_expired`; `bad_request`: the field is sent twice.
+    """
+    if mode == "off":
+        return None
+    challenge_id = read_field("challenge_id", "bad_request")
+    frames = read_frames()
+    if challenge_id is None and not frames and mode == "accept":
+        return None
+    if not challenge_id:
+        raise not_attempted("challenge_required", {"min": 1})
+    try:
+        challenge = store.use_challenge(challenge_id, challenge_owner())
+    except FaceError as error:
+        if error.code != "challenge_expired":
+            raise
+        raise not_attempted("challenge_expired", {"max": CHALLENGE_SECONDS}) from error
+    return Attempt(challenge.steps, tuple(frames))
+
+
+def challenge_owner() -> str:
+    """Whose challenge it is: the API key's hash, not its name, which another key can get after a revocation."""
+    api_key = current_record().api_key
+    return api_key.sha256 if api_key else ""

@@ -10,10 +10,13 @@ import numpy as np
 from flask import Flask, Response, jsonify, request
 
 from api.access import PUBLIC, scope
-from api.challenges import add_challenge_route, allow_frames, fields_of, read_attempt
 from api.metrics import Metrics
 from api.request_fields import (
     FORM_ALLOWANCE_BYTES,
+    allow_frames,
+    challenge_fields,
+    challenge_owner,
+    read_attempt,
     read_request_key,
     read_threshold,
     read_upload,
@@ -24,11 +27,13 @@ from api.request_fields import (
 from api.request_log import audit_request, current_record
 from api.responses import localised
 from api.service_parts import Parts
+from challenge.steps import MAX_FRAMES, draw_steps
 from engines.base import Engine, Template, cosine_of, similarity_of
 from errors import FaceError, english
 from gallery.decisions import Gallery
 from gallery.templates import Candidate
 from settings import Settings
+from store.challenges import CHALLENGE_SECONDS, new_challenge
 from store.records import Person
 
 
@@ -39,7 +44,7 @@ def add_routes(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -
     _add_comparison(app, settings, parts, metrics)
     _add_people(app, parts)
     _add_photos(app, settings, parts)
-    add_challenge_route(app, settings, parts.store)
+    _add_challenges(app, settings, parts)
 
 
 def _add_monitoring(app: Flask, parts: Parts, metrics: Metrics) -> None:
@@ -81,7 +86,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         with pipeline.slots.place():
             with record.trace.stage("read"):
                 allow_frames(settings.challenge_sign_up)
-                receive_form("file", *fields_of(settings.challenge_sign_up))
+                receive_form("file", *challenge_fields(settings.challenge_sign_up))
                 photo = read_upload("file", settings.max_file_bytes)
             request_key = read_request_key(photo)
             try:
@@ -108,7 +113,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         with pipeline.slots.place():
             with record.trace.stage("read"):
                 allow_frames(settings.challenge_verify)
-                receive_form("file", "threshold", "user_id", *fields_of(settings.challenge_verify))
+                receive_form("file", "threshold", "user_id", *challenge_fields(settings.challenge_verify))
             threshold = read_threshold(settings)
             record.user_id = claimed = read_user_id()
             photo = read_upload("file", settings.max_file_bytes)
@@ -140,6 +145,26 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         )
 
 
+def _add_challenges(app: Flask, settings: Settings, parts: Parts) -> None:
+    if {settings.challenge, settings.challenge_sign_up, settings.challenge_verify} == {"off"}:
+        return  # no route takes one
+
+    @app.post("/challenges", provide_automatic_options=False)
+    @scope("app")
+    def issue_challenge() -> Response:
+        receive_form()
+        challenge = new_challenge(challenge_owner(), draw_steps())
+        parts.store.add_challenge(challenge)
+        return jsonify(
+            status="success",
+            message="Do the steps in order before the camera, and send the frames with the photo.",
+            challenge_id=challenge.challenge_id,
+            steps=challenge.steps,
+            expires_in=int(CHALLENGE_SECONDS),
+            frames={"min": len(challenge.steps), "max": MAX_FRAMES},
+        )
+
+
 def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -> None:
     pipeline = parts.pipeline
 
@@ -161,7 +186,7 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
         with pipeline.slots.place():
             with record.trace.stage("read"):
                 allow_frames(settings.challenge)
-                receive_form("file1", "file2", "threshold", *fields_of(settings.challenge))
+                receive_form("file1", "file2", "threshold", *challenge_fields(settings.challenge))
             threshold = read_threshold(settings)
             one, other = template_of("file1"), template_of("file2", picture=True)
         similarity, match = _judge(parts.engine, metrics, float(np.vecdot(one, other)), threshold)

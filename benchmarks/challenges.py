@@ -50,7 +50,7 @@ from photos.pixels import Pixels
 from settings import Settings
 
 MIN_INTER_EYE_PX = 36.0
-MAX_YAW_DEG = 12.0
+MAX_YAW_DEG, MAX_ROLL_DEG = 12.0, 10.0
 HONEST = "honest"
 Film = Callable[[View], Pixels]
 
@@ -81,7 +81,10 @@ def subjects(photos: Sequence[Path], engine: Engine, mesh: FaceMesh, random: np.
     for path in photos:
         photo = np.asarray(cv2.imread(str(path), cv2.IMREAD_COLOR), np.uint8)
         faces = engine.detect(photo)
-        if len(faces) == 1 and faces[0].inter_eye >= MIN_INTER_EYE_PX and abs(head_pose(faces[0]).yaw) <= MAX_YAW_DEG:
+        if len(faces) != 1 or faces[0].inter_eye < MIN_INTER_EYE_PX:
+            continue
+        pose = head_pose(faces[0])
+        if abs(pose.yaw) <= MAX_YAW_DEG and abs(pose.roll) <= MAX_ROLL_DEG:
             found.append(Subject(photo, faces[0], head_of(photo, faces[0], mesh), a_background(random)))
     return found
 

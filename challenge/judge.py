@@ -7,6 +7,7 @@ from the side. docs/liveness.md has the measurements behind every limit here, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ from settings import Settings
 MIN_UNLIKE_A_PRINT = 0.05
 # How far the nose's tip stands before the plane of eyes and mouth, in inter-eye distances, from its parallax.
 MIN_NOSE_DEPTH = 0.26
+# So many of the frames must show the face: a detector misses one now and then between two steps.
+MIN_SHARE_WITH_FACE = 0.75
 # From one frame to the next the face moves by at most so many inter-eye distances, and grows or shrinks by this factor.
 MAX_SHIFT = 2.0
 MAX_ZOOM = 1.8
@@ -78,10 +81,15 @@ def judge(
     Returns:
         The checks; after one that makes the others meaningless, those are left out.
     """
-    seen = [frame for frame in frames if _shows_one_face(frame, settings)]
-    checks = [_check("challenge_failed", len(seen), {"min": len(frames)}, "challenge_faces")]
-    figures: dict[str, float | None] = {"challenge_faces": len(seen)}
-    if len(seen) < len(frames):
+    seen = [frame for frame in frames if _faces_that_count(frame, settings) == 1]
+    most = max(_faces_that_count(frame, settings) for frame in frames)
+    least = max(len(steps), math.ceil(MIN_SHARE_WITH_FACE * len(frames)))
+    checks = [
+        _check("challenge_failed", len(seen), {"min": least}, "challenge_faces"),
+        _check("challenge_failed", most, {"max": 1}, "challenge_alone"),
+    ]
+    figures: dict[str, float | None] = {"challenge_faces": len(seen), "challenge_alone": most}
+    if not all(check.passed for check in checks):
         return Outcome(checks, figures)
     track = Track(seen)
     followed = track.follow(steps)
@@ -101,9 +109,9 @@ def judge(
     checks += [_check(code, measured, required, hint) for code, hint, measured, required in measures]
     figures |= {hint: round(measured, 4) for _, hint, measured, _ in measures}
     if turned is not None and all(check.passed for check in checks):
-        least = settings.verify_threshold - TURNED_SIMILARITY_LOSS
+        lowest = settings.verify_threshold - TURNED_SIMILARITY_LOSS
         similarity = _similarity([seen[number] for number in turned], template, engine)
-        checks.append(_check("challenge_failed", similarity, {"min": round(least, 4)}, "challenge_person"))
+        checks.append(_check("challenge_failed", similarity, {"min": round(lowest, 4)}, "challenge_person"))
         figures["challenge_person"] = round(similarity, 4)
     return Outcome(checks, figures)
 
@@ -113,14 +121,16 @@ def _check(code: str, measured: float, required: dict[str, float], hint: str) ->
     return Check(code, passed, round(measured, 4), required, None if passed else face_checks.NEARER_HINTS[hint])
 
 
-def _shows_one_face(frame: Frame, settings: Settings) -> bool:
-    """Whether exactly one face counts in the frame, and its landmarks can be measured."""
+def _faces_that_count(frame: Frame, settings: Settings) -> int:
+    """How many faces count in the frame, as in a photo; 0 for one whose landmarks cannot be measured."""
     try:
         face, _ = face_checks.require_single_face(frame.faces, settings)
         face_checks.head_pose(face)
-    except (FaceError, ValueError, cv2.error):
-        return False
-    return True
+    except FaceError as refusal:
+        return int(refusal.fields["checks"][0]["measured"])
+    except (ValueError, cv2.error):
+        return 0
+    return 1
 
 
 def _similarity(frames: Sequence[Frame], template: Template, engine: Engine) -> float:

@@ -11,6 +11,10 @@ const LEAST_PAUSE_MS = 350, OFFLINE_PAUSE_MS = 3000, LONGEST_RETRY_MS = 10000, R
 const READING_MS = 1500;  // how long an advice stands, so that it can be read, and is not lost in a flood when read out
 const HOLD_MS = 1000;  // how long everything is good before the photo is taken by itself
 const COMPACT_MODEL = "sface-2021dec";
+// Of a frame of a challenge; between two looks at a step; and what is kept of a challenge's time to send its frames.
+const STEP_SIDE = 640, STEP_PAUSE_MS = 250, SENDING_MS = 10000;
+const ACTIONS = ["turn_left", "turn_right", "come_closer"];
+const ABOUT_STEPS = ["challenge_required", "challenge_expired", "challenge_failed"];
 const NO_PHOTO = ["empty_file", "unreadable_image", "unsupported_format"], TOO_LARGE = ["file_too_large", "image_too_large"];
 const SIGNS = { good: "M7 12.5l3.5 3.5L17 8.5", bad: "M12 6.5v7M12 17v.2" };
 const LANGUAGES = Object.keys(TEXTS);
@@ -60,7 +64,7 @@ function refresh() {
   video.hidden = !stream;
   byId("guide").toggleAttribute("hidden", !stream);
   byId("page").classList.toggle("guided", Boolean(stream));
-  picture.hidden = !drawn;
+  picture.hidden = Boolean(!drawn || stream);
   picture.classList.toggle("mirrored", Boolean(photo && photo.mirrored));
   if (drawn) picture.setAttribute("aria-label", `${say("pictureOf")} ${photo.analysis ? photo.analysis.faces.length : "–"}`);
   byId("empty").hidden = Boolean(stream || drawn);
@@ -69,11 +73,12 @@ function refresh() {
     byId(name).hidden = !photo;
     byId(name).disabled = busy || !(photo && photo.fit);
   }
-  byId("capture").hidden = !stream;
+  byId("capture").hidden = !stream || busy;
   byId("choose").hidden = Boolean(stream);
   byId("camera").textContent = say(stream ? "cameraOff" : photo && photo.mirrored ? "cameraAgain" : "cameraOn");
   byId("choose-text").textContent = say(photo ? "chooseAgain" : "choose");
-  for (const one of [byId("camera"), byId("capture"), byId("file")]) one.disabled = busy;
+  for (const one of [byId("capture"), byId("file")]) one.disabled = busy;
+  byId("camera").disabled = busy && !stream;
   if (here && here.closest("[hidden]")) byId("camera").focus();  // what had the focus is gone: to what stands in its place
   const source = navigator.mediaDevices && !(photo && !photo.mirrored) ? "camera" : "choose";
   const next = stream ? ["capture"] : photo ? shown.next : ["source"];
@@ -154,9 +159,10 @@ function translated(text, code, from) {
 
 // Returns { ok, body, words, busyThere, pause }: what the service answered, its message as a function, and the milliseconds
 // that it wants to be left alone.
-async function send(route, blob, fields = {}, further = {}) {
+async function send(route, blob, fields = {}, further = {}, frames = []) {
   const form = new FormData(), key = byId("key").value.trim(), from = language;
-  form.append("file", blob, "photo.jpg");
+  if (blob) form.append("file", blob, "photo.jpg");
+  for (const one of frames) form.append("frame", one, "frame.jpg");
   for (const [name, value] of Object.entries(fields)) if (value) form.append(name, value);
   const headers = { "Accept-Language": from, ...further, ...(key ? { Authorization: "Bearer " + key } : {}) };
   let response, body;
@@ -207,9 +213,13 @@ function advice({ body }) {
 
 // --- the camera ---
 
-async function openCamera() {
-  if (opening) return;
-  if (!navigator.mediaDevices) return tell("bad", () => say("insecure"));
+// Returns whether it runs; if not, the person is told why.
+async function startCamera() {
+  if (opening) return false;
+  if (!navigator.mediaDevices) {
+    tell("bad", () => say("insecure"));
+    return false;
+  }
   opening = true;
   tell("", () => say("asking"));
   try {
@@ -219,7 +229,8 @@ async function openCamera() {
     stream = given;
   } catch (error) {
     const known = { NotAllowedError: "denied", SecurityError: "denied", NotReadableError: "inUse", AbortError: "inUse" };
-    return tell("bad", () => say(known[error.name] || "noCamera"));
+    tell("bad", () => say(known[error.name] || "noCamera"));
+    return false;
   } finally {
     opening = false;
   }
@@ -227,6 +238,11 @@ async function openCamera() {
     closeCamera();
     tell("bad", () => say("ended"));
   });
+  return true;
+}
+
+async function openCamera() {
+  if (!(await startCamera())) return;
   forget();
   tell("", () => say("looking"), [line(() => say("takesItself"))]);
   showStage();
@@ -269,7 +285,7 @@ async function capture() {
 }
 
 // Guide until the photo is taken. One frame is under way at a time, and the pause is as long as its answer took: a camera
-// takes half of a core, at most. A challenge asks its steps here, each over when its frames show it; holding still is one.
+// takes half of a core, at most.
 async function guideAlong(mine) {
   let told = -READING_MS, goodSince = null;
   while (mine === live) {
@@ -404,7 +420,9 @@ async function act(work) {
 }
 
 async function signUp() {
-  const { ok, body, words } = await sendPatiently("/signUp", photo.blob, {}, { "Idempotency-Key": photo.key });
+  const answer = await sendProved("/signUp", {}, { "Idempotency-Key": photo.key });
+  if (!answer) return notDone("sign-up");
+  const { ok, body, words } = answer;
   if (!ok) return refusal(body, words, "notSignedUp", "sign-up");
   photo.key = newKey();
   return ["good", () => say("signedUp"), [userLine(body)], ["source"], "nextSignedUp"];
@@ -412,19 +430,124 @@ async function signUp() {
 
 async function verify() {
   const fields = { threshold: western(byId("threshold").value.trim()), user_id: byId("user-id").value.trim() };
-  const { ok, body, words } = await sendPatiently("/verify", photo.blob, fields);
+  const answer = await sendProved("/verify", fields);
+  if (!answer) return notDone("verify");
+  const { ok, body, words } = answer;
   if (!ok) return refusal(body, words, "notVerified", "verify");
   const similarity = () => `${say("similarity")}: ${round(body.similarity)} (${say("needed")}: ${round(body.threshold)})`;
   return ["good", () => say("verified"), [line(similarity), userLine(body)], ["source"], "nextVerified"];
+}
+
+// --- a challenge: steps before the camera ---
+
+// Send the photo; if the service or the person wants it, with the frames of a challenge. Returns the answer, or null if
+// the steps were not done, of which the person has been told.
+async function sendProved(route, fields, further = {}) {
+  if (!byId("prove").checked) {
+    const answer = await sendPatiently(route, photo.blob, fields, further);
+    if (answer.body.code !== "challenge_required") return answer;
+    byId("prove").checked = true;
+  }
+  const asked = await sendPatiently("/challenges", null);
+  if (asked.body.code === "not_found") return sendPatiently(route, photo.blob, fields, further);
+  if (!asked.ok) return asked;
+  const frames = await film(asked.body);
+  if (!frames) return null;
+  tell("", () => say("working"));
+  return sendPatiently(route, photo.blob, { ...fields, challenge_id: asked.body.challenge_id }, further, frames);
+}
+
+function notDone(action) {
+  return ["bad", () => say("stepsStopped"), [], [action]];
+}
+
+// Have the person do the steps, each over as soon as a frame shows it, and return the frames: one of each step, and one
+// from before it where there is room. Null if the camera is turned off, the time is over, or the face does what was not
+// asked for: a film that shows every step at some time would pass otherwise.
+async function film({ steps, expires_in: seconds, frames: { max: most } }) {
+  const until = performance.now() + 1000 * seconds - SENDING_MS, frames = [];
+  if (!(await startCamera())) return null;
+  const mine = ++live;
+  let straight = null, finished = 0;
+  showStage();
+  for (const [number, step] of steps.entries()) {
+    // Who has come closer stays there; who has turned needs a moment to turn back.
+    const expected = [step, steps[number - 1], ...(steps.slice(0, number).includes("come_closer") ? ["come_closer"] : [])];
+    const ask = () => tell("", () => say(step), [line(() => `${number + 1} / ${steps.length}`)]);
+    ask();
+    point(step);
+    stage.classList.add("accepted");
+    stage.style.setProperty("--held", (100 * number) / steps.length);
+    let between = null;
+    while (finished === number) {
+      await rest(STEP_PAUSE_MS);
+      if (mine !== live || performance.now() > until) break;
+      const blob = await frame(STEP_SIDE), answer = await send("/analyze", blob);
+      if (mine !== live) break;
+      const face = answer.ok && answer.body.faces.length === 1 ? measured(answer.body.faces[0]) : null;
+      if (!face) {
+        tell("bad", answer.ok ? () => say("stepsAlone") : answer.words);
+        await rest(answer.pause);
+        continue;
+      }
+      ask();
+      if (shows(step, face, straight)) {
+        straight ??= face;
+        if (between && frames.length + steps.length - number < most) frames.push(between);
+        frames.push(blob);
+        finished = number + 1;
+      } else if (straight) {
+        if (ACTIONS.some((one) => !expected.includes(one) && shows(one, face, straight))) break;
+        between = blob;
+      }
+    }
+    if (finished === number) break;
+  }
+  point("");
+  stage.classList.remove("accepted");
+  closeCamera();
+  return finished === steps.length ? frames : null;
+}
+
+// How far the nose stands beside the middle of the eyes, in distances between the eyes, to the right of the picture, which
+// is the person's left; and the size of the face.
+function measured({ landmarks: [left, right, nose, ...mouth] }) {
+  const middle = (one, other) => [(one[0] + other[0]) / 2, (one[1] + other[1]) / 2];
+  const between = [right[0] - left[0], right[1] - left[1]], eyes = Math.hypot(...between), centre = middle(left, right);
+  const aside = ((nose[0] - centre[0]) * between[0] + (nose[1] - centre[1]) * between[1]) / eyes ** 2;
+  const lips = middle(...mouth);
+  return { aside, size: Math.max(eyes, Math.hypot(lips[0] - centre[0], lips[1] - centre[1])) };
+}
+
+// The service asks for less than this: a step that the page takes for done is done.
+function shows(step, { aside, size }, straight) {
+  const turned = aside - (straight ? straight.aside : 0);
+  if (step === "look_straight") return Math.abs(turned) <= (straight ? 0.08 : 0.18);
+  if (step === "come_closer") return Math.abs(turned) <= 0.1 && size >= 1.32 * straight.size;
+  return step === "turn_left" ? turned >= 0.22 : step === "turn_right" && turned <= -0.22;
+}
+
+// The preview is a mirror: the arrow points to where the person sees the head turn.
+function point(step) {
+  const [, , wide, high] = (byId("guide").getAttribute("viewBox") || "0 0 3 4").split(" ").map(Number);
+  const x = wide / 2, y = 0.47 * high, by = 0.3 * Math.min(wide, 0.9 * high);
+  const strokes = { turn_left: [[-0.2, 0], [-1, 0], [-0.65, -0.35], [-1, 0], [-0.65, 0.35]],
+    turn_right: [[0.2, 0], [1, 0], [0.65, -0.35], [1, 0], [0.65, 0.35]],
+    look_straight: [[-0.04, 0], [0.04, 0]],
+    come_closer: [[0, 0.2], [0, 1.1], [-0.35, 0.75], [0, 1.1], [0.35, 0.75]] }[step] || [];
+  const drawn = strokes.map(([right, down], at) => `${at ? "L" : "M"}${x + right * by} ${y + down * by}`).join(" ");
+  for (const one of document.querySelectorAll(".arrow")) one.setAttribute("d", drawn);
 }
 
 // What `tell` says of a sign-up or a verification that was refused. After a failure that is not the photo's, the next step
 // is the same `action` again.
 function refusal(body, words, heading, action) {
   if (body.checks) {
-    photo.fit = false;
+    // The photo is not at fault for what the steps before the camera showed.
+    const failed = body.checks.find((check) => !check.passed), ofSteps = [...ABOUT_STEPS, "not_live"].includes(failed.code);
+    photo.fit = ofSteps && byId("prove").checked;
     list(body);
-    return advice({ body });
+    return photo.fit ? [...advice({ body }).slice(0, 3), [action]] : advice({ body });
   }
   const known = { duplicate_face: [["verify"], "nextDuplicate"], no_match: [["sign-up", "source"], "nextNoMatch"] };
   return ["bad", () => say(heading), [line(words)], ...(known[body.code] || [[action]])];
@@ -473,7 +596,7 @@ byId("language").addEventListener("click", () => {
 byId("camera").addEventListener("click", () => {
   if (!stream) return openCamera();
   closeCamera();
-  forget();
+  if (!busy) forget();
 });
 byId("capture").addEventListener("click", capture);
 byId("file").addEventListener("change", (event) => {

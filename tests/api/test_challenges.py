@@ -27,8 +27,6 @@ from tests.support.fakes import ScriptedCovering
 from tests.support.filming import frames_of
 from tests.support.running import ASTRONAUT
 
-pytestmark = pytest.mark.model
-
 ROUTES = ("/signUp", "/verify", "/compare")
 
 
