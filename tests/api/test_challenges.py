@@ -27,7 +27,7 @@ from tests.support.fakes import ScriptedCovering
 from tests.support.filming import frames_of
 from tests.support.running import ASTRONAUT
 
-pytestmark = pytest.mark.model
+pytestmark = pytest.mark.heavy
 
 ROUTES = ("/signUp", "/verify", "/compare")
 

@@ -21,7 +21,7 @@ from settings import Settings
 from tests.support.fakes import packaged_photo
 from tests.support.filming import astronaut, frames_of
 
-pytestmark = pytest.mark.model
+pytestmark = pytest.mark.heavy
 
 STEPS = (STRAIGHT, LEFT, CLOSER, RIGHT, LEFT)
 Judge = Callable[..., Outcome]
