@@ -78,6 +78,9 @@ HINTS = {
     "landmarks_hidden": "Make sure that your eyes, nose and mouth can be seen clearly.",
     "not_live": "Take the photo of yourself, not of a picture or a screen, in even light.",
     "liveness_not_assessed": "Leave more space around your face, and hold the camera a little further away.",
+    "challenge_required": "Do the steps that the app asks for.",
+    "challenge_expired": "Begin again, and do the steps within a minute.",
+    "challenge_failed": "Do the steps in the order in which the app asks for them.",
 }
 # Hints that replace a check's own where the direction is known. Left is the person's left in a photo that is not
 # mirrored, as cameras give it to apps and pages. Some phones mirror the selfies that they save.
@@ -86,6 +89,16 @@ NEARER_HINTS = {
     "light_on_right": "Let more light fall on the right side of your face.",
     "chin_down": "Lower your chin and look straight at the camera.",
     "chin_up": "Raise your chin and look straight at the camera.",
+    "challenge_frames": "Do every step until the app has seen it, and begin again if it takes too long.",
+    "challenge_faces": "Keep your whole face in the picture, alone, until the last step.",
+    "challenge_steps": "Do each step in its order, far enough, and no other: turn your head by about 30 degrees.",
+    "challenge_repeated": "Let the camera run: each picture must be a new one.",
+    "challenge_shift": "Keep your face in the same place while you turn it.",
+    "challenge_zoom": "Come closer slowly.",
+    "challenge_cut": "Stay in the same light, and move slowly.",
+    "challenge_plane": "Turn your head itself, not a picture or the camera.",
+    "challenge_depth": "Turn your head a little further, with your eyes, nose and mouth in view.",
+    "challenge_person": "Do the steps yourself, without help, in good light.",
 }
 
 

@@ -11,7 +11,10 @@ from typing import Any
 import cv2
 
 import face_checks
-from engines.base import ENOUGH_SIDE, Engine, Face, Template
+from challenge.judge import judge, require_frame_count
+from challenge.motion import Frame
+from challenge.steps import MAX_FRAME_BYTES, MAX_FRAME_PIXELS, Attempt
+from engines.base import ENOUGH_SIDE, FRAME_SIDE, Engine, Face, Template
 from engines.covering import CoveringClassifier
 from engines.liveness import Liveness
 from engines.model_slots import NOBODY, Client, ModelSlots
@@ -74,9 +77,15 @@ class Pipeline:
     decode: Callable[..., Photo] = images.decode
 
     def template(
-        self, data: bytes, trace: Trace | None = None, *, client: Client = NOBODY, picture: bool = False
+        self,
+        data: bytes,
+        trace: Trace | None = None,
+        *,
+        client: Client = NOBODY,
+        picture: bool = False,
+        attempt: Attempt | None = None,
     ) -> Template:
-        """Decode, detect, check and embed.
+        """Decode, detect, check and embed; then judge the frames of a challenge.
 
         Args:
             data: an upload's bytes.
@@ -84,9 +93,11 @@ class Pipeline:
             client: who sent the photo; clients take turns.
             picture: whether the photo may show a picture of a face, such as a card's portrait: then liveness is not
                 checked, and the limits are those of `face_checks.limits_for_pictures`.
+            attempt: a challenge's steps and the frames that show the person doing them.
 
         Raises:
-            FaceError: the codes of `images.decode` and `face_checks.check_photo`; `overloaded`.
+            FaceError: the codes of `images.decode` and `face_checks.check_photo`; `overloaded`; `challenge_failed`;
+                `not_live`.
         """
         trace = trace or Trace()
         with self._slot(data, client):
@@ -96,9 +107,36 @@ class Pipeline:
             face, checks = self._check(photo, faces, None if picture else self.liveness, trace, limits)
             with trace.stage("embed"):
                 try:
-                    return self.engine.embed(photo.pixels, face)
+                    template = self.engine.embed(photo.pixels, face)
                 except ValueError as error:
                     raise face_checks.cannot_be_embedded(checks) from error
+            if attempt is not None:
+                with trace.stage("challenge"):
+                    self._judge_attempt(attempt, template, checks, trace)
+            return template
+
+    def _judge_attempt(self, attempt: Attempt, template: Template, checks: list[Check], trace: Trace) -> None:
+        """Look at the frames of a challenge; FaceError as `template`, with the photo's checks before the frames'."""
+        require_frame_count(attempt)
+        frames = [self._frame(number, data) for number, data in enumerate(attempt.frames, 1)]
+        outcome = judge(frames, attempt.steps, template, self.engine, self.settings)
+        trace.figures.update(outcome.figures)
+        if not all(check.passed for check in outcome.checks):
+            raise face_checks.refusal([*checks, *outcome.checks])
+
+    def _frame(self, number: int, data: bytes) -> Frame:
+        """One frame, small, with the faces in it; a refusal says which frame it was."""
+        try:
+            photo = self.decode(
+                data,
+                max_bytes=MAX_FRAME_BYTES,
+                max_pixels=min(MAX_FRAME_PIXELS, self.settings.max_image_pixels),
+                longest_side=FRAME_SIDE,
+            )
+        except FaceError as error:
+            error.fields.update(field="frame", frame=number)
+            raise
+        return Frame(photo.pixels, self.engine.detect_in_frame(photo.pixels))
 
     def unchecked_template(self, data: bytes) -> Template:
         """Decode, detect and embed the widest face without any check, to measure the model alone.

@@ -100,6 +100,11 @@ class Settings:
         choices=("off", "observe", "enforce"),
     )
 
+    challenge: str = _decision(
+        "accept", "several frames of a person: off, accept or require", choices=("off", "accept", "require")
+    )
+    challenge_sign_up: str = _decision("", "for /signUp alone [CHALLENGE]", choices=("off", "accept", "require"))
+    challenge_verify: str = _decision("", "for /verify alone [CHALLENGE]", choices=("off", "accept", "require"))
     verify_threshold: float = _decision(0.5, "lowest similarity that /verify accepts", low=-1, high=1)
     duplicate_threshold: float = _decision(math.nan, "of a duplicate sign-up [VERIFY_THRESHOLD]", low=-1, high=1)
     max_photos: int = _decision(5, "photos a person may have; a further one replaces the oldest", low=1, high=100)
@@ -142,6 +147,8 @@ class Settings:
     log_level: str = _keeping("INFO", "least severe level", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
 
     def __post_init__(self) -> None:
+        for of_a_route in ("challenge_sign_up", "challenge_verify"):
+            object.__setattr__(self, of_a_route, getattr(self, of_a_route) or self.challenge)
         if math.isnan(self.duplicate_threshold):
             object.__setattr__(self, "duplicate_threshold", self.verify_threshold)
         if math.isnan(self.threshold_floor):

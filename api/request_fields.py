@@ -13,6 +13,7 @@ from flask import Flask, request
 
 from api.multipart import PHOTO_FIELDS, TEXT_FIELDS
 from api.request_log import current_record
+from challenge.steps import MAX_FRAME_BYTES, MAX_FRAMES
 from errors import FaceError
 from settings import Settings
 
@@ -73,8 +74,8 @@ def _refuse_unread(names: Iterable[str], *, read: Iterable[str]) -> None:
         known = _BY_STYLELESS_NAME.get(_without_style(name or ""))
         if known is None or name in read:
             continue
-        sentence = "misplaced_field" if name == known else "misspelt_field"
-        raise FaceError("unknown_field", sentence, values={"field": name, "known": known}, fields={"field": name})
+        sentence, told = ("misplaced_field" if name == known else "misspelt_field"), _printable(name)
+        raise FaceError("unknown_field", sentence, values={"field": told, "known": known}, fields={"field": told})
 
 
 def read_upload(field: str, max_bytes: int) -> bytes:
@@ -95,6 +96,18 @@ def read_upload(field: str, max_bytes: int) -> bytes:
     if not data:
         raise FaceError("empty_file")
     return data
+
+
+def read_frames() -> list[bytes]:
+    """Return the files in the field `frame`, in order: one more than a challenge takes at most, each at most one byte
+    more than a frame may have.
+    """
+    frames = list[bytes]()
+    for file in request.files.getlist("frame"):
+        if len(frames) <= MAX_FRAMES:
+            frames.append(file.stream.read(MAX_FRAME_BYTES + 1))
+        file.close()
+    return frames
 
 
 def _no_file(field: str) -> FaceError:

@@ -10,6 +10,7 @@ import numpy as np
 from flask import Flask, Response, jsonify, request
 
 from api.access import PUBLIC, scope
+from api.challenges import add_challenge_route, allow_frames, fields_of, read_attempt
 from api.metrics import Metrics
 from api.request_fields import (
     FORM_ALLOWANCE_BYTES,
@@ -38,6 +39,7 @@ def add_routes(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -
     _add_comparison(app, settings, parts, metrics)
     _add_people(app, parts)
     _add_photos(app, settings, parts)
+    add_challenge_route(app, settings, parts.store)
 
 
 def _add_monitoring(app: Flask, parts: Parts, metrics: Metrics) -> None:
@@ -78,10 +80,18 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         # The place comes first: a request that gets none is refused before its form is read.
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                receive_form("file")
+                allow_frames(settings.challenge_sign_up)
+                receive_form("file", *fields_of(settings.challenge_sign_up))
                 photo = read_upload("file", settings.max_file_bytes)
             request_key = read_request_key(photo)
-            template = pipeline.template(photo, record.trace, client=record.client)
+            try:
+                attempt = read_attempt(settings.challenge_sign_up, parts.store)
+            except FaceError as error:
+                # A retry after a lost answer sends the challenge that its first attempt has used.
+                if error.code != "challenge_used" or request_key is None or gallery.enrolled_by(request_key) is None:
+                    raise
+                attempt = None
+            template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
         with record.trace.stage("enrol"):
             user_id = gallery.enrol(
                 template,
@@ -97,11 +107,13 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         record = current_record()
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                receive_form("file", "threshold", "user_id")
+                allow_frames(settings.challenge_verify)
+                receive_form("file", "threshold", "user_id", *fields_of(settings.challenge_verify))
             threshold = read_threshold(settings)
             record.user_id = claimed = read_user_id()
             photo = read_upload("file", settings.max_file_bytes)
-            template = pipeline.template(photo, record.trace, client=record.client)
+            attempt = read_attempt(settings.challenge_verify, parts.store)
+            template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
         with record.trace.stage("search"):
             if claimed is None:
                 candidate = gallery.search(template)
@@ -132,12 +144,13 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
     pipeline = parts.pipeline
 
     def template_of(field: str, *, picture: bool = False) -> Template:
-        """The template of one of the two photos; a refusal names its field."""
+        """The template of one of the two photos; a refusal names its field. The frames belong to the person's photo."""
         try:
             photo, record = read_upload(field, settings.max_file_bytes), current_record()
-            return pipeline.template(photo, record.trace, client=record.client, picture=picture)
+            attempt = None if picture else read_attempt(settings.challenge, parts.store)
+            return pipeline.template(photo, record.trace, client=record.client, picture=picture, attempt=attempt)
         except FaceError as error:
-            error.fields["field"] = field
+            error.fields.setdefault("field", field)
             raise
 
     @app.post("/compare", provide_automatic_options=False)
@@ -147,7 +160,8 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
         request.max_content_length = 2 * settings.max_file_bytes + FORM_ALLOWANCE_BYTES
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                receive_form("file1", "file2", "threshold")
+                allow_frames(settings.challenge)
+                receive_form("file1", "file2", "threshold", *fields_of(settings.challenge))
             threshold = read_threshold(settings)
             one, other = template_of("file1"), template_of("file2", picture=True)
         similarity, match = _judge(parts.engine, metrics, float(np.vecdot(one, other)), threshold)

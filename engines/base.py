@@ -15,6 +15,9 @@ from photos.pixels import Pixels
 # than 0.995 when halved to 2000 pixels and 16 % when quartered to 1000 (saving the photo at JPEG quality 80 instead
 # of 90 does it to 16 % as well).
 ENOUGH_SIDE = 1600
+# The longest side of a challenge's frame when faces are looked for in it: a quarter of a full search's pixels. The face
+# of somebody who holds a phone is a third of the frame and more.
+FRAME_SIDE = 320
 
 Template = npt.NDArray[np.float32]
 
@@ -115,6 +118,12 @@ class Engine(Protocol):
 
     def detect(self, image: Pixels) -> list[Face]:
         """Find every face in uint8[h, w, 3] BGR, the widest first. Thread-safe."""
+
+    def detect_in_frame(self, image: Pixels) -> list[Face]:
+        """Find the faces in uint8[h, w, 3] BGR that are large in it, in one small look, the widest first. Thread-safe.
+
+        For a challenge's frames: many of them, each with a person close to the camera.
+        """
 
     def embed(self, image: Pixels, face: Face) -> Template:
         """Embed one detected face as float32[dimension] of norm 1. Thread-safe.

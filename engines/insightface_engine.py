@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from engines import model_files, reduced_precision
-from engines.base import Face, ModelIdentity, Template, holds_no_face, normalised, widest_first
+from engines.base import FRAME_SIDE, Face, ModelIdentity, Template, holds_no_face, normalised, widest_first
 from engines.insightface_pack import load_pack, providers_for
 from engines.model_files import HashedFile, ModelUnavailable
 from engines.onnx_files import session_without_prelu
@@ -129,7 +129,7 @@ class InsightFaceEngine:
             )
         detector.prepare(0, det_thresh=self.MIN_FACE_SCORE)
         warm = np.full((64, 64, 3), 127, np.uint8)
-        for side in (self.SMALL_LOOK_SIDE, self.UPRIGHT_SIDE, self.QUICK_LOOK_SIDE, self.FULL_LOOK_SIDE):
+        for side in (self.SMALL_LOOK_SIDE, self.UPRIGHT_SIDE, FRAME_SIDE, self.QUICK_LOOK_SIDE, self.FULL_LOOK_SIDE):
             detector.detect(warm, input_size=(side, side))
         blank, _ = detector.detect(warm, input_size=(self.SMALL_LOOK_SIDE, self.SMALL_LOOK_SIDE), det_thresh=0.001)
         self._trace_score = max(self.MIN_TRACE_SCORE, self.TRACE_TO_BLANK * float(blank[:, 4].max(initial=0.0)))
@@ -186,6 +186,14 @@ class InsightFaceEngine:
         turn = self._surest_turn(small, faces[0]) if faces and faces[0].score < self.CONFIDENT_SCORE else 0.0
         faces = [face.enlarged(1 / scale) for face in faces]
         return [self._looked_at_upright(image, face, turn) for face in faces[:1]] + faces[1:]
+
+    def detect_in_frame(self, image: Pixels) -> list[Face]:
+        if holds_no_face(image):
+            return []
+        scale, small = to_side(image, FRAME_SIDE, enlarging=1.0)
+        sizes = ((self.SMALL_LOOK_SIDE, self.SMALL_LOOK_SIDE), _input_size(small, FRAME_SIDE))
+        seen = self._merged([face for size in sizes for face in self._look(small, size)])
+        return [face.enlarged(1 / scale) for face in widest_first(seen) if face.score >= self.MIN_FACE_SCORE]
 
     def _quarter_turns(self, image: Pixels) -> int:
         """After how many quarter turns, counter-clockwise, the picture shows a face that stands; 0 where none does."""

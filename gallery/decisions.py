@@ -150,6 +150,10 @@ class Gallery:
                 searched = view
         raise _overloaded()
 
+    def enrolled_by(self, request_key: str) -> str | None:
+        """Return the user_id that an earlier sign-up with this request key got, or None; raises as `find_request`."""
+        return self._store.find_request(request_key, time.time() - REQUEST_KEY_SECONDS)
+
     def _settled(
         self,
         view: GalleryView,

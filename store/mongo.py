@@ -21,6 +21,7 @@ from pymongo.write_concern import WriteConcern
 
 from engines.base import Template
 from errors import FaceError
+from store.challenges import MAX_KEPT, Challenge, over, require_in_time
 from store.documents import (
     DAY_S,
     MAX_SEQ,
@@ -50,10 +51,6 @@ _DUPLICATE_KEY = 11000
 # Long enough to index and number a large collection of the older form; requests use `connect`'s `timeout`.
 PREPARE_SECONDS = 600.0
 
-PERCENT_ENCODE = (
-    "a user name or password must be percent-encoded, with %40 for @, %2F for /, %3A for :, %3F for ? and %25 for %."
-)
-
 HAS_PLACE: Mapping[str, Any] = {"$gte": 1, "$lt": MAX_SEQ}
 # `seq` may be anything else: absent, null, a text, negative, NaN.
 _HAS_NO_PLACE: Mapping[str, Any] = {"$nor": [{"seq": HAS_PLACE}]}
@@ -79,9 +76,6 @@ def connect(uri: str, database: str, collection: str, *, timeout: float, keyring
         ValueError: the connection string or a name is not valid. The message quotes no part of it.
         FaceError: `database_unavailable`, the name in a mongodb+srv string cannot be looked up.
     """
-    if "@" in uri.partition("://")[2].partition("/")[2].partition("?")[0]:
-        # The driver would take what stands before the first `/` for the host: a part of the password.
-        raise ValueError(f"MONGO_URI is not valid: {PERCENT_ENCODE}")
     try:
         client: pymongo.MongoClient[Document] = pymongo.MongoClient(uri, timeoutMS=int(timeout * 1000))
         found = client[database].get_collection(
@@ -99,9 +93,8 @@ def connect(uri: str, database: str, collection: str, *, timeout: float, keyring
             # The driver looks such a name up at once, and reports an outage of the name server as a wrong setting.
             raise FaceError("database_unavailable", headers={"Retry-After": "5"}) from error
         # `from None`: the driver's messages quote parts of the string, which may be the password.
-        of_uri = isinstance(error, (ConfigurationError, ValueError))
-        what, advice = ("MONGO_URI", f": {PERCENT_ENCODE}") if of_uri else ("MONGO_DB or MONGO_COLLECTION", ".")
-        raise ValueError(f"{what} is not valid ({type(error).__name__}){advice}") from None
+        what = "MONGO_URI" if isinstance(error, (ConfigurationError, ValueError)) else "MONGO_DB or MONGO_COLLECTION"
+        raise ValueError(f"{what} is not valid ({type(error).__name__}).") from None
     hosts = uri.partition("://")[2].partition("/")[0].partition("?")[0].rpartition("@")[2]
     return MongoStore(found, f"MongoDB {database}.{collection} at {hosts}", keyring)
 
@@ -124,13 +117,18 @@ class MongoStore:
         self.collection = collection
         self._description = description
         self._keyring = keyring
-        self._seen = collection.database.get_collection(
-            f"{collection.name}_seen",
-            write_concern=collection.write_concern,
-            read_concern=collection.read_concern,
-            read_preference=collection.read_preference,
-        )
+        self._seen = self._beside("seen")
+        self._challenges = self._beside("challenges")
         self.vector_model: str | None = None
+
+    def _beside(self, name: str) -> Collection[Document]:
+        """Return another collection, next to that of the records and with its concerns."""
+        return self.collection.database.get_collection(
+            f"{self.collection.name}_{name}",
+            write_concern=self.collection.write_concern,
+            read_concern=self.collection.read_concern,
+            read_preference=self.collection.read_preference,
+        )
 
     def prepare(self) -> None:
         self.ping()  # with the short timeout, so that a server that is down is reported at once
@@ -139,6 +137,8 @@ class MongoStore:
             self.collection.create_index("seq", unique=True, sparse=True)
             self.collection.create_index("request_key", sparse=True)
             self.collection.create_index("erases", sparse=True)
+            self._challenges.create_index("issued_at")
+            self._challenges.create_index([("owner", 1), ("issued_at", -1)])
             self.collection.create_index("removes", sparse=True)
             for name, index in self.collection.index_information().items():
                 if index["key"] == [("user_id", 1)] and index.get("unique"):
@@ -373,6 +373,32 @@ class MongoStore:
             noted = self._seen.find_one({"day": _IS_DAY}, {"day": 1}, sort=[("day", -1)]) or {}
         times = (timestamp_of(enrolled.get("timestamp")), (place_of(noted.get("day")) or 0) * DAY_S)
         return max(filter(None, times), default=None)
+
+    def add_challenge(self, challenge: Challenge) -> None:
+        first, last = over(time.time())
+        kept = {
+            "_id": challenge.challenge_id,
+            "owner": challenge.owner,
+            "steps": list(challenge.steps),
+            "issued_at": challenge.issued_at,
+            "used": False,
+        }
+        with unavailable_on(PyMongoError, BSONError):
+            self._challenges.delete_many({"$or": [{"issued_at": {"$lt": first}}, {"issued_at": {"$gt": last}}]})
+            too_many = self._challenges.find({"owner": challenge.owner}, {"_id": 1}).sort("issued_at", -1)
+            oldest = [one["_id"] for one in too_many.skip(MAX_KEPT - 1)]
+            if oldest:
+                self._challenges.delete_many({"_id": {"$in": oldest}})
+            self._challenges.insert_one(kept)
+
+    def use_challenge(self, challenge_id: str, owner: str) -> Challenge:
+        ours = {"_id": challenge_id, "owner": owner}
+        with unavailable_on(PyMongoError, BSONError):
+            found = self._challenges.find_one_and_update({**ours, "used": False}, {"$set": {"used": True}})
+            if found is None:
+                used = self._challenges.find_one(ours, {"_id": 1}) is not None
+                raise FaceError("challenge_used" if used else "challenge_expired")
+        return require_in_time(Challenge(challenge_id, owner, tuple(found["steps"]), found["issued_at"]))
 
     def documents(self, until: int) -> Iterator[Document]:
         # The marks describe this database's own index, and the vector is only a copy of the template.

@@ -31,6 +31,7 @@ from typing import Any, Protocol, TypeAlias
 
 from engines.base import Template
 from errors import FaceError
+from store.challenges import ChallengeStore
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +210,7 @@ class EnrolmentLog(Protocol):
         """Release the connection."""
 
 
-class RecordStore(EnrolmentLog, Protocol):
+class RecordStore(EnrolmentLog, ChallengeStore, Protocol):
     """What routes and commands ask of a store, beside the log."""
 
     def embeddings(self, after: int) -> Iterator[StoredEmbedding]:

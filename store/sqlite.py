@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from errors import FaceError
+from store.challenges import MAX_KEPT, Challenge, over, require_in_time
 from store.documents import (
     MAX_SEQ,
     PAGE_RECORDS,
@@ -82,6 +83,11 @@ class SqliteStore:
         "CREATE INDEX IF NOT EXISTS faces_erases ON faces (erases) WHERE erases > ''",
         "CREATE INDEX IF NOT EXISTS faces_removes ON faces (removes) WHERE removes > 0",
         "CREATE TABLE IF NOT EXISTS seen (user_id TEXT PRIMARY KEY, day INTEGER NOT NULL) WITHOUT ROWID",
+        """CREATE TABLE IF NOT EXISTS challenges (
+            challenge_id TEXT PRIMARY KEY, owner TEXT NOT NULL, steps TEXT NOT NULL, issued_at REAL NOT NULL,
+            used INTEGER NOT NULL) WITHOUT ROWID""",
+        "CREATE INDEX IF NOT EXISTS challenges_age ON challenges (issued_at)",
+        "CREATE INDEX IF NOT EXISTS challenges_owner ON challenges (owner, issued_at)",
     )
 
     def __init__(self, path: Path, keyring: Keyring = NO_KEYS) -> None:
@@ -337,6 +343,34 @@ class SqliteStore:
         noted = "SELECT 86400.0 * day AS timestamp FROM seen WHERE day > 0 AND day < ? ORDER BY day DESC LIMIT 1"
         moments = self._query(enrolled, YEAR_10000_S) + self._query(noted, day_of(YEAR_10000_S))
         return max((moment["timestamp"] for moment in moments), default=None)
+
+    def add_challenge(self, challenge: Challenge) -> None:
+        with self._writing() as connection:
+            connection.execute("DELETE FROM challenges WHERE issued_at < ? OR issued_at > ?", over(time.time()))
+            connection.execute(
+                "DELETE FROM challenges WHERE challenge_id IN (SELECT challenge_id FROM challenges WHERE owner = ?"
+                " ORDER BY issued_at DESC LIMIT -1 OFFSET ?)",
+                (challenge.owner, MAX_KEPT - 1),
+            )
+            connection.execute(
+                "INSERT INTO challenges VALUES (?, ?, ?, ?, 0)",
+                (challenge.challenge_id, challenge.owner, " ".join(challenge.steps), challenge.issued_at),
+            )
+
+    def use_challenge(self, challenge_id: str, owner: str) -> Challenge:
+        with self._writing() as connection:
+            used = connection.execute(
+                "UPDATE challenges SET used = 1 WHERE challenge_id = ? AND owner = ? AND used = 0",
+                (challenge_id, owner),
+            ).rowcount
+            row = connection.execute(
+                "SELECT steps, issued_at FROM challenges WHERE challenge_id = ? AND owner = ?", (challenge_id, owner)
+            ).fetchone()
+        if row is None:
+            raise FaceError("challenge_expired")
+        if not used:
+            raise FaceError("challenge_used")
+        return require_in_time(Challenge(challenge_id, owner, tuple(row[0].split()), row[1]))
 
     def documents(self, until: int) -> Iterator[Document]:
         after = 0

@@ -13,6 +13,7 @@ from tests.support.databases import MONGO_KINDS, Database, MongoServer, fresh_da
 # `make quick` leaves these out: they load a face model, start processes, or take seconds of computing.
 HEAVY = (
     "api/test_access.py::test_a_storage",
+    "api/test_web_server.py",
     "commands/test_biometrics.py::test_counts_and_rates",
     "commands/test_biometrics.py::test_the_intervals",
     "commands/test_bulk.py",

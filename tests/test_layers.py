@@ -21,6 +21,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("bootstrap",),
     ("api",),
     ("pipeline",),
+    ("challenge",),
     ("face_checks",),
     ("settings",),
     ("env_file",),
