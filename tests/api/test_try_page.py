@@ -265,7 +265,9 @@ class TestInABrowser:
     ) -> None:
         darker = tmp_path / "darker.jpg"
         cv2.imwrite(str(darker), cv2.convertScaleAbs(read_photo(photo), alpha=0.8))
-        user_id = requests.post(f"{service.url}/signUp", files={"file": photo.read_bytes()}, timeout=30).json()["user_id"]
+        user_id = requests.post(f"{service.url}/signUp", files={"file": photo.read_bytes()}, timeout=30).json()[
+            "user_id"
+        ]
         choose(page, photo)
         assert not page.find_element("id", "add-photo").is_displayed()
         click(page, "verify")
