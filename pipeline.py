@@ -21,8 +21,8 @@ from engines.model_slots import NOBODY, Client, ModelSlots
 from errors import FaceError
 from face_checks import Check
 from photos import decode as images
-from photos.decode import Photo
 from photos.decoding_cost import decoding_seconds
+from photos.pixels import Photo
 from settings import Settings
 
 
