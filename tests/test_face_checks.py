@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -249,3 +250,15 @@ def test_every_code_of_a_check_has_a_hint_and_a_message() -> None:
 
     assert set(ORDER) | {"no_face", "not_live", "liveness_not_assessed"} == set(face_checks.HINTS)
     assert set(face_checks.HINTS) <= set(CODES)
+
+
+def test_a_sharper_photo_and_a_straighter_face_have_the_better_quality(portrait: Pixels) -> None:
+    def quality(image: Pixels, face: Face = PORTRAIT_FACE) -> float:
+        return face_checks.photo_quality(check_photo(image, [face], LIMITS, ScriptedCovering())[1])
+
+    blurred = [np.asarray(cv2.GaussianBlur(portrait, (0, 0), sigma), np.uint8) for sigma in (1.5, 2.0)]
+    assert 1 > quality(portrait) > quality(blurred[0]) > quality(blurred[1]) > 0
+    aside = replace(
+        PORTRAIT_FACE, landmarks=PORTRAIT_FACE.landmarks + np.float32([[0, 0], [0, 0], [9, 0], [0, 0], [0, 0]])
+    )
+    assert quality(portrait, aside) < quality(portrait)
