@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import tempfile
 import threading
@@ -151,6 +152,7 @@ def load_engine(
     Raises:
         ModelUnavailable: with a message for the operator that says what to do.
     """
+    prepare_libraries()
     # Commands that need no model do not pay for the imports.
     from engines.compact_pack import IDENTITY, YUNET, compact_pack  # noqa: PLC0415
     from engines.insightface_engine import InsightFaceEngine  # noqa: PLC0415
@@ -200,7 +202,7 @@ def cosine_at_half_of(model: str) -> float:
     return known.get(model.removesuffix("-int8"), 0.5)
 
 
-def loaded_engine(settings: Settings) -> Engine:
+def engine_of(settings: Settings) -> Engine:
     """Load the model that the settings name; ModelUnavailable, with what to do, if it cannot be had."""
     engine = load_engine(
         settings.face_model,
@@ -284,6 +286,18 @@ def announce(gallery: Gallery) -> None:
         logger.warning("%d records could not be read and are left out of every decision", status["unreadable"])
 
 
+def prepare_libraries() -> None:
+    """Set up the libraries that run the models; to be called before the first of them is loaded."""
+    # From 1.32 on onnxruntime reports to Microsoft and keeps a device id in the home folder, unless this is set before
+    # it is loaded (its Privacy.md).
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import cv2  # noqa: PLC0415 - commands that need no model do not pay for it
+
+    # A photo is no larger than 1600 pixels here, and several are on their way at once: waking a second thread for each
+    # small step takes a tenth of a request's CPU time more.
+    cv2.setNumThreads(1)
+
+
 @contextmanager
 def explaining_missing_threads() -> Iterator[None]:
     """Turn Python's error for a thread that cannot be started into an OSError that says what to do."""
@@ -353,9 +367,10 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
     prepare_uploads(settings.uploads_dir)
     decoders = Decoders(settings.model_slots, settings.max_image_pixels)
     at_the_end.callback(decoders.close)
+    prepare_libraries()
     covering = CoveringModel(PROJECT / "models")
     store = connect_store(settings)
-    engine = loaded_engine(settings)
+    engine = engine_of(settings)
     decoders.require_working()  # they started while the model was loading
     liveness = liveness_of(settings)
     web_server.release_memory()

@@ -79,8 +79,8 @@ def _refuse_unread(names: Iterable[str], *, read: Iterable[str]) -> None:
         known = _BY_STYLELESS_NAME.get(_without_style(name or ""))
         if known is None or name in read:
             continue
-        sentence = "misplaced_field" if name == known else "misspelt_field"
-        raise FaceError("unknown_field", sentence, values={"field": name, "known": known}, fields={"field": name})
+        sentence, told = ("misplaced_field" if name == known else "misspelt_field"), _printable(name)
+        raise FaceError("unknown_field", sentence, values={"field": told, "known": known}, fields={"field": told})
 
 
 def read_upload(field: str, max_bytes: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Owns what a face model is: a face, the `Engine` that finds and embeds it, and what its similarities mean."""
+"""Defines a face, the `Engine` that finds and embeds it, and what similarity means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the covering classifier: what hides a face, told from its aligned crop."""
+"""Tells from an aligned crop what hides a face."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns InsightFace's packs, AuraFace among them, as an `Engine`: finding faces in few passes, and embedding them."""
+"""Finds faces and embeds them with the models of an InsightFace pack, AuraFace and the compact model among them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import onnxruntime
 from engines import model_files, reduced_precision
 from engines.base import FRAME_SIDE, Face, ModelIdentity, Template, holds_no_face, normalised, widest_first
 from engines.insightface_pack import load_pack, providers_for
-from engines.model_files import Digested, ModelUnavailable
+from engines.model_files import HashedFile, ModelUnavailable
 from engines.onnx_files import session_without_prelu
 from photos.pixels import Pixels
 from photos.resampling import cut_out, to_side
@@ -69,7 +69,7 @@ class InsightFaceEngine:
         folder: Path,
         *,
         threads: int,
-        files: Mapping[str, Digested] | None = None,
+        files: Mapping[str, HashedFile] | None = None,
         identity: ModelIdentity | None = None,
         precision: str = "fp32",
         providers: str = "cpu",

@@ -1,4 +1,4 @@
-"""Owns the files of InsightFace's packs: which does what, and loading them, each read no more often than it must be."""
+"""Tells which file of an InsightFace pack does what, and loads them, reading each as seldom as possible."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onnx.external_data_helper import uses_external_data
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from engines import model_files
-from engines.model_files import Digested, ModelUnavailable
+from engines.model_files import HashedFile, ModelUnavailable
 from engines.onnx_files import outline, session_options
 
 TASKS = ("detection", "recognition")
@@ -40,7 +40,7 @@ class Pack:
     recogniser_file: Path
     digest: str
     detector_file: Path
-    files: tuple[Digested, ...]
+    files: tuple[HashedFile, ...]
 
     def require_unchanged(self) -> None:
         """Raise ModelUnavailable if a file was written to or replaced since it was digested."""
@@ -50,7 +50,7 @@ class Pack:
 
 def load_pack(
     folder: Path,
-    files: Mapping[str, Digested] | None,
+    files: Mapping[str, HashedFile] | None,
     *,
     threads: int,
     providers: list[str],
@@ -82,14 +82,17 @@ def load_pack(
     # The recogniser is nearly all of a pack. onnxruntime and hashlib let go of the interpreter, which imports
     # InsightFace and warms the detector meanwhile.
     with ThreadPoolExecutor(2) as beside:
-        digesting = beside.submit(_digested, recogniser, model_files.state(recogniser.path))
+        hashing = beside.submit(_hashed, recogniser, model_files.state(recogniser.path))
         recogniser_options = session_options(threads, keep_memory=False)
-        session = beside.submit(_session, recogniser, providers, recogniser_options)
         # The aligner's own library warns of the aligner's way of calling it, on every start.
         warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
-        meanwhile(_loaded(parts["detection"], None, providers, options))
-        loaded = _loaded(recogniser, session.result(), providers, recogniser_options)
-        known = digesting.result()
+        detecting = beside.submit(lambda: meanwhile(_loaded(parts["detection"], None, providers, options)))
+        # In this thread, whose heap gives back what a session leaves that another one takes the place of: a worker's
+        # heap kept 36 MiB of SFace.
+        session = _session(recogniser, providers, recogniser_options)
+        detecting.result()
+        loaded = _loaded(recogniser, session, providers, recogniser_options)
+        known = hashing.result()
     detector = parts["detection"].known
     digested = (known,) if detector is None else (known, detector)
     return Pack(loaded, recogniser.path, known.sha256, parts["detection"].path, digested)
@@ -125,7 +128,7 @@ class _Part:
 
     task: str
     path: Path
-    known: Digested | None = None
+    known: HashedFile | None = None
     descriptor: Any = None
 
 
@@ -234,13 +237,13 @@ def _session(part: _Part, providers: list[str], options: Any) -> Any:
         return onnxruntime.InferenceSession(str(part.path), options, providers=providers)
 
 
-def _digested(part: _Part, before: tuple[int, ...]) -> Digested:
+def _hashed(part: _Part, before: tuple[int, ...]) -> HashedFile:
     """A part's digest, for which its file is read only if nobody has; `before` is its state before anything was."""
     if part.known is not None:
         return part.known
     # InsightFace loads no file of another digest than a manifest declares.
     declared = part.descriptor.sha256 if part.descriptor is not None else None
-    return Digested(part.path, declared or model_files.digest(part.path), before)
+    return HashedFile(part.path, declared or model_files.sha256_of(part.path), before)
 
 
 def _loaded(part: _Part, session: Any, providers: list[str], options: Any) -> Any:

@@ -16,13 +16,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
+from typing import IO, TYPE_CHECKING, Any
 
 from errors import FaceError
 from photos import decode
-from photos.decode import Photo
+
+if TYPE_CHECKING:
+    from photos.pixels import Photo
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +154,8 @@ def _exchange(
     process: subprocess.Popen[bytes], limits: dict[str, float], data: bytes, max_pixels: int
 ) -> Photo | FaceError:
     """Send a photo and read the answer. The answer is not trusted: only its pixels are taken, as mere pixels."""
+    from photos.pixels import photo_of  # noqa: PLC0415 - NumPy, which this module's processes do without
+
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(json.dumps(limits).encode() + b"\n")
@@ -166,8 +168,7 @@ def _exchange(
     size = (int(answer["of_width"]), int(answer["of_height"]))
     if min(height, width, reduced_by, *size) < 1 or height * width > max_pixels:
         raise ValueError("not the size of a photo")
-    pixels = process.stdout.read(3 * height * width)
-    return Photo(np.frombuffer(pixels, np.uint8).reshape(height, width, 3), reduced_by, size)
+    return photo_of(process.stdout.read(3 * height * width), height, width, reduced_by, size)
 
 
 def _limit_resources(max_pixels: int) -> None:
@@ -189,12 +190,12 @@ def _serve(asking: IO[bytes], answering: IO[bytes]) -> None:
         data = asking.read(limits.pop("length"))
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + MAX_CPU_S, hard))
-        pixels: Any = b""
+        pixels = b""
         try:
-            photo = decode.decode(data, **limits)
-            answer: dict[str, Any] = dict(zip(("height", "width"), photo.pixels.shape[:2], strict=True))
-            answer |= {"by": photo.reduced_by, "of_width": photo.size[0], "of_height": photo.size[1]}
-            pixels = photo.pixels.data
+            photo = decode.decode_bytes(data, **limits)
+            answer: dict[str, Any] = {"height": photo.height, "width": photo.width, "by": photo.reduced_by}
+            answer |= {"of_width": photo.size[0], "of_height": photo.size[1]}
+            pixels = photo.bgr
         except FaceError as error:
             answer = {"code": error.code, "sentence": error.sentence, "values": error.values}
         answering.write(json.dumps(answer).encode() + b"\n")

@@ -12,10 +12,6 @@ from photos.pixels import Pixels
 
 Affine = npt.NDArray[np.float64]
 
-# A photo on its way is no larger than 1600 pixels, and others are on theirs: to wake a second thread for each of these
-# small steps takes a tenth of a request's CPU time more.
-cv2.setNumThreads(1)
-
 
 def to_side(image: Pixels, side: int, *, enlarging: float) -> tuple[float, Pixels]:
     """Scale the picture to the longest side `side`, enlarging at most `enlarging` times; returns scale and picture."""

@@ -51,10 +51,6 @@ _DUPLICATE_KEY = 11000
 # Long enough to index and number a large collection of the older form; requests use `connect`'s `timeout`.
 PREPARE_SECONDS = 600.0
 
-PERCENT_ENCODE = (
-    "a user name or password must be percent-encoded, with %40 for @, %2F for /, %3A for :, %3F for ? and %25 for %."
-)
-
 HAS_PLACE: Mapping[str, Any] = {"$gte": 1, "$lt": MAX_SEQ}
 # `seq` may be anything else: absent, null, a text, negative, NaN.
 _HAS_NO_PLACE: Mapping[str, Any] = {"$nor": [{"seq": HAS_PLACE}]}
@@ -80,9 +76,6 @@ def connect(uri: str, database: str, collection: str, *, timeout: float, keyring
         ValueError: the connection string or a name is not valid. The message quotes no part of it.
         FaceError: `database_unavailable`, the name in a mongodb+srv string cannot be looked up.
     """
-    if "@" in uri.partition("://")[2].partition("/")[2].partition("?")[0]:
-        # The driver would take what stands before the first `/` for the host: a part of the password.
-        raise ValueError(f"MONGO_URI is not valid: {PERCENT_ENCODE}")
     try:
         client: pymongo.MongoClient[Document] = pymongo.MongoClient(uri, timeoutMS=int(timeout * 1000))
         found = client[database].get_collection(
@@ -100,9 +93,8 @@ def connect(uri: str, database: str, collection: str, *, timeout: float, keyring
             # The driver looks such a name up at once, and reports an outage of the name server as a wrong setting.
             raise FaceError("database_unavailable", headers={"Retry-After": "5"}) from error
         # `from None`: the driver's messages quote parts of the string, which may be the password.
-        of_uri = isinstance(error, (ConfigurationError, ValueError))
-        what, advice = ("MONGO_URI", f": {PERCENT_ENCODE}") if of_uri else ("MONGO_DB or MONGO_COLLECTION", ".")
-        raise ValueError(f"{what} is not valid ({type(error).__name__}){advice}") from None
+        what = "MONGO_URI" if isinstance(error, (ConfigurationError, ValueError)) else "MONGO_DB or MONGO_COLLECTION"
+        raise ValueError(f"{what} is not valid ({type(error).__name__}).") from None
     hosts = uri.partition("://")[2].partition("/")[0].partition("?")[0].rpartition("@")[2]
     return MongoStore(found, f"MongoDB {database}.{collection} at {hosts}", keyring)
 
@@ -263,7 +255,7 @@ class MongoStore:
             self.collection.update_many(
                 {field: page, "$or": still_there},
                 {
-                    "$unset": {"embedding": "", "request_key": "", "vector": "", "vector_model": ""},
+                    "$unset": dict.fromkeys(("embedding", "request_key", "quality", "vector", "vector_model"), ""),
                     "$set": {"deleted_at": time.time()},
                 },
             )
@@ -305,7 +297,7 @@ class MongoStore:
             return find_in(list(records), request_key)
 
     def find_person(self, user_id: str) -> Person | None:
-        fields = dict.fromkeys(("seq", "timestamp", "model", "embedding", "deleted_at"), 1)
+        fields = dict.fromkeys(("seq", "timestamp", "model", "embedding", "deleted_at", "quality"), 1)
         with unavailable_on(PyMongoError, BSONError):
             return person_of(user_id, self.collection.find({"user_id": user_id, "seq": HAS_PLACE}, fields).sort("seq"))
 

@@ -14,6 +14,7 @@ from tests.support.databases import MONGO_KINDS, Database, MongoServer, fresh_da
 HEAVY = (
     "api/test_access.py::test_a_storage",
     "api/test_challenges.py",
+    "api/test_web_server.py",
     "challenge/test_judge.py",
     "commands/test_biometrics.py::test_counts_and_rates",
     "commands/test_biometrics.py::test_the_intervals",

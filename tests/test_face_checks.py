@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -233,13 +234,15 @@ def test_a_face_that_cannot_be_measured_is_refused() -> None:
     assert codes_of(a_photo(), face) == ["landmarks_hidden"]
 
 
-def test_a_second_face_counts_however_small_unless_the_operator_sets_a_ratio() -> None:
-    faces = [a_face(60), a_face(15)]
+def test_a_second_face_counts_unless_it_is_much_smaller_than_the_first() -> None:
+    person, bystander = [a_face(60), a_face(25)], [a_face(60), a_face(15)]
     with pytest.raises(FaceError, match="multiple_faces"):
-        face_checks.require_single_face(faces, LIMITS)
-    face, check = face_checks.require_single_face(faces, Settings(min_face_ratio=0.5))
-    assert face is faces[0]
+        face_checks.require_single_face(person, LIMITS)
+    face, check = face_checks.require_single_face(bystander, LIMITS)
+    assert face is bystander[0]
     assert check.passed
+    with pytest.raises(FaceError, match="multiple_faces"):
+        face_checks.require_single_face(bystander, Settings(min_face_ratio=0))
 
 
 def test_every_code_of_a_check_has_a_hint_and_a_message() -> None:
@@ -247,3 +250,15 @@ def test_every_code_of_a_check_has_a_hint_and_a_message() -> None:
 
     assert set(ORDER) | {"no_face", "not_live", "liveness_not_assessed"} == set(face_checks.HINTS)
     assert set(face_checks.HINTS) <= set(CODES)
+
+
+def test_a_sharper_photo_and_a_straighter_face_have_the_better_quality(portrait: Pixels) -> None:
+    def quality(image: Pixels, face: Face = PORTRAIT_FACE) -> float:
+        return face_checks.photo_quality(check_photo(image, [face], LIMITS, ScriptedCovering())[1])
+
+    blurred = [np.asarray(cv2.GaussianBlur(portrait, (0, 0), sigma), np.uint8) for sigma in (1.5, 2.0)]
+    assert 1 > quality(portrait) > quality(blurred[0]) > quality(blurred[1]) > 0
+    aside = replace(
+        PORTRAIT_FACE, landmarks=PORTRAIT_FACE.landmarks + np.float32([[0, 0], [0, 0], [9, 0], [0, 0], [0, 0]])
+    )
+    assert quality(portrait, aside) < quality(portrait)

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     old, new = bootstrap.connect_store(settings), bootstrap.connect_store(target)
     try:
         settings = one_thread_per_photo(settings)
-        engine = bootstrap.loaded_engine(settings)
+        engine = bootstrap.engine_of(settings)
         require_change_of_model(old, new, engine.name)
         with Report(report_path(arguments.report, settings, "reembed-report.csv")) as report:
             missing = bring_up_to_date(old, new, photos, engine, settings, report)
@@ -164,7 +164,9 @@ def _add(old: RecordStore, new: RecordStore, processed: ProcessedPhoto, earlier:
             return False
         timestamp = person.photos[min(earlier, len(person.photos) - 1)].timestamp or time.time()
         photo_id = str(uuid.uuid4()) if earlier else None
-        enrolment = Enrolment(user_id, processed.template, model, timestamp, photo_id=photo_id)
+        enrolment = Enrolment(
+            user_id, processed.template, model, timestamp, photo_id=photo_id, quality=processed.quality
+        )
         if new.append(new.last_place() + 1, [enrolment]):
             return True
     return False

@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     logger.info("The report will be %s", out / "report.html")
 
     settings = one_thread_per_photo(settings)
-    engine = bootstrap.loaded_engine(settings)
+    engine = bootstrap.engine_of(settings)
     paths = [one for photos in people.values() for one in photos]
     key = cache_key(engine, settings, arguments.without_checks)
     cache = Cache(arguments.cache, key, engine.dimension, settings.keyring)

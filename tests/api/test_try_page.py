@@ -291,11 +291,75 @@ class TestInABrowser:
         choose(page, photo)
         click(page, "verify")
         until(page, lambda: "Verified" in text(page, "outcome"))
-        assert next_steps(page) == {"choose"}
+        assert next_steps(page) == {"add-photo", "choose"}
         click(page, "sign-up")
         until(page, lambda: "This face already exists in the database" in text(page, "outcome"))
         assert next_steps(page) == {"verify"}
         erase(service, photo)
+
+    def test_the_verified_photo_or_a_new_one_is_added_to_the_person_once_each(
+        self, page: Any, tmp_path: Path, photo: Path, service: Service
+    ) -> None:
+        darker = tmp_path / "darker.jpg"
+        cv2.imwrite(str(darker), cv2.convertScaleAbs(read_photo(photo), alpha=0.8))
+        user_id = requests.post(f"{service.url}/signUp", files={"file": photo.read_bytes()}, timeout=30).json()[
+            "user_id"
+        ]
+        choose(page, photo)
+        assert not page.find_element("id", "add-photo").is_displayed()
+        click(page, "verify")
+        until(page, lambda: text(page, "status") == "Verified")
+        for chosen, photos in ((None, 2), (None, 2), (darker, 3)):
+            if chosen is not None:
+                choose(page, chosen)
+            page.find_element("id", "add-photo").click()
+            until(page, lambda: text(page, "status") == "Photo added")
+            assert f"Photos kept of you: {photos}" in text(page, "detail")
+            assert user_id in text(page, "detail")
+            assert next_steps(page) == {"choose"}
+        told = requests.get(f"{service.url}/users/{user_id}", timeout=30).json()
+        assert told["photos"] == 3
+        erase(service, photo)
+        click(page, "add-photo")
+        until(page, lambda: "Nobody is enrolled" in text(page, "outcome"))
+        assert not page.find_element("id", "add-photo").is_displayed()
+        assert next_steps(page) == {"verify"}
+
+    def test_a_photo_of_another_person_is_not_added_and_the_page_says_why(
+        self, page: Any, tmp_path: Path, photo: Path, service: Service
+    ) -> None:
+        stranger = tmp_path / "stranger.jpg"
+        cv2.imwrite(str(stranger), packaged_photo("insightface", "data", "images", "t1.jpg")[180:500, 1010:1280])
+        requests.post(f"{service.url}/signUp", files={"file": photo.read_bytes()}, timeout=30).raise_for_status()
+        choose(page, photo)
+        click(page, "verify")
+        until(page, lambda: text(page, "status") == "Verified")
+        choose(page, stranger)
+        click(page, "add-photo")
+        until(page, lambda: text(page, "next") == TEXTS["en"]["page"]["nextOtherPerson"])
+        assert text(page, "status") == "Photo not added"
+        assert "No matching face found" in text(page, "detail")
+        assert next_steps(page) == {"choose", "verify"}
+        page.execute_script(
+            "window.fetch = async () => new Response("
+            "JSON.stringify({ code: 'duplicate_face', message: 'This face exists' }), { status: 409 })"
+        )
+        click(page, "add-photo")
+        until(page, lambda: text(page, "next") == TEXTS["en"]["page"]["nextSomebodyElse"])
+        assert next_steps(page) == {"choose"}
+        erase(service, photo)
+
+    def test_after_a_verification_that_fails_no_photo_can_be_added(
+        self, page: Any, photo: Path, service: Service
+    ) -> None:
+        requests.post(f"{service.url}/signUp", files={"file": photo.read_bytes()}, timeout=30).raise_for_status()
+        choose(page, photo)
+        click(page, "verify")
+        until(page, lambda: page.find_element("id", "add-photo").is_displayed())
+        erase(service, photo)
+        click(page, "verify")
+        until(page, lambda: text(page, "status") == "Not verified")
+        assert not page.find_element("id", "add-photo").is_displayed()
 
     def test_a_sign_up_whose_answer_was_lost_is_safely_sent_again(
         self, page: Any, photo: Path, service: Service

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -53,7 +54,7 @@ class ByBrightness(ScriptedEngine):
 
 
 def write_people(folder: Path, *brightnesses: int) -> list[Path]:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, brightness in enumerate(brightnesses):
         photo = a_photo()
@@ -90,6 +91,7 @@ class Bench:
         with Report(self.report) as report:
             todo = photos_to_do(photos, report, self.store, self.settings)
             importer = Importer(self.store, self.engine, gallery, self.settings, report, None)
+            importer.know_people(photos)
             for number, made in enumerate(process_photos(todo, self.engine, self.settings)):
                 if number == stop_after:
                     return report.lines
@@ -245,7 +247,7 @@ def test_a_csv_names_photos_beside_it(tmp_path: Path) -> None:
 @pytest.fixture
 def scripted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """`app.main` runs on the bench's store and model."""
-    monkeypatch.setattr(bootstrap, "loaded_engine", lambda _: bench.engine)
+    monkeypatch.setattr(bootstrap, "engine_of", lambda _: bench.engine)
     return bench
 
 
@@ -375,6 +377,77 @@ def test_an_import_interrupted_twice_ends_like_one_that_was_not(tmp_path: Path, 
     store.prepare()
     assert 2 <= len(enrolled) < 60
     assert sorted(enrolled) == sorted(stored.user_id for stored in store.embeddings(0))
+
+
+# --- several photos of a person ---
+
+
+def write_person(folder: Path, **photos: int) -> None:
+    """Write photos of these brightnesses by their names; equal ones show the same face."""
+    for name, brightness in photos.items():
+        (path,) = write_people(folder / "made", brightness)
+        path.rename(folder / f"{name}.jpg")
+        (folder / "made").rmdir()
+
+
+def codes_of(lines: dict[str, ReportLine], folder: Path) -> dict[str, str]:
+    return {Path(path).relative_to(folder).as_posix(): line.code for path, line in lines.items()}
+
+
+def test_of_a_folder_a_person_the_first_photo_that_passes_enrols_and_the_others_are_added(
+    bench: Bench, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    write_person(folder / "ann", b=0, c=0, d=128)
+    (folder / "ann" / "a.jpg").write_bytes(b"no picture")
+    write_person(folder / "ben", a=64)
+    write_person(folder / "cleo", a=0, b=200)
+    photos = find_photos(folder, person_folders=None)
+    assert {photo.person for photo in photos} == {"ann", "ben", "cleo"}
+    lines = bench.run(photos)
+    assert codes_of(lines, folder) == {
+        "ann/a.jpg": "unsupported_format", "ann/b.jpg": "enrolled", "ann/c.jpg": "photo_added", "ann/d.jpg": "no_match",
+        "ben/a.jpg": "enrolled", "cleo/a.jpg": "duplicate_face", "cleo/b.jpg": "enrolled",
+    }  # fmt: skip
+    ann = bench.store.find_person(lines[str(folder / "ann/b.jpg")].user_id)
+    assert ann is not None
+    assert len(ann.photos) == 2
+    # A further photo joins at the next run, and nothing is done again.
+    write_person(folder / "ben", b=64)
+    again = bench.run(find_photos(folder, person_folders=None))
+    assert again[str(folder / "ben/b.jpg")].code == "photo_added"
+    assert again[str(folder / "ben/b.jpg")].user_id == lines[str(folder / "ben/a.jpg")].user_id
+    assert bench.enrolled() == 5
+
+
+def test_nobody_gets_more_photos_by_an_import_than_they_may_have(bench: Bench, tmp_path: Path) -> None:
+    bench.settings = replace(bench.settings, max_photos=2)
+    write_person(tmp_path / "photos" / "ann", a=0, b=0, c=0)
+    lines = bench.run(find_photos(tmp_path / "photos", person_folders=True))
+    assert list(codes_of(lines, tmp_path / "photos").values()) == ["enrolled", "photo_added", "not_needed"]
+    assert [stored.seq for stored in bench.store.embeddings(0)] == [1, 2]
+
+
+def test_a_folder_says_by_its_form_whether_it_holds_a_folder_a_person(tmp_path: Path) -> None:
+    def people(**options: bool | None) -> list[str | None]:
+        return [photo.person for photo in find_photos(tmp_path, **options)]
+
+    write_person(tmp_path / "ann", a=0)
+    write_person(tmp_path / "ben", a=64)
+    assert people(person_folders=None) == [None, None]  # one photo each: each enrols anyway
+    write_person(tmp_path / "ben", b=64)
+    assert people(person_folders=None) == ["ann", "ben", "ben"]
+    assert people() == people(person_folders=False) == [None] * 3
+    write_person(tmp_path, loose=128)
+    assert people(person_folders=None) == [None] * 4
+    assert people(person_folders=True) == ["ann", "ben", "ben", None]
+
+
+def test_a_csv_may_say_which_photos_show_the_same_person(bench: Bench, tmp_path: Path) -> None:
+    write_person(tmp_path, a=0, b=64, c=0)
+    (tmp_path / "list.csv").write_text("person,file\nann,a.jpg\nben,b.jpg\nann,c.jpg\n", "utf-8")
+    lines = bench.run(find_photos(tmp_path / "list.csv"))
+    assert codes_of(lines, tmp_path) == {"a.jpg": "enrolled", "b.jpg": "enrolled", "c.jpg": "photo_added"}
 
 
 # --- a change of model ---

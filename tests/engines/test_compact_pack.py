@@ -159,7 +159,7 @@ def test_a_file_that_is_not_as_it_was_made_is_made_again(tmp_path: Path, harm: C
     right = make(tmp_path)
     harm(tmp_path)
     assert make(tmp_path) == right
-    assert model_files.digest(tmp_path / "rec.onnx") == right["recognition"]
+    assert model_files.sha256_of(tmp_path / "rec.onnx") == right["recognition"]
 
 
 START = """

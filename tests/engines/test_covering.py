@@ -96,6 +96,9 @@ def test_without_its_file_the_service_does_not_start(tmp_path: Path, content: by
 
 def test_the_models_runtime_reports_to_nobody(tmp_path: Path) -> None:
     # With an environment of its own: in continuous integration onnxruntime keeps quiet by itself.
-    load = "from engines.covering import CoveringModel; from settings import PROJECT; CoveringModel(PROJECT / 'models')"
+    load = (
+        "from bootstrap import prepare_libraries; prepare_libraries();"
+        "from engines.covering import CoveringModel; from settings import PROJECT; CoveringModel(PROJECT / 'models')"
+    )
     subprocess.run([sys.executable, "-c", load], cwd=PROJECT, env={"HOME": str(tmp_path)}, check=True, timeout=60)
     assert list(tmp_path.rglob("*")) == []  # otherwise: .cache/Microsoft/DeveloperTools/.onnxruntime/deviceid

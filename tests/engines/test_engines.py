@@ -157,7 +157,7 @@ def verifiable(pack: Path) -> list[ModelFile]:
     files = []
     for task, name in (("detection", "det.onnx"), ("recognition", "rec.onnx")):
         os.utime(pack / name, (0, 0))
-        files.append(ModelFile(name, (pack / name).stat().st_size, model_files.digest(pack / name), task, ""))
+        files.append(ModelFile(name, (pack / name).stat().st_size, model_files.sha256_of(pack / name), task, ""))
     return files
 
 
@@ -171,13 +171,13 @@ def test_a_file_is_read_for_its_digest_once_and_only_where_something_hangs_on_it
     files, plain = verifiable(pack), InsightFaceEngine(pack, threads=1).name
     if which == "declared":  # InsightFace reads it, which verifies it
         declare(pack, detection={"file": "det.onnx"}, recognition={"file": "rec.onnx", "sha256": files[1].sha256})
-    digested, digest = list[str](), model_files.digest
+    digested, digest = list[str](), model_files.sha256_of
 
     def counted(path: Path) -> str:
         digested.append(path.name)
         return digest(path)
 
-    monkeypatch.setattr(model_files, "digest", counted)
+    monkeypatch.setattr(model_files, "sha256_of", counted)
     engine = InsightFaceEngine(pack, threads=1, files=ensure(pack, files) if which == "verified" else None)
     assert sorted(digested) == read
     assert engine.name == plain
@@ -274,7 +274,7 @@ def test_a_recogniser_that_is_replaced_while_it_is_loaded_gives_its_name_to_no_o
 ) -> None:
     verifiable(pack)
     write_tiny_pack(pack / "other", seed=1)
-    digest = model_files.digest
+    digest = model_files.sha256_of
 
     def replaced_meanwhile(path: Path) -> str:
         found = digest(path)
@@ -282,7 +282,7 @@ def test_a_recogniser_that_is_replaced_while_it_is_loaded_gives_its_name_to_no_o
             (pack / "other" / "rec.onnx").replace(path)
         return found
 
-    monkeypatch.setattr(model_files, "digest", replaced_meanwhile)
+    monkeypatch.setattr(model_files, "sha256_of", replaced_meanwhile)
     with pytest.raises(ModelUnavailable, match="changed while it was loaded"):
         InsightFaceEngine(pack, threads=1)
 

@@ -470,15 +470,14 @@ def test_the_description_and_the_errors_name_hosts_but_no_credentials(tmp_path: 
     for uri in (
         "mongodb://user:secret@x@host",
         "mongodb://user:secret/@host",
-        "mongodb://user:x@12/secret@host",
         "mongodb+srv://user:secret@x@host",
         "mongodb://host:secret",
     ):
         # A mistake, and no outage that the start waits for.
-        with pytest.raises(ValueError, match=r"MONGO_URI is not valid.*percent-encoded") as caught:
+        with pytest.raises(ValueError, match="MONGO_URI is not valid") as caught:
             opened(uri)
         assert "secret" not in str(caught.value)
-        assert caught.value.__context__ is None or caught.value.__suppress_context__
+        assert caught.value.__suppress_context__
 
 
 # --- SQLite ---
