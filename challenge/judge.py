@@ -32,7 +32,7 @@ MIN_SHARE_WITH_FACE = 0.75
 MAX_SHIFT = 3.0
 MAX_ZOOM = 2.0
 # ... and its mean colour by so much (CIELAB).
-MAX_COLOUR_SHIFT = 12.0
+MAX_COLOUR_SHIFT = 14.0
 # Two frames that differ by less (mean over all pixels, of 255) are one frame that was sent twice.
 MIN_DIFFERENCE = 0.25
 

@@ -193,7 +193,8 @@ class Track:
         A picture that turns stays the same picture, narrower, and arched if it is bent round an upright cylinder. A
         head shows another side of the nose and the cheeks.
         """
-        return min(self._unexplained(number) for number in turned)
+        # A side that cannot be measured is left to the other one.
+        return min(filter(None, map(self._unexplained, turned)), default=0.0)
 
     def _unexplained(self, number: int) -> float:
         """1 - the correlation of a turned face with the straight one, after the best arch and homography."""
@@ -203,7 +204,7 @@ class Track:
         turned = _grey_crop(self._frames[number].pixels, _joined(to_crop, _inverse(np.column_stack([linear, shift]))))
         sign = 1 if self._yaws[number] < self._centre else -1
         correlation = max(_correlation(_arched(straight, sign * arch), turned) for arch in ARCHES)
-        # Where no map was found at all, nothing was measured: that is no sign of a head.
+        # Where no map is found at all, nothing is measured.
         return 1.0 - correlation if correlation > 0 else 0.0
 
 
@@ -219,14 +220,14 @@ def _arched(crop: npt.NDArray[np.uint8], arch: float) -> npt.NDArray[np.uint8]:
 
 
 def _correlation(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
-    """The correlation of the middle of two faces after the homography that fits best; 0 if none does."""
-    try:
-        correlation, _ = cv2.findTransformECC(
-            one, other, np.eye(3, dtype=np.float32), cv2.MOTION_HOMOGRAPHY, _ECC_ENDS, _MIDDLE, 1
-        )
-    except cv2.error:  # nothing to hold on to, or no convergence
-        return 0.0
-    return float(correlation)
+    """The correlation of two faces' middles after the best homography, or affine map; 0 if none is found."""
+    for motion, start in ((cv2.MOTION_HOMOGRAPHY, np.eye(3)), (cv2.MOTION_AFFINE, np.eye(2, 3))):
+        try:
+            correlation, _ = cv2.findTransformECC(one, other, start.astype(np.float32), motion, _ECC_ENDS, _MIDDLE, 1)
+        except cv2.error:  # no convergence
+            continue
+        return float(correlation)
+    return 0.0
 
 
 def _size(landmarks: Floats) -> float:
