@@ -22,17 +22,17 @@ from errors import FaceError
 from face_checks import Check
 from settings import Settings
 
-# How much of the turned faces no print explains, flat or bent.
-MIN_UNLIKE_A_PRINT = 0.04
+# How much of the face turned to either side no print explains, flat or bent.
+MIN_UNLIKE_A_PRINT = 0.025
 # How far the nose's tip stands before the plane of eyes and mouth, in inter-eye distances, from its parallax.
 MIN_NOSE_DEPTH = 0.26
 # So many of the frames must show the face: a detector misses one now and then between two steps.
 MIN_SHARE_WITH_FACE = 0.75
 # From one frame to the next the face moves by at most so many inter-eye distances, and grows or shrinks by this factor.
-MAX_SHIFT = 2.0
-MAX_ZOOM = 1.8
+MAX_SHIFT = 3.0
+MAX_ZOOM = 2.0
 # ... and its mean colour by so much (CIELAB).
-MAX_COLOUR_SHIFT = 12.0
+MAX_COLOUR_SHIFT = 14.0
 # Two frames that differ by less (mean over all pixels, of 255) are one frame that was sent twice.
 MIN_DIFFERENCE = 0.25
 

@@ -22,12 +22,12 @@ from photos.resampling import cut_out
 
 # Degrees by which the head's yaw differs from its yaw in the frames that look straight. Between the two limits a frame
 # is on its way, and is no step.
-MIN_TURN_DEG = 14.0
+MIN_TURN_DEG = 12.0
 MAX_STRAIGHT_DEG = 10.0
 # The first frame may be turned away from the camera by so many degrees: cameras stand beside the screen.
 MAX_FIRST_YAW_DEG = 20.0
 # The face is so many times as large as before when it has come closer, and as at first when it has gone back.
-MIN_GROWTH = 1.18
+MIN_GROWTH = 1.15
 MAX_GROWTH_WHEN_BACK = 1.09
 
 # A turn by less than this counts as this much when the depth is worked out: a small angle says little.
@@ -188,12 +188,13 @@ class Track:
         return of_sides[0], of_sides[1]
 
     def unlike_a_print(self, turned: Sequence[int]) -> float:
-        """How much of the turned faces a picture cannot explain, flat or bent: 1 - correlation, the mean of the frames.
+        """How much of the turned faces no picture explains, flat or bent: 1 - correlation, the least of the frames.
 
         A picture that turns stays the same picture, narrower, and arched if it is bent round an upright cylinder. A
         head shows another side of the nose and the cheeks.
         """
-        return float(np.mean([self._unexplained(number) for number in turned]))
+        # A side that cannot be measured is left to the other one.
+        return min(filter(None, map(self._unexplained, turned)), default=0.0)
 
     def _unexplained(self, number: int) -> float:
         """1 - the correlation of a turned face with the straight one, after the best arch and homography."""
@@ -202,8 +203,9 @@ class Track:
         linear, shift = _affine(self._landmarks[0], self._landmarks[number])
         turned = _grey_crop(self._frames[number].pixels, _joined(to_crop, _inverse(np.column_stack([linear, shift]))))
         sign = 1 if self._yaws[number] < self._centre else -1
-        correlations = [_correlation(_arched(straight, sign * arch), turned) for arch in ARCHES]
-        return 1.0 - max(correlations)
+        correlation = max(_correlation(_arched(straight, sign * arch), turned) for arch in ARCHES)
+        # Where no map is found at all, nothing is measured.
+        return 1.0 - correlation if correlation > 0 else 0.0
 
 
 def _arched(crop: npt.NDArray[np.uint8], arch: float) -> npt.NDArray[np.uint8]:
@@ -218,14 +220,14 @@ def _arched(crop: npt.NDArray[np.uint8], arch: float) -> npt.NDArray[np.uint8]:
 
 
 def _correlation(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
-    """The correlation of the middle of two faces after the homography that fits best; 0 if none does."""
-    try:
-        correlation, _ = cv2.findTransformECC(
-            one, other, np.eye(3, dtype=np.float32), cv2.MOTION_HOMOGRAPHY, _ECC_ENDS, _MIDDLE, 1
-        )
-    except cv2.error:  # nothing to hold on to, or no convergence
-        return 0.0
-    return float(correlation)
+    """The correlation of two faces' middles after the best homography, or affine map; 0 if none is found."""
+    for motion, start in ((cv2.MOTION_HOMOGRAPHY, np.eye(3)), (cv2.MOTION_AFFINE, np.eye(2, 3))):
+        try:
+            correlation, _ = cv2.findTransformECC(one, other, start.astype(np.float32), motion, _ECC_ENDS, _MIDDLE, 1)
+        except cv2.error:  # no convergence
+            continue
+        return float(correlation)
+    return 0.0
 
 
 def _size(landmarks: Floats) -> float:

@@ -541,8 +541,8 @@ function measured({ landmarks: [left, right, nose, ...mouth] }) {
 function shows(step, { aside, size }, straight) {
   const turned = aside - (straight ? straight.aside : 0);
   if (step === "look_straight") return Math.abs(turned) <= (straight ? 0.08 : 0.18);
-  if (step === "come_closer") return Math.abs(turned) <= 0.1 && size >= 1.32 * straight.size;
-  return step === "turn_left" ? turned >= 0.22 : step === "turn_right" && turned <= -0.22;
+  if (step === "come_closer") return Math.abs(turned) <= 0.1 && size >= 1.28 * straight.size;
+  return step === "turn_left" ? turned >= 0.16 : step === "turn_right" && turned <= -0.16;
 }
 
 // The preview is a mirror: the arrow points to where the person sees the head turn.
