@@ -258,7 +258,7 @@ def test_a_sharper_photo_and_a_straighter_face_have_the_better_quality(portrait:
 
     blurred = [np.asarray(cv2.GaussianBlur(portrait, (0, 0), sigma), np.uint8) for sigma in (1.5, 2.0)]
     assert 1 > quality(portrait) > quality(blurred[0]) > quality(blurred[1]) > 0
-    aside = replace(
-        PORTRAIT_FACE, landmarks=PORTRAIT_FACE.landmarks + np.float32([[0, 0], [0, 0], [9, 0], [0, 0], [0, 0]])
-    )
+    landmarks = PORTRAIT_FACE.landmarks.copy()
+    landmarks[2, 0] += 9  # the nose, to one side
+    aside = replace(PORTRAIT_FACE, landmarks=landmarks)
     assert quality(portrait, aside) < quality(portrait)
