@@ -258,7 +258,6 @@ def test_a_sharper_photo_and_a_straighter_face_have_the_better_quality(portrait:
 
     blurred = [np.asarray(cv2.GaussianBlur(portrait, (0, 0), sigma), np.uint8) for sigma in (1.5, 2.0)]
     assert 1 > quality(portrait) > quality(blurred[0]) > quality(blurred[1]) > 0
-    landmarks = PORTRAIT_FACE.landmarks.copy()
-    landmarks[2, 0] += 9  # the nose, to one side
-    aside = replace(PORTRAIT_FACE, landmarks=landmarks)
+    nose_aside = np.array([[0, 0], [0, 0], [9, 0], [0, 0], [0, 0]], np.float32)
+    aside = replace(PORTRAIT_FACE, landmarks=PORTRAIT_FACE.landmarks + nose_aside)
     assert quality(portrait, aside) < quality(portrait)

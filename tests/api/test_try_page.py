@@ -28,6 +28,7 @@ from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
 from tests.support.fakes import ScriptedCovering, ScriptedEngine, packaged_photo
+from tests.support.filming import frames_of
 from tests.support.running import Service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -201,6 +202,42 @@ def next_steps(page: Any) -> set[str]:
 
 def click(page: Any, name: str) -> None:
     page.execute_script("document.getElementById(arguments[0]).click()", name)
+
+
+# A camera that shows what the page asks for: `poses` has a picture for each sentence. Like a person's, no frame of it
+# is quite like another, and it takes a moment to follow.
+ACTING_CAMERA = """
+const [poses, wait, done] = arguments, canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
+const pictures = {};
+canvas.width = 360; canvas.height = 480;
+window.pose = "Look straight at the camera.";
+new MutationObserver(() => {
+  const words = statusLine.textContent;
+  if (poses[words]) setTimeout(() => { window.pose = words; }, wait);
+}).observe(statusLine, { childList: true });
+navigator.mediaDevices.getUserMedia = async () => canvas.captureStream(25);
+Promise.all(Object.entries(poses).map(async ([words, base64]) => {
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  pictures[words] = await createImageBitmap(new Blob([bytes]));
+})).then(() => {
+  setInterval(() => pen.drawImage(pictures[window.pose], 4 * Math.random() - 2, 4 * Math.random() - 2), 40);
+  done();
+});
+"""
+STEP_WORDS = {
+    "look_straight": "Look straight at the camera.",
+    "turn_left": "Turn your head to the left.",
+    "turn_right": "Turn your head to the right.",
+    "come_closer": "Come closer to the camera.",
+}
+
+
+def acting_camera(page: Any, what: str, wait_ms: int = 300) -> None:
+    """Give the page a camera before which a `head` or a `flat` print does what the page asks for."""
+    frames = frames_of(list(STEP_WORDS), what)
+    frames[3] = frames_of(["come_closer"], what)[0]
+    poses = {words: base64.b64encode(frame).decode() for words, frame in zip(STEP_WORDS.values(), frames, strict=True)}
+    page.execute_async_script(ACTING_CAMERA, poses, wait_ms)
 
 
 class TestInABrowser:
@@ -649,3 +686,59 @@ class TestInABrowser:
             assert browser.execute_script("return [most, sent]") == [1, 4]
         finally:
             service.kill()
+
+    def test_a_person_does_the_steps_of_a_challenge_without_touching_a_button(
+        self, page: Any, photo: Path, service: Service
+    ) -> None:
+        acting_camera(page, "head")
+        choose(page, photo)
+        click(page, "prove")
+        click(page, "sign-up")
+        until(page, lambda: "Turn your head" in text(page, "status"))
+        assert re.search(r"[2-6] / [56]", text(page, "detail"))
+        assert page.execute_script("return document.querySelector('.arrow').getAttribute('d')").startswith("M")
+        until(page, lambda: "Signed up" in text(page, "outcome"))
+        assert not page.execute_script("return Boolean(stream)")
+        erase(service, photo)
+
+    def test_the_steps_are_asked_for_when_the_service_requires_them(self, page: Any, photo: Path) -> None:
+        acting_camera(page, "head")
+        choose(page, photo)
+        page.execute_script(
+            "const whole = fetch, said = { status: 'error', code: 'challenge_required', message: '', checks: [] };"
+            "window.fetch = async (route, all) => route === '/signUp' && !all.body.has('challenge_id')"
+            " ? Response.json(said, { status: 422 }) : whole(route, all)"
+        )
+        click(page, "verify")
+        until(page, lambda: "Not verified" in text(page, "outcome"))
+        click(page, "sign-up")
+        until(page, lambda: text(page, "status") == STEP_WORDS["look_straight"])
+
+    def test_a_film_of_all_steps_in_a_fixed_order_ends_the_challenge(self, page: Any, photo: Path) -> None:
+        acting_camera(page, "head")
+        choose(page, photo)
+        click(page, "prove")
+        page.execute_script(
+            "const words = arguments[0]; let at = 0;"
+            "setInterval(() => { at += 1; window.pose = words[at % words.length] }, 1500)",
+            [STEP_WORDS[step] for step in ("look_straight", "turn_left", "look_straight", "turn_right")],
+        )
+        challenge = "challenge_id: 'x', expires_in: 60, frames: { min: 5, max: 12 }"
+        steps = ["look_straight", "turn_right", "turn_left", "turn_right", "come_closer"]
+        page.execute_script(
+            "const whole = fetch; window.fetch = async (route, all) => route === '/challenges'"
+            f" ? Response.json({{ {challenge}, steps: {steps} }}) : whole(route, all)"
+        )
+        click(page, "verify")
+        until(page, lambda: "The steps were not finished." in text(page, "outcome"))
+
+    def test_a_challenge_can_be_left_and_the_photo_stays(self, page: Any, photo: Path) -> None:
+        acting_camera(page, "flat")
+        choose(page, photo)
+        click(page, "prove")
+        click(page, "verify")
+        until(page, lambda: "Turn your head" in text(page, "status") or "Come closer" in text(page, "status"))
+        click(page, "camera")
+        until(page, lambda: "The steps were not finished." in text(page, "outcome"))
+        assert next_steps(page) == {"verify"}
+        assert page.find_element("id", "verify").is_enabled()
