@@ -64,7 +64,7 @@ def test_every_language_says_everything() -> None:
 
 
 def test_the_page_says_what_is_in_its_texts_and_nothing_there_is_left_unsaid() -> None:
-    named = set(re.findall(r'data-(?:text|label)="(\w+)"', PAGE))
+    named = set(re.findall(r'data-(?:text|label)="(\w+)"', PAGE + try_page_html(updates_people=True)))
     quoted = set(re.findall(r'"(\w+)"', SCRIPT))
     assert named <= set(TEXTS["en"]["page"]) <= named | quoted | {"language"}
     assert set(re.findall(r'say\("(\w+)"\)', SCRIPT)) <= set(TEXTS["en"]["page"])
@@ -90,6 +90,12 @@ def test_the_page_may_run_its_own_script_and_reach_this_service_alone(tmp_path: 
     assert "unsafe" not in policy
     assert {"default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'"} <= set(policy.split("; "))
     assert answer.headers["Permissions-Policy"] == "camera=(self)"
+
+
+@pytest.mark.parametrize(("setting", "said"), [("off", "privacy"), ("on_verify", "privacyOfUpdates")])
+def test_the_page_says_whether_a_verification_may_keep_something(tmp_path: Path, setting: str, said: str) -> None:
+    answer = answer_of(tmp_path, update_template=setting)
+    assert re.findall(r'data-text="(privacy\w*)"', answer.text) == [said]
 
 
 def test_try_page_off_takes_the_page_away(tmp_path: Path) -> None:
