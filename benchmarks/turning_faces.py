@@ -114,7 +114,7 @@ def plain_head_of(image: Pixels, face: Face, *, density: float = 110.0) -> Relie
     from_rim = 1 - (x / 1.25) ** 2 - ((y - 0.4) / 1.75) ** 2
     egg = 1.1 - 1.2 * np.sqrt(np.clip(from_rim, 0, None))
     along = np.clip((y + 0.1) / 0.7, 0, 1) * np.clip((0.85 - y) / 0.2, 0, 1)
-    z = egg - 0.5 * along * np.exp(-((x / 0.2) ** 2))
+    z = egg - 0.62 * along * np.exp(-((x / 0.2) ** 2))
     z -= z[np.abs(y).argmin(axis=0)[0], np.abs(x - 0.5).argmin(axis=1)[0]]
     columns, rows = x * unit + middle[0], y * unit + middle[1]
     within = (from_rim > 0.02) & (columns >= 0) & (rows >= 0)

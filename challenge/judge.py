@@ -25,7 +25,7 @@ from settings import Settings
 # How much of the face turned to either side no print explains, flat or bent.
 MIN_UNLIKE_A_PRINT = 0.025
 # How far the nose's tip stands before the plane of eyes and mouth, in inter-eye distances, from its parallax.
-MIN_NOSE_DEPTH = 0.26
+MIN_NOSE_DEPTH = 0.24
 # So many of the frames must show the face: a detector misses one now and then between two steps.
 MIN_SHARE_WITH_FACE = 0.75
 # From one frame to the next the face moves by at most so many inter-eye distances, and grows or shrinks by this factor.
