@@ -12,18 +12,21 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import bootstrap
-from api import description_pages, server
-from api.forms import FORM_ALLOWANCE
+from api import description_pages, web_server
+from api.html_pages import add_try_page
 from api.metrics import Metrics
-from api.pages import add_try_page
-from api.parts import Parts
+from api.multipart import FormRequest
 from api.request_audit import audit_requests
-from api.responses import log_requests, protect_responses, render_errors
+from api.request_fields import FORM_ALLOWANCE_BYTES, refuse_fields_in_urls
+from api.request_log import log_requests
+from api.responses import answer_errors, protect_responses
 from api.routes import add_routes
+from api.service_parts import Parts
 from commands import cli
 from settings import Settings, add_flags
+from version import VERSION
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, parts: Parts) -> Flask:
@@ -34,11 +37,12 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
         parts: what the routes work with: a warmed engine, a prepared store, a gallery that may still be loading.
     """
     app = Flask("face_api", static_folder=None)
+    app.request_class = FormRequest
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # UTF-8: Arabic reads as Arabic with curl, too
     app.url_map.merge_slashes = False  # a redirect would be a page, and this API answers JSON alone
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_file_bytes + FORM_ALLOWANCE
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_file_bytes + FORM_ALLOWANCE_BYTES
     # The parser reads 64 KiB at a time, of files too, and counts them against this with what it held back before.
-    app.config["MAX_FORM_MEMORY_SIZE"] = 2 * FORM_ALLOWANCE
+    app.config["MAX_FORM_MEMORY_SIZE"] = 2 * FORM_ALLOWANCE_BYTES
     app.config["MAX_FORM_PARTS"] = 32
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
@@ -48,11 +52,12 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
         parts.engine.name, parts.pipeline.slots.queue, parts.gallery.status, lambda: audit.lost if audit else 0
     )
     log_requests(app, metrics)
-    render_errors(app, settings.max_file_bytes)
+    answer_errors(app, settings.max_file_bytes)
     protect_responses(app)
     if audit is not None:
         audit_requests(app, audit)
     parts.access.guard(app)
+    refuse_fields_in_urls(app)
     add_routes(app, settings, parts, metrics)
     if settings.try_page == "on":
         add_try_page(app)
@@ -72,7 +77,7 @@ def serve(settings: Settings) -> int:
             logger.info("Ready, for development alone: http://%s:%d", settings.host, settings.port)
             app.run(settings.host, settings.port, debug=True, use_debugger=False, use_reloader=False, threaded=True)
         else:
-            server.serve(app, settings)
+            web_server.serve(app, settings)
     return 0
 
 
@@ -85,12 +90,17 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"There is no command {arguments[0]!r}.\n{cli.overview()}\n")
         return 2
     parser = argparse.ArgumentParser(
-        description="Face recognition API. Each flag is also an environment variable, and a line of .env, in capitals.",
-        epilog=cli.overview(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="app.py",
+        usage="python app.py [--flag VALUE ...]\n       python app.py COMMAND --help",
+        description="Serves the face recognition API, or runs a command.\n\n"
+        f"{cli.overview()}\n\n"
+        "Each flag is also an environment variable and a line of .env: --log-level is\n"
+        "LOG_LEVEL. .env.example explains each. Defaults are in brackets.",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=27),
     )
+    parser.add_argument("--version", action="version", version=VERSION)
     add_flags(parser)
-    return cli.started(vars(parser.parse_args(arguments)), serve)
+    return cli.start(vars(parser.parse_args(arguments)), serve)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from api import server
+from api import web_server
 from api.access import Access
-from api.parts import Parts
+from api.service_parts import Parts
 from engines import model_files
 from engines.base import Engine
 from engines.covering import CoveringModel
@@ -33,7 +34,7 @@ from store.retention import Retention
 if TYPE_CHECKING:
     from store.mongo_vectors import MongoVectorIndex
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 # A gallery that loads within this time is there before the first request; a larger one answers `not_ready` meanwhile.
 LOAD_PATIENCE_S = 2.0
@@ -63,7 +64,7 @@ def wait_for_store(connect: Callable[[], AnyStore], patience_s: float) -> AnySto
             return store
 
 
-def open_store(
+def make_store(
     mongo_uri: str | None,
     *,
     mongo_db: str,
@@ -72,14 +73,14 @@ def open_store(
     timeout: float = 5.0,
     keyring: Keyring = NO_KEYS,
 ) -> RecordStore:
-    """Return the store that the settings name, not yet connected: call `prepare` next.
+    """Make the store that the arguments name, not yet connected: call `prepare` next.
 
     Args:
         mongo_uri: a MongoDB connection string; the embedded SQLite file when None or empty.
         mongo_db, mongo_collection: names there.
         data_dir: folder of the SQLite file.
         timeout: seconds after which any one MongoDB operation fails.
-        keyring: seals the templates that are stored, and opens those that are.
+        keyring: seals and opens the stored templates.
 
     Raises:
         ValueError, FaceError: as `mongo.connect`.
@@ -94,7 +95,7 @@ def open_store(
     return mongo.connect(mongo_uri, mongo_db, mongo_collection, timeout=timeout, keyring=keyring)
 
 
-def connected_store(settings: Settings) -> RecordStore:
+def connect_store(settings: Settings) -> RecordStore:
     """Connect to the store that the settings name, and prepare it.
 
     Raises:
@@ -105,7 +106,7 @@ def connected_store(settings: Settings) -> RecordStore:
     keyring = settings.keyring
 
     def connect() -> RecordStore:
-        return open_store(
+        return make_store(
             settings.mongo_uri,
             mongo_db=settings.mongo_db,
             mongo_collection=settings.mongo_collection,
@@ -135,44 +136,37 @@ def load_engine(
 
     Args:
         face_model: `auto`, `auraface`, `compact`, or the folder of an InsightFace pack.
-        models_dir: AuraFace's files lie in its `auraface/`, and are fetched there.
+        models_dir: AuraFace's files lie in its `auraface/` and the compact model's in its `compact/`.
         hub_timeout_s: after this long without an answer the hub counts as unreachable.
         threads: threads of one model run; 0 takes all cores.
         may_fall_back: whether `auto` may take the compact model where AuraFace cannot be had.
-        precision: of the recogniser; the compact model has only one.
-        providers: what onnxruntime runs the models on; the compact model runs on the CPU.
+        precision: of the recogniser.
+        providers: what onnxruntime runs the models on.
 
     Raises:
         ModelUnavailable: with a message for the operator that says what to do.
     """
-    # A run on one model does not pay for the other's imports.
-    if face_model == "compact":
-        if precision != "fp32" or providers == "cuda":
-            raise ModelUnavailable(
-                "The compact model has neither another precision nor CUDA: EMBEDDING_PRECISION and ORT_PROVIDERS "
-                "are for InsightFace's packs."
-            )
-        from engines.compact_engine import CompactEngine  # noqa: PLC0415
+    # Commands that need no model do not pay for the imports.
+    from engines.compact_pack import IDENTITY, compact_pack  # noqa: PLC0415
+    from engines.insightface_engine import InsightFaceEngine  # noqa: PLC0415
 
-        return CompactEngine(threads)
-    files = None
+    load = partial(InsightFaceEngine, threads=threads, precision=precision, providers=providers)
     if face_model in ("auto", "auraface"):
         folder = models_dir / "auraface"
         try:
-            files = model_files.ensure(folder, hub_timeout_s=hub_timeout_s)
+            return load(folder, files=model_files.ensure(folder, hub_timeout_s=hub_timeout_s))
         except ModelUnavailable as error:
-            if face_model == "auraface" or precision != "fp32" or providers == "cuda":  # the compact model has neither
+            if face_model == "auraface":
                 raise
-            return _instead_of_auraface(error, threads=threads, may_fall_back=may_fall_back)
-    else:
-        folder = Path(face_model).expanduser().resolve()
-    from engines.insightface_engine import InsightFaceEngine  # noqa: PLC0415
+            _require_fall_back(error, may_fall_back=may_fall_back)
+    if face_model in ("auto", "compact"):
+        with compact_pack(models_dir / "compact", hub_timeout_s=hub_timeout_s) as pack:
+            return load(pack.folder, files=pack.files, identity=IDENTITY)
+    return load(Path(face_model).expanduser().resolve())
 
-    return InsightFaceEngine(folder, threads=threads, files=files, precision=precision, providers=providers)
 
-
-def _instead_of_auraface(missing: ModelUnavailable, *, threads: int, may_fall_back: bool) -> Engine:
-    """Return the compact model, if it may take AuraFace's place; ModelUnavailable otherwise."""
+def _require_fall_back(missing: ModelUnavailable, *, may_fall_back: bool) -> None:
+    """Say that the compact model takes AuraFace's place, or raise ModelUnavailable where it may not."""
     if not may_fall_back:
         raise ModelUnavailable(
             f"{missing}\nWith MONGO_URI set there is no falling back to a smaller model: a gallery must not mix "
@@ -180,20 +174,18 @@ def _instead_of_auraface(missing: ModelUnavailable, *, threads: int, may_fall_ba
             "FACE_MODEL=/folder/of/an/InsightFace/pack."
         ) from missing
     logger.warning(
-        "AuraFace is not available, so the service runs on the COMPACT model (dlib): good to start with, not to "
-        "go live with. What was missing: %s",
+        "AuraFace is not available, so the service runs on the COMPACT model (SFace). It misses more people than "
+        "AuraFace does. What was missing: %s",
         missing,
     )
-    from engines.compact_engine import CompactEngine  # noqa: PLC0415 - as above
-
-    return CompactEngine(threads)
 
 
 def cosine_at_half_of(model: str) -> float:
     """The `cosine_at_half` of a model by its name in the records; of a model that is none of these, the packs'."""
-    from engines.compact_engine import CompactEngine  # noqa: PLC0415 - as above
+    from engines.compact_pack import FORMER_IDENTITY, IDENTITY  # noqa: PLC0415 - as above
 
-    return CompactEngine.cosine_at_half if model == CompactEngine.name else 0.5
+    known = {one.name: one.cosine_at_half for one in (IDENTITY, FORMER_IDENTITY)}
+    return known.get(model.removesuffix("-int8"), 0.5)
 
 
 def loaded_engine(settings: Settings) -> Engine:
@@ -211,17 +203,10 @@ def loaded_engine(settings: Settings) -> Engine:
     return engine
 
 
-def liveness_of(settings: Settings, engine: Engine) -> Liveness | None:
+def liveness_of(settings: Settings) -> Liveness | None:
     """Load what tells live faces from pictures, if the settings want it; ModelUnavailable if it cannot be had."""
     if settings.liveness == "off":
         return None
-    from engines.compact_engine import CompactEngine  # noqa: PLC0415 - as above
-
-    if isinstance(engine, CompactEngine):
-        raise ModelUnavailable(
-            "LIVENESS aligns faces by the landmarks of InsightFace's packs, and the compact model has others: take "
-            "LIVENESS=off, or a pack."
-        )
     return AddOnLiveness(settings.models_dir)
 
 
@@ -319,17 +304,17 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
         ModelUnavailable: the model cannot be had.
     """
     access = Access(settings)
-    server.require_free(settings.host, settings.port)
-    server.return_memory()
+    web_server.require_free(settings.host, settings.port)
+    web_server.return_memory()
     prepare_uploads(settings.uploads_dir)
     decoders = Decoders(settings.model_slots, settings.max_image_pixels)
     at_the_end.callback(decoders.close)
     covering = CoveringModel(PROJECT / "models")
-    store = connected_store(settings)
+    store = connect_store(settings)
     engine = loaded_engine(settings)
     decoders.require_working()  # they have been starting meanwhile
-    liveness = liveness_of(settings, engine)
-    server.release_memory()
+    liveness = liveness_of(settings)
+    web_server.release_memory()
     gallery = gallery_of(settings, store, engine)
 
     def load() -> None:

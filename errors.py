@@ -17,6 +17,7 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "invalid_threshold": (400, "The threshold must be a number between the service's floor and 1."),
         "invalid_user_id": (400, "The user_id must be a UUID."),
         "bad_request": (400, "The request could not be understood."),
+        "unknown_field": (400, "The request has a field that is not read."),
         "unauthorized": (401, "An API key is required."),
         "no_match": (401, "No matching face found"),
         "forbidden": (403, "This API key does not allow that."),
@@ -24,9 +25,10 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "unknown_user": (404, "Nobody is enrolled under this user_id."),
         "method_not_allowed": (405, "This address does not accept that method."),
         "duplicate_face": (409, "This face already exists in the database"),
+        "idempotency_conflict": (409, "This Idempotency-Key was used with another photo."),
         "file_too_large": (413, "The photo's file is too large."),
         "image_too_large": (413, "The photo has too many pixels."),
-        "unsupported_format": (415, "Invalid file format. Please use JPG, JPEG or PNG"),
+        "unsupported_format": (415, "Invalid file format. Please use JPG, JPEG, PNG, WebP or HEIC."),
         "no_face": (422, "No face was found in the photo."),
         "multiple_faces": (422, "More than one face was found in the photo."),
         "face_too_small": (422, "The face is too small in the photo."),
@@ -60,8 +62,11 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
 SENTENCES: Mapping[str, str] = MappingProxyType(
     {
         "no_photo": "No photo was sent. Post it as the form-data field '{field}'.",
+        "photo_elsewhere": "No photo was sent as the form-data field '{field}'. The request has a file as {received}.",
         "one_photo": "Send exactly one photo in the field '{field}'.",
         "field_once": "Send the field '{field}' once.",
+        "misplaced_field": "The field '{field}' is not read there. Send it as form-data, to a route that takes it.",
+        "misspelt_field": "There is no field '{field}'. Send it as '{known}'.",
         "threshold_range": "The threshold must be a number between {floor} and 1.",
         "idempotency_key": "The Idempotency-Key must be 1 to 255 visible ASCII characters.",
         "unknown_key": "This API key is not known.",
@@ -89,7 +94,7 @@ def english(sentence: str, values: Mapping[str, object] = MappingProxyType({})) 
 class FaceError(Exception):
     """A request that cannot be answered as asked, with the code, sentence and status that the client gets.
 
-    Raised where the fact is known; rendered in one place, `web.py`.
+    Raised where the fact is known; answered in one place, `api/responses.py`.
 
     Args:
         code: a key of `CODES`.

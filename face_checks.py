@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engines.base import Face
+from engines.base import MEAN_FACE, Face
 from engines.covering import Covering, CoveringClassifier
 from errors import FaceError
 from photos.pixels import Pixels
@@ -115,7 +115,7 @@ def head_pose(face: Face) -> Pose:
     middle = (left + right) / 2
     camera = np.array([[focal, 0, middle[0]], [0, focal, middle[1]], [0, 0, 1]])
     fitted, turn, _ = cv2.solvePnP(
-        face.layout.points,
+        MEAN_FACE,
         face.landmarks.astype(np.float64),
         camera,
         None,
@@ -137,7 +137,7 @@ def head_pose(face: Face) -> Pose:
 def _alignment(face: Face) -> Floats:
     """The similarity transform from the photo to the frame: least squares over the landmarks, in complex numbers."""
     source = face.landmarks.astype(np.float64) @ np.array([1, 1j])
-    target = (face.layout.points[:, :2] * EYE_DISTANCE + ORIGIN) @ np.array([1, 1j])
+    target = (MEAN_FACE[:, :2] * EYE_DISTANCE + ORIGIN) @ np.array([1, 1j])
     centred = source - source.mean()
     spread = float((abs(centred) ** 2).sum())
     if not np.isfinite(spread) or spread < 1.0:

@@ -1,4 +1,4 @@
-"""Owns every tunable: one frozen `Settings`, read from flag > environment > `.env` > default, checked at start."""
+"""Every setting of the service: read from flags, the environment, `.env` and defaults, and checked at start."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,150 +27,115 @@ def _setting(
     default: Any,
     help_: str,
     *,
+    group: str,
     low: float = -math.inf,
     high: float = math.inf,
     choices: Sequence[str] = (),
     secret: bool = False,
 ) -> Any:
-    return field(
-        default=default, repr=not secret, metadata={"help": help_, "low": low, "high": high, "choices": tuple(choices)}
-    )
+    metadata = {"help": help_, "group": group, "low": low, "high": high, "choices": tuple(choices)}
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+# A setting's subject: `--help` lists the flags under it.
+_listening = partial(_setting, group="Where to listen")
+_access = partial(_setting, group="Who may call")
+_records = partial(_setting, group="Where people are stored")
+_model = partial(_setting, group="The face model")
+_decision = partial(_setting, group="Decisions")
+_check = partial(_setting, group="Limits of the checks")
+_load = partial(_setting, group="Load and uploads")
+_keeping = partial(_setting, group="Logs and how long data is kept")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What the operator can set. Each field is an environment variable in capitals and a flag with dashes.
 
-    Similarities are on the API's scale (-1...1, 0.5 the middle of the road for every model); each limit of a check
-    is in the unit of its measure in `face_checks.py`; docs/checks.md has the measurements that the defaults rest on.
+    Similarities are on the API's scale: -1...1, where 0.5 is the usual threshold for every model. Each limit of a check
+    is in the unit of its measure in `face_checks.py`. docs/checks.md has the measurements behind the defaults.
     """
 
-    host: str = _setting("127.0.0.1", "address to listen on; anything but loopback exposes the service")
-    port: int = _setting(5000, "port to listen on; 0 takes a free one", low=0, high=65535)
-    debug: bool = _setting(False, "Flask's own server and debug logging; never in production")
+    host: str = _listening("127.0.0.1", "address to listen on")
+    port: int = _listening(5000, "port; 0 takes a free one", low=0, high=65535)
+    try_page: str = _listening("on", "the camera page GET /try: on or off", choices=("on", "off"))
+    trusted_proxies: int = _listening(0, "reverse proxies whose X-Forwarded are believed", low=0, high=9)
+    debug: bool = _listening(False, "Flask's own server and debug logging")
 
-    api_keys: str = _setting(
-        "", "hashes of API keys, as `python app.py keys add --print-line` shows them; beside those of API_KEYS_FILE"
-    )
-    api_keys_file: str = _setting("", "where `python app.py keys` keeps the keys' hashes; empty: keys, in DATA_DIR")
-    allow_no_keys: bool = _setting(False, "serve addresses other than loopback without any API key")
-    rate_limit_key: str = _setting("6000/minute", "requests that one API key may make; off: any number")
-    rate_limit_address: str = _setting("600/minute", "requests that one address may make; off: any number")
-    lockout: str = _setting("10/15 minutes", "failed 1:1 verifications after which a user_id is locked out; off: never")
-    limits_storage: str = _setting(
-        "memory://", "where limits are counted: memory://, or for all replicas redis:// or mongodb://", secret=True
-    )
-    trusted_proxies: int = _setting(
-        0, "reverse proxies in front, whose X-Forwarded headers are believed", low=0, high=9
-    )
-    cors_origins: str = _setting("", "web origins that may call, separated by commas; empty: none")
+    api_keys: str = _access("", "hashes of API keys, beside those in the file")
+    api_keys_file: str = _access("", "file of the API keys' hashes; empty: DATA_DIR/keys")
+    allow_no_keys: bool = _access(False, "serve other machines without API keys")
+    rate_limit_key: str = _access("6000/minute", "requests of an API key, or off")
+    rate_limit_address: str = _access("600/minute", "requests of an address, or off")
+    lockout: str = _access("10/15 minutes", "failed 1:1 verifications, or off")
+    limits_storage: str = _access("memory://", "where limits are counted", secret=True)
+    cors_origins: str = _access("", "web origins that may call, with commas between")
 
-    mongo_uri: str = _setting(
-        "",
-        "MongoDB connection string (a flag shows in the process list: prefer .env); empty: an embedded SQLite file",
-        secret=True,
-    )
-    mongo_db: str = _setting("face_recognition", "MongoDB database")
-    mongo_collection: str = _setting("faces", "MongoDB collection")
-    template_keys: str = _setting(
-        "",
-        "keys that encrypt templates at rest, in base64, the newest first (a flag shows in the process list)",
-        secret=True,
-    )
-    plain_templates: str = _setting(
-        "read",
-        "what a template is that is not encrypted: read; or refuse, once `rotate-keys` has been over all of them",
-        choices=("read", "refuse"),
-    )
-    data_dir: Path = _setting(PROJECT / "data", "folder of the embedded store and of the gallery's snapshot")
-    gallery_snapshot: str = _setting(
-        "on", "on: templates are also kept in DATA_DIR, for a quick start; off: none there", choices=("on", "off")
-    )
-    uploads_dir: Path = _setting(PROJECT / "uploads", "folder for whatever of an upload must touch the disk")
-    search: str = _setting(
+    mongo_uri: str = _records("", "MongoDB's connection string; empty: SQLite file", secret=True)
+    mongo_db: str = _records("face_recognition", "MongoDB database")
+    mongo_collection: str = _records("faces", "MongoDB collection")
+    store_wait_s: float = _records(60.0, "seconds to wait for a database at start", low=0, high=3600)
+    template_keys: str = _records("", "encryption keys for templates, newest first", secret=True)
+    plain_templates: str = _records("read", "unencrypted templates: read or refuse", choices=("read", "refuse"))
+    data_dir: Path = _records(PROJECT / "data", "folder of the SQLite file and the snapshot")
+    gallery_snapshot: str = _records("on", "a copy of the gallery in DATA_DIR: on or off", choices=("on", "off"))
+    search: str = _records(
         "memory",
-        "memory; or mongodb, mongodb-approximate: MongoDB's own vector index searches",
+        "memory, mongodb or mongodb-approximate",
         choices=("memory", "mongodb", "mongodb-approximate"),
     )
-    store_wait_s: float = _setting(60.0, "seconds to keep trying a database that is down at start", low=0, high=3600)
 
-    face_model: str = _setting("auto", "auto, auraface, compact, or the folder of an InsightFace pack")
-    models_dir: Path = _setting(PROJECT / "models", "folder of the models; AuraFace lives in its auraface/")
-    hub_timeout_s: float = _setting(10.0, "seconds after which a silent model hub is unreachable", low=0.5, high=15)
-    plain_model: str = _setting(
-        "", "model that made the records without a model name; empty: the running one, if the dimension is equal"
-    )
-    embedding_precision: str = _setting(
-        "fp32",
-        "of the recogniser: fp32; bf16 in half the time, as exact; int8 in a third, nearly as exact",
-        choices=("fp32", "bf16", "int8"),
-    )
-    ort_providers: str = _setting(
-        "auto", "what runs the models: cpu, cuda, or auto: CUDA if onnxruntime has it", choices=("auto", "cpu", "cuda")
-    )
-    model_threads: int = _setting(0, "threads of one model run; 0: as many as there are cores", low=0, high=256)
-    model_slots: int = _setting(2, "photos that are in the models at once", low=1, high=256)
-    request_threads: int = _setting(32, "requests served at once", low=2, high=512)
-    queue_limit: int = _setting(24, "requests that may wait for a model slot before 503 overloaded", low=0, high=4096)
-    stop_timeout_s: float = _setting(30.0, "seconds that requests in hand get at shutdown", low=0, high=600)
-
-    verify_threshold: float = _setting(0.5, "similarity from which /verify matches", low=-1, high=1)
-    duplicate_threshold: float = _setting(
-        math.nan, "similarity from which /signUp refuses a duplicate; default: the verify threshold", low=-1, high=1
-    )
-    threshold_floor: float = _setting(
-        math.nan,
-        "lowest threshold that a caller may ask for; default: 0.4, or VERIFY_THRESHOLD if lower",
-        low=-1,
-        high=1,
-    )
-
-    max_file_bytes: int = _setting(8 * 1024 * 1024, "largest photo file", low=1024, high=256 * 1024 * 1024)
-    max_image_pixels: int = _setting(40_000_000, "most pixels of a photo", low=10_000, high=400_000_000)
-
-    min_face_ratio: float = _setting(
-        0.0, "faces narrower than this share of the widest one are ignored; 0: every face counts", low=0, high=1
-    )
-    min_inter_eye_px: float = _setting(16.0, "inter-eye distance / cos(yaw)", low=0, high=1000)
-    max_head_size: float = _setting(1.3, "eyes-to-chin distance / photo height", low=0.1, high=10)
-    min_face_in_frame: float = _setting(0.72, "share of the face region that is inside the photo", low=0, high=1)
-    min_sharpness: float = _setting(32.0, "sharpness score; 100 is a usual sharp photo", low=0, high=1000)
-    min_luminance: float = _setting(0.07, "mean luminance of the face", low=0, high=1)
-    max_under_exposure: float = _setting(0.95, "share of face pixels in luminance 0...25", low=0, high=1)
-    max_luminance: float = _setting(0.94, "mean luminance of the face", low=0, high=1)
-    max_over_exposure: float = _setting(0.7, "share of face pixels in luminance 247...255", low=0, high=1)
-    min_dynamic_range: float = _setting(4.2, "entropy of the face's luminance in bits", low=0, high=8)
-    min_uniformity: float = _setting(0.1, "darker cheek's luminance / lighter cheek's", low=0, high=1)
-    max_roll_deg: float = _setting(45.0, "head tilted to a shoulder, degrees", low=1, high=180)
-    max_yaw_deg: float = _setting(45.0, "head turned aside, degrees", low=1, high=90)
-    max_pitch_deg: float = _setting(45.0, "head raised or lowered, degrees", low=1, high=90)
-    max_colour_distance: float = _setting(
-        25.0, "distance of the cheeks' CIELAB a*, b* from natural skin", low=0, high=150
-    )
-    max_hidden: float = _setting(0.95, "probability that eyes, nose or mouth are hidden", low=0, high=1)
-    max_mask: float = _setting(0.2, "probability of a mask", low=0, high=1)
-    max_sunglasses: float = _setting(0.34, "probability of sunglasses", low=0, high=1)
-    max_covered: float = _setting(0.65, "probability of another covering", low=0, high=1)
-
-    audit: str = _setting(
-        "on", "on: who enrolled, verified, compared and erased whom, in DATA_DIR/audit; off", choices=("on", "off")
-    )
-    audit_days: int = _setting(365, "days for which the audit log is kept", low=1, high=36500)
-    retention_days: int = _setting(
-        0, "erase people who were not verified for so many days; 0: nobody", low=0, high=36500
-    )
-
-    liveness: str = _setting(
+    face_model: str = _model("auto", "auto, auraface, compact or a pack's folder")
+    models_dir: Path = _model(PROJECT / "models", "folder of the models")
+    hub_timeout_s: float = _model(10.0, "seconds until a silent hub is unreachable", low=0.5, high=15)
+    plain_model: str = _model("", "model of records without a model name")
+    embedding_precision: str = _model("fp32", "fp32, bf16 or int8 for the recogniser", choices=("fp32", "bf16", "int8"))
+    ort_providers: str = _model("auto", "cpu, cuda, or auto: CUDA if it is there", choices=("auto", "cpu", "cuda"))
+    liveness: str = _model(
         "off",
-        "whether a photo of a photo is told from a person: off, observe (only logged), enforce",
+        "photo of a photo: off, observe or enforce",
         choices=("off", "observe", "enforce"),
     )
-    min_liveness: float = _setting(0.8, "probability from which a face is live", low=0, high=1)
 
-    try_page: str = _setting("on", "GET /try: a page to sign up and verify with a camera; off", choices=("on", "off"))
+    verify_threshold: float = _decision(0.5, "lowest similarity that /verify accepts", low=-1, high=1)
+    duplicate_threshold: float = _decision(math.nan, "of a duplicate sign-up [VERIFY_THRESHOLD]", low=-1, high=1)
+    threshold_floor: float = _decision(math.nan, "lowest that a caller may ask for [0.4]", low=-1, high=1)
 
-    log_format: str = _setting("text", "one line for people, or one JSON object", choices=("text", "json"))
-    log_level: str = _setting("INFO", "least severe level logged", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    min_face_ratio: float = _check(0.0, "ignored if narrower: share of the widest face", low=0, high=1)
+    min_inter_eye_px: float = _check(16.0, "inter-eye distance / cos(yaw), pixels", low=0, high=1000)
+    max_head_size: float = _check(1.3, "eyes-to-chin distance / photo height", low=0.1, high=10)
+    min_face_in_frame: float = _check(0.72, "share of the face inside the photo", low=0, high=1)
+    min_sharpness: float = _check(32.0, "sharpness score; 100: a usual photo", low=0, high=1000)
+    min_luminance: float = _check(0.07, "mean luminance of the face", low=0, high=1)
+    max_under_exposure: float = _check(0.95, "share of face pixels in luminance 0...25", low=0, high=1)
+    max_luminance: float = _check(0.94, "mean luminance of the face", low=0, high=1)
+    max_over_exposure: float = _check(0.7, "share of pixels in luminance 247...255", low=0, high=1)
+    min_dynamic_range: float = _check(4.2, "entropy of the luminance, bits", low=0, high=8)
+    min_uniformity: float = _check(0.1, "darker cheek's luminance / lighter cheek's", low=0, high=1)
+    max_roll_deg: float = _check(45.0, "head tilted to a shoulder, degrees", low=1, high=180)
+    max_yaw_deg: float = _check(45.0, "head turned aside, degrees", low=1, high=90)
+    max_pitch_deg: float = _check(45.0, "head raised or lowered, degrees", low=1, high=90)
+    max_colour_distance: float = _check(25.0, "CIELAB a*, b* from natural skin", low=0, high=150)
+    max_hidden: float = _check(0.95, "probability that landmarks are hidden", low=0, high=1)
+    max_mask: float = _check(0.2, "probability of a mask", low=0, high=1)
+    max_sunglasses: float = _check(0.34, "probability of sunglasses", low=0, high=1)
+    max_covered: float = _check(0.65, "probability of another covering", low=0, high=1)
+    min_liveness: float = _check(0.8, "probability of a live face", low=0, high=1)
+
+    max_file_bytes: int = _load(8 * 1024 * 1024, "largest photo file, bytes", low=1024, high=256 * 1024 * 1024)
+    max_image_pixels: int = _load(40_000_000, "most pixels of a photo", low=10_000, high=400_000_000)
+    uploads_dir: Path = _load(PROJECT / "uploads", "folder of temporary upload files")
+    model_threads: int = _load(0, "threads of one model run; 0: all cores", low=0, high=256)
+    model_slots: int = _load(2, "photos in the models at once", low=1, high=256)
+    queue_limit: int = _load(24, "requests that may wait for a model slot", low=0, high=4096)
+    request_threads: int = _load(32, "requests served at once", low=2, high=512)
+    stop_timeout_s: float = _load(30.0, "seconds for open requests at shutdown", low=0, high=600)
+
+    audit: str = _keeping("on", "audit log in DATA_DIR/audit: on or off", choices=("on", "off"))
+    audit_days: int = _keeping(365, "days that the audit log is kept", low=1, high=36500)
+    retention_days: int = _keeping(0, "days unverified until erasure; 0: never", low=0, high=36500)
+    log_format: str = _keeping("text", "text for people, json for machines", choices=("text", "json"))
+    log_level: str = _keeping("INFO", "least severe level", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
 
     def __post_init__(self) -> None:
         if math.isnan(self.duplicate_threshold):
@@ -176,7 +143,7 @@ class Settings:
         if math.isnan(self.threshold_floor):
             object.__setattr__(self, "threshold_floor", min(0.4, self.verify_threshold))
         for setting in fields(self):
-            _check(setting, getattr(self, setting.name))
+            _require_in_range(setting, getattr(self, setting.name))
         for kept in (PROJECT, self.data_dir, self.models_dir):
             if self.uploads_dir == kept or self.uploads_dir in kept.parents:
                 raise SettingsError(
@@ -213,7 +180,7 @@ class Settings:
         return replace(encryption.parse_keys(self.template_keys), plain_too=self.plain_templates == "read")
 
 
-def _check(setting: Field[Any], value: Any) -> None:
+def _require_in_range(setting: Field[Any], value: Any) -> None:
     low, high, choices = (setting.metadata[key] for key in ("low", "high", "choices"))
     name = setting.name.upper()
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not low <= value <= high:
@@ -248,20 +215,34 @@ def _parse(setting: Field[Any], text: str) -> Any:
 
 
 def add_flags(parser: argparse.ArgumentParser, *, shown: bool = True) -> None:
-    """Give `parser` one flag for every setting; a flag that is not used leaves no trace in the namespace.
+    """Give `parser` one flag for every setting, grouped by subject; an unused flag adds nothing to the namespace.
 
     Args:
         parser: of the service, or of a command.
-        shown: whether `--help` lists them.
+        shown: whether `--help` lists the flags.
     """
-    for setting in fields(Settings):
-        flag = "--" + setting.name.replace("_", "-")
-        default = "" if str(setting.default) in ("", "nan") else f" (default: {setting.default})"
-        help_ = (setting.metadata["help"] + default).replace("%", "%%") if shown else argparse.SUPPRESS
-        if str(setting.type) == "bool":
-            parser.add_argument(flag, action="store_const", const="true", default=argparse.SUPPRESS, help=help_)
-        else:
-            parser.add_argument(flag, metavar="VALUE", default=argparse.SUPPRESS, help=help_)
+    for group, members in groupby(fields(Settings), lambda setting: setting.metadata["group"]):
+        section = parser.add_argument_group(group) if shown else parser
+        for setting in members:
+            flag = "--" + setting.name.replace("_", "-")
+            help_ = _flag_help(setting) if shown else argparse.SUPPRESS
+            if str(setting.type) == "bool":
+                section.add_argument(flag, action="store_const", const="true", default=argparse.SUPPRESS, help=help_)
+            else:
+                section.add_argument(flag, metavar="", default=argparse.SUPPRESS, help=help_)
+
+
+def _flag_help(setting: Field[Any]) -> str:
+    """A flag's line in `--help`, with its default in brackets."""
+    default: Any = setting.default
+    help_: str = setting.metadata["help"]
+    if isinstance(default, Path):
+        default = f"{default.relative_to(PROJECT)}/"
+    elif isinstance(default, float):
+        default = "" if math.isnan(default) else f"{default:g}"
+    elif isinstance(default, bool):
+        default = ""
+    return (help_ if default == "" else f"{help_} [{default}]").replace("%", "%%")
 
 
 def read_env_file(env_file: Path | None = PROJECT / ".env") -> dict[str, str | None]:

@@ -1,10 +1,11 @@
-"""Owns who may call: API keys' scopes, web origins, rate limits, and the lock-out of guessed identities."""
+"""Decides who may call: API keys' scopes, web origins, rate limits, and the lock-out of guessed identities."""
 
 from __future__ import annotations
 
 import ipaddress
 import logging
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,51 +16,54 @@ from limits.errors import ConfigurationError, StorageError
 from limits.storage import storage_from_string
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from api.api_keys import KeyChain, KeysError
-from api.request_record import current_record
+from api.api_keys import ApiKey, ApiKeysError, KeyChain
+from api.request_log import current_record
 from errors import FaceError
 from settings import Settings, SettingsError
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 PUBLIC = "public"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-# A network gives a household or a phone an IPv6 prefix of this length, and every address in it.
-IPV6_PREFIX = 64
-# What a reverse proxy adds to a request that it passes on.
+# A network gives a household or a phone all addresses of an IPv6 prefix of this length.
+IPV6_PREFIX_BITS = 64
+# Headers that a reverse proxy adds to a request.
 PROXY_HEADERS = ("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP")
-# A storage that accepts connections and says nothing would hold each request, and soon every thread, for ever. Once it
-# has failed, one request in so many seconds finds out whether it is back.
+# A storage of the limits that accepts connections but never answers would hold every thread for ever.
 STORAGE_TIMEOUT_S = 2.0
+# After a failure of that storage, one request in this many seconds tries it again.
 STORAGE_PAUSE_S = 5.0
+# A web origin as browsers write it. Apps have schemes of their own, such as capacitor://localhost.
+_ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?P<port>:[0-9]{1,5})?")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 View = TypeVar("View", bound=Callable[..., object])
 Result = TypeVar("Result")
 
 
 def scope(name: str) -> Callable[[View], View]:
-    """Mark a view with the scope that a key needs for it, or `PUBLIC`; a view that is not marked is for `ops`."""
+    """Mark a view with the scope that an API key needs for it, or `PUBLIC`. An unmarked view needs `ops`."""
 
     def mark(view: View) -> View:
-        view.scope = name  # type: ignore[attr-defined]  # functions carry attributes, which types do not tell
+        view.scope = name  # type: ignore[attr-defined]  # functions carry attributes that types do not describe
         return view
 
     return mark
 
 
 class Access:
-    """The gate before every view. Limits and lock-outs hold once there are API keys; without, loopback alone calls.
+    """The gate before every view. With API keys, limits and lock-outs hold; without, only this machine may call.
 
     Raises:
-        SettingsError: keys, limits or origins that cannot be used, or an address that is not safe without keys.
+        SettingsError: API keys, limits or origins that cannot be used, or an address that is not safe without keys.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._keys = KeyChain(settings)
-        self._origins = frozenset(one.strip().rstrip("/") for one in settings.cors_origins.split(",") if one.strip())
+        self._api_keys = KeyChain(settings)
+        self._origins = parse_origins(settings.cors_origins)
         self._any_host = settings.allow_no_keys
-        self._ask_again = 0.0  # when the storage of the limits, which is away, is asked again; 0: it is there
-        self._per_key = _limit("RATE_LIMIT_KEY", settings.rate_limit_key)
+        self._next_storage_try = 0.0  # by time.monotonic; 0 while the storage of the limits works
+        self._per_api_key = _limit("RATE_LIMIT_KEY", settings.rate_limit_key)
         self._per_address = _limit("RATE_LIMIT_ADDRESS", settings.rate_limit_address)
         self._lockout = _limit("LOCKOUT", settings.lockout)
         try:
@@ -70,102 +74,101 @@ class Access:
             raise SettingsError(
                 "LIMITS_STORAGE cannot be used: memory://, redis://host:6379 (with the package redis) or mongodb://..."
             ) from error
-        known = f"HOST={settings.host}" if settings.host not in LOOPBACK_NAMES else ""
-        known = known or (f"TRUSTED_PROXIES={settings.trusted_proxies}" if settings.trusted_proxies else "")
-        if known and not (self._keys.needed or settings.allow_no_keys):
+        exposed = f"HOST={settings.host}" if settings.host not in LOOPBACK_NAMES else ""
+        exposed = exposed or (f"TRUSTED_PROXIES={settings.trusted_proxies}" if settings.trusted_proxies else "")
+        if exposed and not (self._api_keys.needed or settings.allow_no_keys):
             raise SettingsError(
-                f"there is no API key yet, and {known} is more than this machine: make one with "
-                "`python app.py keys add NAME`, or set ALLOW_NO_KEYS=true if everybody who can connect may enrol"
+                f"there is no API key yet, and {exposed} opens the service to other machines: make an API key with "
+                "`python app.py keys add NAME`, or set ALLOW_NO_KEYS=true to let everybody who can connect enrol people"
             )
-        if self._keys.needed:
-            logger.info("API keys: %s", ", ".join(key.name for key in self._keys.current()))
+        if self._api_keys.needed:
+            logger.info("API keys: %s", ", ".join(api_key.name for api_key in self._api_keys.current()))
         else:
-            level = logging.INFO if settings.host in LOOPBACK_NAMES else logging.WARNING
-            logger.log(level, "No API keys: whoever reaches %s may do everything", settings.host)
+            level = logging.WARNING if exposed else logging.INFO
+            logger.log(level, "No API keys: everybody who can connect to %s may do everything", settings.host)
 
     def guard(self, app: Flask) -> None:
-        """Stand before every view of `app`, and answer browsers' questions about origins."""
+        """Check every request to `app` before its view, and answer browsers' questions about origins."""
         app.before_request(self._admit)
-        app.after_request(self._name_origin)
+        app.after_request(self._add_origin_headers)
 
-    def claim(self, user_id: str) -> None:
-        """Count a comparison with one person; FaceError `rate_limited` while that person is locked out."""
-        if self._lockout and self._keys.needed:
+    def count_claim(self, user_id: str) -> None:
+        """Count a 1:1 comparison with a person; FaceError `rate_limited` while that person is locked out."""
+        if self._lockout and self._api_keys.needed:
             self._count(self._lockout, "claim", user_id, sentence="locked_out")
 
-    def proven(self, user_id: str) -> None:
-        """Forget the failed comparisons with a person who has been verified."""
-        if self._lockout and self._keys.needed:
-            self._forget(self._lockout, user_id)
-
-    def _forget(self, item: RateLimitItem, user_id: str) -> None:
-        self._stored(lambda: self._limiter.clear(item, "claim", user_id))
+    def forget_claims(self, user_id: str) -> None:
+        """Forget the failed 1:1 comparisons with a person who has now been verified."""
+        lockout = self._lockout
+        if lockout and self._api_keys.needed:
+            self._ask_storage(lambda: self._limiter.clear(lockout, "claim", user_id))
 
     def _admit(self) -> Response | None:
+        """Refuse the request, answer a preflight, or return None to let the request go on."""
         origin = request.headers.get("Origin")
-        if origin is not None and not self._is_welcome(origin):
+        if origin is not None and not self._may_call(origin):
             raise FaceError("forbidden", "foreign_origin")
         if request.method == "OPTIONS" and origin in self._origins:
             return Response(status=204)
         view = current_app.view_functions.get(request.endpoint or "")
-        needed = getattr(view, "scope", "ops")
-        if view is None or needed == PUBLIC:
+        needed_scope = getattr(view, "scope", "ops")
+        if view is None or needed_scope == PUBLIC:
             return None
         record = current_record()
         record.origin_accepted = True
-        if not self._needs_keys():
-            # Whoever comes through a proxy comes from elsewhere, though the proxy is on this machine; and of what it
-            # reads a page tells no origin, so that a web site whose own name points here shows by that name alone.
+        if not self._needs_api_keys():
+            # A proxied request is not local, even if the proxy runs on this machine. Browsers send no Origin with GET,
+            # so a DNS-rebinding page is caught by its Host header.
             proxied = any(name in request.headers for name in PROXY_HEADERS)
-            if not self._any_host and (proxied or (request.method in ("GET", "HEAD") and not _named_as_this_machine())):
+            if not self._any_host and (proxied or (request.method in ("GET", "HEAD") and not _host_is_this_machine())):
                 raise FaceError("forbidden", "not_from_here")
             return None
         if self._per_address:
-            self._count(self._per_address, "address", _network(request.remote_addr))
-        name = self._name_of_key(needed)
-        if self._per_key:
-            self._count(self._per_key, "key", name)
+            self._count(self._per_address, "address", network_of(request.remote_addr))
+        api_key = self._api_key_with(needed_scope)
+        if self._per_api_key:
+            self._count(self._per_api_key, "key", api_key.name)
         return None
 
-    def _needs_keys(self) -> bool:
-        self._readable(self._keys.current)
-        return self._keys.needed
+    def _needs_api_keys(self) -> bool:
+        self._read_api_keys(self._api_keys.current)
+        return self._api_keys.needed
 
     @staticmethod
-    def _readable(ask: Callable[[], Result]) -> Result:
+    def _read_api_keys(read: Callable[[], Result]) -> Result:
         try:
-            return ask()
-        except KeysError as error:
+            return read()
+        except ApiKeysError as error:
             logger.exception("The API keys cannot be read, so nobody is let in")
             raise FaceError("not_ready", headers={"Retry-After": "30"}) from error
 
-    def _name_of_key(self, needed: str) -> str:
-        sent = request.headers.get("X-API-Key") or ""
+    def _api_key_with(self, needed_scope: str) -> ApiKey:
+        """The API key that the request carries; FaceError `unauthorized`, `forbidden`."""
         kind, _, token = request.headers.get("Authorization", "").partition(" ")
-        secret = token.strip() if kind.lower() == "bearer" else sent
+        secret = token.strip() if kind.lower() == "bearer" else request.headers.get("X-API-Key") or ""
         if not secret:
             raise FaceError("unauthorized", headers={"WWW-Authenticate": "Bearer"})
-        key = self._readable(lambda: self._keys.find(secret))
-        if key is None:
+        api_key = self._read_api_keys(lambda: self._api_keys.find(secret))
+        if api_key is None:
             raise FaceError(
                 "unauthorized",
                 "unknown_key",
                 headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
             )
-        current_record().api_key_name = key.name  # the logs name the key of a refused request, too
-        if needed not in key.scopes:
-            raise FaceError("forbidden", "missing_scope", values={"scope": needed})
-        return key.name
+        current_record().api_key = api_key  # before the scope is checked: the logs name the key of a refused request
+        if needed_scope not in api_key.scopes:
+            raise FaceError("forbidden", "missing_scope", values={"scope": needed_scope})
+        return api_key
 
-    def _is_welcome(self, origin: str) -> bool:
+    def _may_call(self, origin: str) -> bool:
         if origin in self._origins:
             return True
-        # A page of this very service. Without keys it must also be called by a name of this machine: else any web
-        # site could have its own name point here, and be the same origin.
-        safe = self._keys.needed or self._any_host or _named_as_this_machine()
-        return origin.partition("://")[2] == request.host and safe
+        # A page of this very service. Without API keys the page must also use a name of this machine: otherwise any web
+        # site could let its own name point here and count as the same origin.
+        safe = self._api_keys.needed or self._any_host or _host_is_this_machine()
+        return origin == f"{request.scheme}://{request.host}" and safe
 
-    def _name_origin(self, response: Response) -> Response:
+    def _add_origin_headers(self, response: Response) -> Response:
         if self._origins:
             response.vary.add("Origin")
         origin = request.headers.get("Origin")
@@ -181,38 +184,58 @@ class Access:
                 response.headers["Access-Control-Max-Age"] = "3600"
         return response
 
-    def _count(self, item: RateLimitItem, kind: str, whose: str, *, sentence: str | None = None) -> None:
-        """Count one; FaceError `rate_limited`."""
-        if self._stored(lambda: self._limiter.hit(item, kind, whose)):
+    def _count(self, item: RateLimitItem, kind: str, subject: str, *, sentence: str | None = None) -> None:
+        """Count one event of a subject; FaceError `rate_limited`."""
+        if self._ask_storage(lambda: self._limiter.hit(item, kind, subject)):
             return
-        reset = self._stored(lambda: self._limiter.get_window_stats(item, kind, whose).reset_time)
+        reset = self._ask_storage(lambda: self._limiter.get_window_stats(item, kind, subject).reset_time)
         wait = max(1, math.ceil(reset - time.time()))
         raise FaceError("rate_limited", sentence, headers={"Retry-After": str(wait)})
 
-    def _stored(self, ask: Callable[[], Result]) -> Result:
-        now, away = time.monotonic(), FaceError("not_ready", headers={"Retry-After": f"{STORAGE_PAUSE_S:g}"})
-        if now < self._ask_again:
-            raise away
-        if self._ask_again:
-            self._ask_again = now + STORAGE_PAUSE_S  # the others need not wait for what becomes of this one
+    def _ask_storage(self, ask: Callable[[], Result]) -> Result:
+        """Ask the storage of the limits; FaceError `not_ready` while it is out of reach."""
+        now, unreachable = time.monotonic(), FaceError("not_ready", headers={"Retry-After": f"{STORAGE_PAUSE_S:g}"})
+        if now < self._next_storage_try:
+            raise unreachable
+        if self._next_storage_try:
+            self._next_storage_try = now + STORAGE_PAUSE_S  # this request tries; the others do not wait for it
         try:
             answer = ask()
         except StorageError as error:
-            self._ask_again = time.monotonic() + STORAGE_PAUSE_S
+            self._next_storage_try = time.monotonic() + STORAGE_PAUSE_S
             reason = type(error.__cause__).__name__
-            logger.warning("LIMITS_STORAGE cannot be reached (%s): requests are turned away", reason)
-            raise away from error
-        self._ask_again = 0.0
+            logger.warning("LIMITS_STORAGE cannot be reached (%s): requests are refused until it can", reason)
+            raise unreachable from error
+        self._next_storage_try = 0.0
         return answer
 
 
-def _named_as_this_machine() -> bool:
+def parse_origins(text: str) -> frozenset[str]:
+    """The origins of CORS_ORIGINS as browsers send them; SettingsError for one that no browser can send."""
+    origins = set()
+    for written in text.split(","):
+        origin = written.strip().lower().removesuffix("/")
+        if not origin:
+            continue
+        parts = _ORIGIN.fullmatch(origin)
+        if parts is None:
+            raise SettingsError(
+                f"CORS_ORIGINS holds {written.strip()!r}, which can never match a browser's Origin: write each as "
+                "scheme://host or scheme://host:port, without a path or *, with commas between them"
+            )
+        # A browser leaves the scheme's usual port out.
+        origins.add(origin.removesuffix(_DEFAULT_PORTS.get(parts["scheme"], " ")))
+    return frozenset(origins)
+
+
+def _host_is_this_machine() -> bool:
+    """Whether the request's Host header is a loopback name."""
     name, _, port = request.host.rpartition(":")
     return (name if port.isdigit() else request.host).strip("[]") in LOOPBACK_NAMES
 
 
 def _storage_options(uri: str) -> dict[str, float | bool]:
-    """How the storage of the limits is asked: never for long, and with one kind of error when it cannot be reached."""
+    """Options for the storage of the limits: short timeouts, and one kind of error when it cannot be reached."""
     options: dict[str, float | bool] = {} if uri.startswith("memory") else {"wrap_exceptions": True}
     if uri.startswith("mongodb"):
         names = ("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS")
@@ -223,25 +246,28 @@ def _storage_options(uri: str) -> dict[str, float | bool]:
 
 
 def _limit(name: str, text: str) -> RateLimitItem | None:
-    if text.strip().lower() in ("", "off"):  # an empty line of .env asks for the default, so that off needs a word
+    """A limit from its setting, None for off; SettingsError."""
+    if text.strip().lower() in ("", "off"):  # in .env an empty line means the default, so there must be a word for off
         return None
     try:
         return parse(text)
     except ValueError as error:
-        raise SettingsError(f"{name} is {text!r}, and no limit such as 60/minute, 10/15 minutes or off") from error
+        raise SettingsError(
+            f"{name} is {text!r}; it must be a limit such as 60/minute or 10/15 minutes, or off"
+        ) from error
 
 
-def _network(address: str | None) -> str:
-    """Whom an address stands for: itself, or its IPv6 network; without the port that some proxies add."""
+def network_of(address: str | None) -> str:
+    """The address without a port, or its network if it is IPv6; "unknown" if it cannot be read."""
     text = (address or "").strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
+    elif text.count(":") == 1:  # some proxies add the port
         text = text.partition(":")[0]
     try:
         parsed = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return "unknown"
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:
-        return str(ipaddress.ip_network((parsed, IPV6_PREFIX), strict=False).network_address)
-    return str(parsed)
+        return str(ipaddress.ip_network((parsed, IPV6_PREFIX_BITS), strict=False).network_address)
+    return str(getattr(parsed, "ipv4_mapped", None) or parsed)

@@ -6,7 +6,6 @@ import functools
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from flask import Flask, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -14,8 +13,8 @@ from markupsafe import Markup, escape
 
 from api import openapi
 from api.access import PUBLIC, scope
+from api.html_pages import cached, page_answer
 from api.openapi import Json
-from api.pages import cached, page_answer
 from settings import Settings
 
 
@@ -51,7 +50,7 @@ def described_path(rule: str) -> str:
 
 
 def render(template: str, api: Json) -> str:
-    """Render one of pages/docs.html and pages/api.md from an OpenAPI document of `openapi.describe`."""
+    """Render one of html/docs.html and html/api.md from an OpenAPI document of `openapi.describe`."""
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "html"),
         autoescape=template.endswith(".html"),
@@ -63,57 +62,51 @@ def render(template: str, api: Json) -> str:
     operations = [
         _operation(api, path, method, item)
         for path, item in api["paths"].items()
-        for method in item
-        if method != "parameters"
+        for method in openapi.operations_of(item)
     ]
     groups = {tag["name"]: [one for one in operations if tag["name"] in one["tags"]] for tag in api["tags"]}
     codes = [
-        {
-            "x-hint": "",
-            "x-measured": "",
-            **code,
-            "limit": " ".join(_SIGNS[key] + f"{value:g}" for key, value in code.get("x-limit", {}).items()),
-        }
-        for code in api["components"]["schemas"]["Code"]["oneOf"]
-    ]
-    fields = {"answer": {key: one for operation in operations for key, one in operation["fields"].items()}}
-    fields |= {name.lower(): api["components"]["schemas"][name]["properties"] for name in ("Error", "Check", "Face")}
-    keys = [
-        {"name": name, "place": place, "description": one["description"]}
-        for place, properties in fields.items()
-        for name, one in properties.items()
-        if "description" in one
+        {"code": code, "hint": "", "measured": "", **facts, "limit": _limit(facts.get("limit", {}))}
+        for code, facts in api["components"]["schemas"]["Code"]["x-codes"].items()
     ]
     sent = [{**one, "place": "request"} for one in api["components"]["parameters"].values()]
     answered = [{"name": name, "place": "response", **one} for name, one in api["components"]["headers"].items()]
     return pages.get_template(template).render(
-        api=api, groups=groups, codes=codes, fields=keys, headers=sent + answered
+        api=api, groups=groups, codes=codes, fields=_fields(api), headers=sent + answered
     )
 
 
-_SIGNS = {"min": "≥\u00a0", "max": "≤\u00a0"}
+def _limit(limit: dict[str, float]) -> str:
+    signs = {"min": "≥\u00a0", "max": "≤\u00a0"}
+    return " ".join(f"{signs[side]}{value:g}" for side, value in limit.items())
+
+
+def _fields(api: Json) -> list[Json]:
+    """Every key of every schema, once for all successful answers: there the same key means the same."""
+    fields: dict[tuple[str, str], Json] = {}
+    for schema_name, schema in api["components"]["schemas"].items():
+        properties = schema.get("properties", {})
+        place = "answer" if properties.get("status", {}).get("const") == "success" else f"`{schema_name}`"
+        for name, one in properties.items():
+            if text := openapi.resolved(api, one).get("description"):
+                fields.setdefault((place, name), {"name": name, "place": place, "description": text})
+    return list(fields.values())
 
 
 def _operation(api: Json, path: str, method: str, item: Json) -> Json:
+    """What the pages show of one operation."""
     operation = item[method]
     form = operation.get("requestBody", {}).get("content", {}).get("multipart/form-data", {}).get("schema", {})
-    parameters = [_resolved(api, one) for one in operation.get("parameters", [])]
-    parameters += [one for one in item["parameters"] if one.get("in") == "path"]
     inputs: list[Json] = [
-        {"name": name, "place": "form field", "required": name in form["required"], **_described(schema)}
+        {"name": name, "place": "form field", "required": name in form["required"], **schema}
         for name, schema in form.get("properties", {}).items()
     ]
-    inputs += [
-        {"name": one["name"], "place": one["in"], "required": one.get("required"), **_described(one["schema"], one)}
-        for one in parameters
-    ]
+    parameters = [one for one in item["parameters"] if one.get("in") == "path"] + operation.get("parameters", [])
+    for parameter in parameters:
+        described = openapi.resolved(api, parameter)
+        inputs.append({"required": False, "place": described["in"], **described})
     content = operation["responses"]["200"]["content"]
-    answer = content.get("application/json", {})
-    errors: list[tuple[str, list[str]]] = [
-        (status, response["content"]["application/json"]["schema"]["allOf"][1]["properties"]["code"]["enum"])
-        for status, response in operation["responses"].items()
-        if status.startswith(("4", "5"))
-    ]
+    example = content.get("application/json", {}).get("example")
     return {
         **operation,
         "method": method.upper(),
@@ -121,10 +114,9 @@ def _operation(api: Json, path: str, method: str, item: Json) -> Json:
         "scope": operation.get("x-scope"),
         "alias": operation.get("x-alias-of"),
         "inputs": inputs,
-        "example": _indented(answer["example"]) if "example" in answer else "",
-        "fields": answer.get("schema", {}).get("properties", {}),
+        "example": _indented(example) if example else "",
         "is_page": "text/html" in content,
-        "errors": errors,
+        "errors": [(status, one["x-codes"]) for status, one in operation["responses"].items() if "x-codes" in one],
     }
 
 
@@ -134,22 +126,6 @@ def _indented(answer: Json) -> str:
     return re.sub(
         r"\[[\s\d.,]+\]", lambda numbers: "[" + ", ".join(numbers[0][1:-1].replace(",", " ").split()) + "]", text
     )
-
-
-def _resolved(api: Json, one: Json) -> Json:
-    found: Any = api
-    for part in one["$ref"].lstrip("#/").split("/"):
-        found = found[part]
-    return dict(found)
-
-
-def _described(schema: Json, parameter: Json | None = None) -> Json:
-    text = (parameter or {}).get("description") or schema.get("description") or ""
-    if "minimum" in schema:
-        text += f" From {schema['minimum']:g} to {schema['maximum']:g}; {schema['default']:g} if not sent."
-    if schema.get("format") == "uuid":
-        text = f"{text} A UUID.".strip()
-    return {"description": text}
 
 
 def _marked(text: str) -> Markup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Flask, Response, request
 
-from api.request_record import current_record
+from api.request_log import current_record
 from store.audit_log import AuditLog
 
 # The endpoints that leave a line, and what the line calls them. An analysed photo and a monitor's visit leave none.

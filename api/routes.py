@@ -9,20 +9,20 @@ import numpy as np
 from flask import Flask, Response, jsonify, request
 
 from api.access import PUBLIC, scope
-from api.forms import (
-    FORM_ALLOWANCE,
-    read_idempotency_key,
+from api.metrics import Metrics
+from api.request_audit import audit_request
+from api.request_fields import (
+    FORM_ALLOWANCE_BYTES,
+    read_request_key,
     read_threshold,
     read_upload,
     read_user_id,
     receive_form,
-    user_id_of,
+    require_user_id,
 )
-from api.metrics import Metrics
-from api.parts import Parts
-from api.request_audit import audit_request
-from api.request_record import current_record
+from api.request_log import current_record
 from api.responses import localised
+from api.service_parts import Parts
 from engines.base import Engine, Template, cosine_of, similarity_of
 from errors import FaceError, english
 from gallery.decisions import Gallery
@@ -75,9 +75,10 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         # A place comes before all work: whoever is turned away costs those in the queue nothing but the reading.
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                receive_form()
-            request_key = read_idempotency_key()
-            template = pipeline.template(read_upload("file", settings.max_file_bytes), record.trace)
+                receive_form("file")
+                photo = read_upload("file", settings.max_file_bytes)
+            request_key = read_request_key(photo)
+            template = pipeline.template(photo, record.trace)
         with record.trace.stage("enrol"):
             user_id = gallery.enrol(
                 template,
@@ -93,7 +94,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         record = current_record()
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                receive_form()
+                receive_form("file", "threshold", "user_id")
             threshold = read_threshold(settings)
             record.user_id = claimed = read_user_id()
             template = pipeline.template(read_upload("file", settings.max_file_bytes), record.trace)
@@ -101,7 +102,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
             if claimed is None:
                 candidate = gallery.search(template)
             else:
-                parts.access.claim(claimed.lower())
+                parts.access.count_claim(claimed.lower())
                 candidate = compare_claimed(gallery, claimed, template)
         if candidate is None:
             raise no_match()
@@ -112,7 +113,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         if parts.retention is not None:
             parts.retention.seen(candidate.user_id)
         if claimed is not None:
-            parts.access.proven(claimed.lower())
+            parts.access.forget_claims(claimed.lower())
         return jsonify(
             status="success",
             message=f"Face verified successfully with confidence: {similarity:.2f}",
@@ -140,10 +141,10 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
     @scope("app")
     def compare() -> Response:
         record = current_record()
-        request.max_content_length = 2 * settings.max_file_bytes + FORM_ALLOWANCE
+        request.max_content_length = 2 * settings.max_file_bytes + FORM_ALLOWANCE_BYTES
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                receive_form()
+                receive_form("file1", "file2", "threshold")
             threshold = read_threshold(settings)
             one, other = template_of("file1"), template_of("file2", picture=True)
         similarity, match = _compared(parts.engine, metrics, float(np.vecdot(one, other)), threshold)
@@ -165,7 +166,7 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
         record = current_record()
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                receive_form()
+                receive_form("file")
             found = pipeline.analysis(read_upload("file", settings.max_file_bytes), record.trace)
         record.failed_checks = [check["code"] for check in found.checks if not check["passed"]]
         sentence = found.code or "accepted"
@@ -194,7 +195,8 @@ def _add_people(app: Flask, parts: Parts) -> None:
     @app.get("/users/<user_id>", provide_automatic_options=False)
     @scope("ops")
     def user(user_id: str) -> Response:
-        current_record().user_id = user_id_of(user_id)
+        receive_form()
+        current_record().user_id = require_user_id(user_id)
         person = parts.store.find_person(user_id) or parts.store.find_person(user_id.lower())
         if person is None:
             raise FaceError("unknown_user")
@@ -210,7 +212,8 @@ def _add_people(app: Flask, parts: Parts) -> None:
     @scope("ops")
     def erase(user_id: str) -> Response:
         record = current_record()
-        person = parts.store.find_person(user_id_of(user_id)) or parts.store.find_person(user_id.lower())
+        receive_form()
+        person = parts.store.find_person(require_user_id(user_id)) or parts.store.find_person(user_id.lower())
         record.user_id = person.user_id if person else user_id
         with record.trace.stage("erase"):
             parts.gallery.erase(record.user_id)

@@ -1,4 +1,4 @@
-"""Enrols distinct people as fast as can be, from one process and from four on the same store, in turn.
+"""Enrols different people as fast as possible, from one process and from four on the same store, in turn.
 
     python benchmarks/contention.py [--mongo-uri URI] [--seconds 5]
 
@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bootstrap import open_store
+from bootstrap import make_store
 from gallery.decisions import Gallery
 from store.records import Enrolment, EnrolmentLog
 
@@ -53,7 +53,7 @@ def people(seed: int, n: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def enrol(where: dict[str, Any], seed: int, plan: tuple[float, int], barrier: Any, results: Any) -> None:
     seconds, batch = plan
-    store = Counting(open_store(**where))
+    store = Counting(make_store(**where))
     store.prepare()
     gallery = Gallery(store, "m", D)
     gallery.refresh()

@@ -1,4 +1,4 @@
-"""Owns the long run of `tests/crashing.py`: what a hundred kills and troubles of each kind under load leave behind.
+"""Runs `tests/support/crashing.py` for long: a hundred kills and failures of each kind under load, with a table.
 
     python benchmarks/crashes.py [KILLS [KIND ...]]
 

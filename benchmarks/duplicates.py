@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from commands.duplicates import pairs_above, tiles_of
+from commands.duplicates import blocks_of, pairs_above
 from engines.base import Template
 
 DIMENSION, LEAST, PLANTED = 512, 0.5, 1000
@@ -42,24 +42,22 @@ def templates(people: int, generator: np.random.Generator) -> tuple[Template, se
 def main(people: int, share: float) -> None:
     generator = np.random.default_rng(1)
     rows, planted = templates(people, generator)
-    tiles = tiles_of(people)
-    few = [tiles[at] for at in generator.permutation(len(tiles))[: max(1, round(share * len(tiles)))]]
-    # The codes are made once, however many blocks there are.
-    (_, once, once_used), (found, seconds, used) = (timed(rows, some) for some in ([], few))
-    times = len(tiles) / len(few)
-    whole, whole_used = (a + (b - a) * times for a, b in ((once, seconds), (once_used, used)))
-    missed = planted - found if len(few) == len(tiles) else set()
+    blocks = blocks_of(people)
+    few = [blocks[at] for at in generator.permutation(len(blocks))[: max(1, round(share * len(blocks)))]]
+    found, seconds, used = timed(rows, few)
+    whole, whole_used = (one * len(blocks) / len(few) for one in (seconds, used))
+    missed = planted - found if len(few) == len(blocks) else set()
     print(
-        f"{people:,} people, {len(few)} of {len(tiles)} blocks: all take {whole / 60:.1f} minutes "
+        f"{people:,} people, {len(few)} of {len(blocks)} blocks: all take {whole / 60:.1f} minutes "
         f"({whole_used / 60:.1f} of CPU); {len(found)} pairs, {len(found - planted)} wrong, "
         f"{len(missed)} missed; {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB at most"
     )
 
 
-def timed(rows: Template, tiles: list[tuple[int, int]]) -> tuple[set[tuple[int, int]], float, float]:
+def timed(rows: Template, blocks: list[tuple[int, int]]) -> tuple[set[tuple[int, int]], float, float]:
     """The pairs in some blocks, and how long that took: seconds, and seconds of CPU."""
     begun, used = time.perf_counter(), time.process_time()
-    found = {(i, j) for i, j, _ in pairs_above(rows, LEAST, iter(tiles))}
+    found = {(i, j) for i, j, _ in pairs_above(rows, LEAST, iter(blocks))}
     return found, time.perf_counter() - begun, time.process_time() - used
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bootstrap import load_engine
-from commands.bulk import SUFFIXES
+from commands.bulk.photo_list import SUFFIXES
 from commands.evaluate.biometrics import wilson
 from engines.base import Engine, Template, similarity_of
 from engines.covering import CoveringClassifier, CoveringModel

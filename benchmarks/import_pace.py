@@ -20,22 +20,23 @@ sys.path.insert(0, str(PROJECT))
 
 from benchmarks.load import bare_loop, model_runs, usable
 from bootstrap import load_engine
-from commands import bulk
+from commands.bulk.photo_list import Photo
+from commands.bulk.processing import one_thread_per_photo, process_photos
 from settings import Settings
 
 ROUNDS = 3
 
 
 def main(model: str, paths: list[str]) -> None:
-    settings = bulk.one_thread_each(Settings())
+    settings = one_thread_per_photo(Settings())
     engine = load_engine(model, models_dir=PROJECT / "models", hub_timeout_s=1, threads=1, may_fall_back=False)
     good = set(usable(engine, [Path(path).read_bytes() for path in paths], settings))
-    photos = [bulk.Photo(Path(path), None) for path in paths if Path(path).read_bytes() in good]
+    photos = [Photo(Path(path), None) for path in paths if Path(path).read_bytes() in good]
     runs = model_runs(engine, [photo.path.read_bytes() for photo in photos], settings)
     rates, cpu = [], []
     for _ in range(ROUNDS):
         begun, used = time.perf_counter(), time.process_time()
-        made = [one for one in bulk.made_of(photos, engine, settings) if one.template is not None]
+        made = [one for one in process_photos(photos, engine, settings) if one.template is not None]
         seconds, used = (time.perf_counter() - begun) / len(made), (time.process_time() - used) / len(made)
         bare_rate, bare_cpu = bare_loop(runs, os.cpu_count() or 1, seconds * len(made))
         rates.append(1 / seconds / bare_rate)

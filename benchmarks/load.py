@@ -31,13 +31,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from bootstrap import load_engine
-from engines.base import Engine, Face
-from engines.compact_engine import CompactEngine
+from engines.base import Engine
 from engines.covering import CoveringModel
 from errors import FaceError
 from face_checks import check_photo
 from photos import decode
-from photos.pixels import Pixels
 from settings import Settings
 
 Answer = tuple[int, float]
@@ -171,11 +169,6 @@ class Recorder:
         return getattr(self._session, name)
 
 
-def detect_and_embed(engine: Engine, image: Pixels, face: Face) -> None:
-    engine.detect(image)
-    engine.embed(image, face)
-
-
 def all_of(runs: list[Callable[[], object]]) -> None:
     for run in runs:
         run()
@@ -191,10 +184,6 @@ def model_runs(engine: Engine, photos: list[bytes], limits: Settings) -> list[Ca
     recorded: list[Callable[[], object]] = []
     for data in photos:
         image = decode.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
-        if isinstance(engine, CompactEngine):
-            face = engine.detect(image)[0]
-            recorded.append(partial(detect_and_embed, engine, image, face))
-            continue
         runs: list[Callable[[], object]] = []
         detector, recogniser = engine._detector, engine._recogniser  # type: ignore[attr-defined]
         session_for, session = detector._session_for_input_size, recogniser.session

@@ -6,8 +6,7 @@ MODEL is what FACE_MODEL takes. Everything is measured in one run, in turns, pho
 process with one thread a model run, so that neither the machine's other load nor the number of its cores decides.
 
 The older flow runs every model of the pack on every face before any check, and for a sign-up twice: once for the
-checks, once for the embedding; with the compact model by dlib's own module alone. The bare loop is the model runs of
-the very request, recorded once and replayed.
+checks, once for the embedding. The bare loop is the model runs of the very request, recorded once and replayed.
 """
 
 from __future__ import annotations
@@ -33,18 +32,14 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from api.access import Access
-from api.parts import Parts
+from api.service_parts import Parts
 from app import create_app
 from benchmarks.load import Service as Process
 from benchmarks.load import exchange, model_runs, request
 from bootstrap import load_engine
 from engines.base import Engine
-from engines.compact_engine import CompactEngine, weights_folder
 from engines.covering import CoveringModel
-from engines.dlib_networks import DESCRIPTOR, DETECTOR
 from gallery.decisions import Gallery
-from photos import decode as images
-from photos.resampling import to_side
 from pipeline import ModelSlots, Pipeline, Trace
 from settings import Settings
 from store.sqlite import SqliteStore
@@ -53,10 +48,13 @@ STAGES = ("read", "decode", "detect", "decode_larger", "check", "embed", "search
 ROUNDS = 3
 
 
-def older_flow(model: str, engine: Engine) -> Callable[[bytes], object]:
+def folder_of(model: str) -> Path:
+    """Where the pack lies that FACE_MODEL names."""
+    return PROJECT / "models" / model if model in ("compact", "auraface") else Path(model).resolve()
+
+
+def older_flow(model: str) -> Callable[[bytes], object]:
     """One analysis of a photo as the older flow made it: all models of the pack on all faces."""
-    if isinstance(engine, CompactEngine):
-        return dlibs_own_flow(engine)
     import cv2
     import numpy as np
     from insightface.app import FaceAnalysis
@@ -64,37 +62,9 @@ def older_flow(model: str, engine: Engine) -> Callable[[bytes], object]:
 
     options = SessionOptions()
     options.intra_op_num_threads = 1
-    older = FaceAnalysis(name=str(Path(model).resolve()), providers=["CPUExecutionProvider"], sess_options=options)
+    older = FaceAnalysis(name=str(folder_of(model)), providers=["CPUExecutionProvider"], sess_options=options)
     older.prepare(0)
     return lambda data: older.get(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))
-
-
-def dlibs_own_flow(engine: CompactEngine) -> Callable[[bytes], object]:
-    """The same with the compact model: dlib's networks by dlib's own module, as its users run them."""
-    import dlib
-    import numpy as np
-
-    folder = weights_folder()
-    predictor = dlib.shape_predictor(str(folder / "shape_predictor_5_face_landmarks.dat"))
-    cnn = dlib.cnn_face_detection_model_v1(str(folder / DETECTOR.name))
-    descriptor = dlib.face_recognition_model_v1(str(folder / DESCRIPTOR.name))
-    hog = dlib.get_frontal_face_detector()
-
-    def each_face(data: bytes) -> list[object]:
-        rgb = np.asarray(images.decode(data, max_bytes=1 << 28, max_pixels=1 << 28).pixels[:, :, ::-1], order="C")
-        scale, searched = to_side(rgb, engine.HOG_SIDE, enlarging=4.0)
-        boxes = list(hog.run(searched, 0, engine.HOG_SCORE)[0])
-        if not boxes:
-            scale, searched = to_side(rgb, engine.CNN_SIDE, enlarging=4.0)
-            boxes = [one.rect for one in cnn(searched, 0)]
-        found: list[object] = []
-        for box in boxes:
-            edges = (round(edge / scale) for edge in (box.left(), box.top(), box.right(), box.bottom()))
-            chip = dlib.get_face_chip(rgb, predictor(rgb, dlib.rectangle(*edges)), 150, 0.25)
-            found.append(descriptor.compute_face_descriptor([chip, np.ascontiguousarray(chip[:, ::-1])]))
-        return found
-
-    return each_face
 
 
 class Service:
@@ -138,16 +108,11 @@ def twice(older: Callable[[bytes], object], photo: bytes) -> None:
 LOADING = """
 import sys, time, warnings
 warnings.simplefilter("ignore")
-if sys.argv[1] == "compact":
-    from engines.compact_engine import CompactEngine
-    begun = time.perf_counter()
-    CompactEngine()
-else:
-    import onnxruntime
-    from pathlib import Path
-    begun = time.perf_counter()
-    for path in Path(sys.argv[1]).glob("*.onnx"):
-        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+import onnxruntime
+from pathlib import Path
+begun = time.perf_counter()
+for path in Path(sys.argv[1]).glob("*.onnx"):
+    onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 print(time.perf_counter() - begun)
 """
 
@@ -163,14 +128,14 @@ def first_answer(model: str, photo: bytes) -> tuple[float, float]:
         service.stop()
     if status != 200:
         raise SystemExit(f"the first sign-up answered {status}")
-    alone = [sys.executable, "-c", LOADING, model]
+    alone = [sys.executable, "-c", LOADING, str(folder_of(model))]
     return taken, float(subprocess.run(alone, cwd=PROJECT, capture_output=True, check=True).stdout)  # noqa: S603 - ours
 
 
 def measured(model: str, photos: list[bytes]) -> list[str]:
     """The lines of one model."""
     engine = load_engine(model, models_dir=PROJECT / "models", hub_timeout_s=1, threads=1, may_fall_back=False)
-    older = older_flow(model, engine)
+    older = older_flow(model)
     with tempfile.TemporaryDirectory() as folder:
         service = Service(engine, Path(folder))
         accepted = [photo for photo in photos if service.post(photo, "/signUp") in (200, 409)]
@@ -241,8 +206,7 @@ def main() -> None:
         "",
         "Each request is compared with two things, photo by photo in one run:",
         "",
-        "- The *older flow* runs every model of the pack on every face, and does so twice for a sign-up. For the",
-        "  compact model it is dlib's own module.",
+        "- The *older flow* runs every model of the pack on every face, and does so twice for a sign-up.",
         "- The *bare loop* is the request's own model runs and nothing else.",
         "",
         f"Times are CPU time with one thread a model run (Python {platform.python_version()}, {platform.machine()}).",

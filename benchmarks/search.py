@@ -33,7 +33,7 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engines.base import Template
-from gallery.in_memory import InMemoryCopy, InMemoryView, Ours
+from gallery.in_memory import InMemoryCopy, InMemoryView, ModelFilter
 from gallery.snapshot import SnapshotFolder
 from gallery.templates import BLOCK_ROWS
 from store.records import Enrolment, Entry
@@ -53,7 +53,7 @@ def user_id(row: int) -> str:
 
 
 class Log:
-    """A store that is a matrix: place i holds row i - 1. Only what a replica reads."""
+    """A store that is a matrix: place i holds row i - 1. Only what a copy reads."""
 
     def __init__(self, matrix: Template, count: int) -> None:
         self.matrix, self.count = matrix, count
@@ -139,11 +139,11 @@ def measure(n: int, probes: int, checked: int, folder: Path) -> None:
     spare = 5000
     log = Log(make_people(n + spare, rng), n)
     before = resident()
-    replica = InMemoryCopy(log, Ours("m", D, None), SnapshotFolder(folder / str(n), "benchmark", D))  # type: ignore[arg-type]
-    loading = timed(replica.load)
-    replica.close()
+    copy = InMemoryCopy(log, ModelFilter("m", D, None), SnapshotFolder(folder / str(n), "benchmark", D))  # type: ignore[arg-type]
+    loading = timed(copy.load)
+    copy.close()
     after = resident()
-    view = replica.caught_up()
+    view = copy.caught_up()
     matrix = log.matrix[:n]
     methods: dict[str, Callable[[Template], object]] = {
         "M @ q": lambda probe: matrix @ probe,
@@ -172,10 +172,10 @@ def measure(n: int, probes: int, checked: int, folder: Path) -> None:
         for probe in (make_probe(matrix, n, number % 3, rng) for number in range(checked))
     )
     print(f"  differing decisions: {wrong} of {checked:,}")
-    crowd(replica, log, rng, max(checked // 20, 100))
+    crowd(copy, log, rng, max(checked // 20, 100))
 
 
-def crowd(replica: InMemoryCopy, log: Log, rng: np.random.Generator, checked: int) -> None:
+def crowd(copy: InMemoryCopy, log: Log, rng: np.random.Generator, checked: int) -> None:
     """8 threads of queries while 200 people a second are enrolled."""
     over = threading.Event()
     answers: list[tuple[int, Template, tuple[str | None, float]]] = []
@@ -186,7 +186,7 @@ def crowd(replica: InMemoryCopy, log: Log, rng: np.random.Generator, checked: in
         while not over.is_set():
             probe = make_probe(log.matrix, log.count, int(mine.integers(3)), mine)
             begun = time.perf_counter()
-            view = replica.caught_up()
+            view = copy.caught_up()
             found = decided(view, probe)
             taken.append(time.perf_counter() - begun)
             answers.append((view.templates.count, probe, found))

@@ -1,4 +1,5 @@
-"""The operator's commands: python app.py COMMAND.
+"""The operator's commands: `python app.py COMMAND`.
 
-A running service imports none of them but `cli`. They import `bootstrap.py` and what lies below.
+`cli.py` lists them, and each is a `Command` (`command.py`). A running service imports `cli.py` alone. Commands import
+`bootstrap.py` and the layers below it.
 """

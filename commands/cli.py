@@ -1,79 +1,77 @@
-"""Owns the operator's commands, `python app.py COMMAND`: naming them, and telling in plain words why one failed."""
+"""Runs one of the operator's commands, `python app.py COMMAND`, and says in plain words why one failed."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import os
+import pkgutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from typing import Protocol, cast
 
 import logs
+from commands.command import Command
 from engines.model_files import ModelUnavailable
 from errors import FaceError
 from settings import Settings, SettingsError, add_flags, load_settings, read_env_file
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
-# command -> the module that does it, imported only then, and one line for --help.
-COMMANDS: Mapping[str, tuple[str, str]] = {
-    "audit": ("commands.audit", "check the audit log's chain, find an erasure's receipt or a person's lines"),
-    "import": ("commands.import_photos", "enrol the people of a folder of photos, or of a CSV"),
-    "duplicates": ("commands.duplicates", "list the pairs of enrolled people who look alike"),
-    "export": ("commands.people", "list everybody enrolled, as CSV or JSON lines"),
-    "erase": ("commands.people", "erase people everywhere"),
-    "stats": ("commands.people", "count who is enrolled"),
-    "reembed": ("commands.reembed", "make everybody's templates by a new model, side by side with the service"),
-    "backup": ("commands.backup", "write everybody enrolled to a file, while services run"),
-    "restore": ("commands.backup", "put a backup's people into an empty store; stop the services first"),
-    "retention": ("commands.retention", "list or erase who was not verified for RETENTION_DAYS"),
-    "rotate-keys": ("commands.rotate_keys", "put every stored template under the newest of TEMPLATE_KEYS"),
-    "keys": ("commands.keys", "API keys: add NAME, list, revoke NAME"),
-    "evaluate": (
-        "commands.evaluate.command",
-        "false matches, misses and thresholds, measured on a folder of people's photos",
-    ),
-    "openapi": ("commands.openapi", "describe the API, for tools (OpenAPI 3.1) or for people (--markdown)"),
+# Command -> where it is. A command's module is imported only to run the command or to show the help.
+COMMANDS: Mapping[str, str] = {
+    "import": "commands.bulk.import_photos:IMPORT",
+    "export": "commands.export:EXPORT",
+    "erase": "commands.erase:ERASE",
+    "stats": "commands.stats:STATS",
+    "duplicates": "commands.duplicates:DUPLICATES",
+    "evaluate": "commands.evaluate.command:EVALUATE",
+    "reembed": "commands.bulk.reembed:REEMBED",
+    "backup": "commands.backup.command:BACKUP",
+    "restore": "commands.backup.command:RESTORE",
+    "keys": "commands.keys:KEYS",
+    "rotate-keys": "commands.rotate_keys:ROTATE_KEYS",
+    "audit": "commands.audit:AUDIT",
+    "retention": "commands.retention:RETENTION",
+    "openapi": "commands.openapi:OPENAPI",
 }
 
 
-class CommandModule(Protocol):
-    """What a module of `COMMANDS` offers."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Give the parser what this command takes; every setting has its flag there already."""
-
-    def run(self, arguments: argparse.Namespace, settings: Settings) -> int:
-        """Do it; returns the exit status. What `started` words may be raised."""
+def command_of(name: str) -> Command:
+    """Import one of `COMMANDS`."""
+    command = pkgutil.resolve_name(COMMANDS[name])
+    assert isinstance(command, Command)
+    return command
 
 
 def overview() -> str:
     """The commands, for --help."""
-    lines = [f"  {name:14} {line}" for name, (_, line) in COMMANDS.items()]
-    return "\n".join(["commands (each with --help):", *lines]) if lines else ""
+    return "\n".join(["commands:", *(f"  {name:14} {command_of(name).help}" for name in COMMANDS)])
 
 
 def run(name: str, arguments: list[str]) -> int:
-    """Run one of the commands; returns the exit status."""
-    module_name, line = COMMANDS[name]
-    module = cast("CommandModule", importlib.import_module(module_name))
+    """Run one of `COMMANDS`; returns the exit status."""
+    command = command_of(name)
     parser = argparse.ArgumentParser(
         prog=f"app.py {name}",
-        description=f"{line[0].upper()}{line[1:]}. Settings are those of the service: its flags work here too.",
+        description=f"{command.help[0].upper()}{command.help[1:]}. The flags of the service's settings work here too.",
     )
-    module.add_arguments(parser)
+    command.add_arguments(parser)
     add_flags(parser, shown=False)
     parsed = parser.parse_args(arguments)
-    # SIGTERM ends a command as Ctrl-C does: between two steps, with what is done written down.
+    # SIGTERM ends a command as Ctrl-C does: the command first writes down what is done.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return started(vars(parsed), lambda settings: module.run(parsed, settings), name)
+    return start(vars(parsed), lambda settings: command.run(parsed, settings), name)
 
 
-def started(flags: Mapping[str, str], action: Callable[[Settings], int], command: str = "") -> int:
-    """Read the settings, set the log up and do `action`; a failure is told in plain words. Returns the exit status."""
+def start(flags: Mapping[str, str], action: Callable[[Settings], int], command: str = "") -> int:
+    """Read the settings, set the log up and run `action`; returns the exit status.
+
+    Args:
+        flags: the parsed command line.
+        action: the service or a command. An error that an operator can do something about ends it with one log line.
+        command: the command's name; empty for the service.
+    """
     try:
         # The hub's own library reads HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN from the environment.
         for key, value in read_env_file().items():
@@ -87,7 +85,7 @@ def started(flags: Mapping[str, str], action: Callable[[Settings], int], command
     what = command or "The service"
     try:
         status = action(settings)
-        sys.stdout.flush()  # a full disk is told of here, not by the interpreter's exit
+        sys.stdout.flush()  # A full disk is reported here, and not by the interpreter at its exit.
     except ModelUnavailable as error:
         logger.critical("The face model is not available. %s", error)
     except FaceError as error:
@@ -97,17 +95,19 @@ def started(flags: Mapping[str, str], action: Callable[[Settings], int], command
         logger.critical(
             "%s ends: the database stayed out of reach. %s",
             what,
-            f"Check the server and MONGO_URI; STORE_WAIT_S ({settings.store_wait_s:g}) is how long it is waited for."
+            f"Check the server and MONGO_URI. STORE_WAIT_S is how long a start waits ({settings.store_wait_s:g} s)."
             if settings.mongo_uri
-            else f"Check that DATA_DIR ({settings.data_dir}) can be written to and its disk is not full.",
+            else f"Check that DATA_DIR ({settings.data_dir}) can be written to and that its disk is not full.",
         )
     except BrokenPipeError:
-        # `| head` has what it wanted. What is left unwritten must not be tried again at the interpreter's exit.
+        # The reader, such as `| head`, has ended. The interpreter must not try to write the rest at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError) as error:
         logger.critical("%s ends: %s", what, error)
     except KeyboardInterrupt:
-        logger.info("%s", f"{command} was stopped: run it again to go on" if command else "Stopped before it was ready")
+        logger.info(
+            "%s", f"{command} was stopped: run it again to continue" if command else "Stopped before it was ready"
+        )
         return 130
     else:
         return status

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from api.api_keys import NAME, SCOPES, KeysError, checked, file_of, new_key, parse, write
+from api.api_keys import NAME, SCOPES, ApiKeysError, editing, file_of, new_api_key, parse_setting, read_file
+from commands.command import Command
 from settings import Settings
 
 
@@ -20,29 +21,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Add, list or revoke keys; running services take the change up by themselves. KeysError says what is wrong."""
-    path = file_of(settings)
-    keys = parse(path.read_text("utf-8")) if path.exists() else []
-    names = [key.name for key in keys]
+    """Add, list or revoke API keys; running services notice the change. ApiKeysError says what is wrong."""
+    path, name = file_of(settings), arguments.name
     if arguments.action == "list":
-        for key in checked("API_KEYS", settings.api_keys) + keys:
-            sys.stdout.write(f"{key.name}\t{'+'.join(sorted(key.scopes))}\n")
+        for api_key in parse_setting(settings.api_keys) + read_file(path):
+            sys.stdout.write(f"{api_key.name}\t{'+'.join(sorted(api_key.scopes))}\t{api_key.added or 'unknown date'}\n")
         return 0
-    if not arguments.name or not NAME.fullmatch(arguments.name):
-        raise KeysError("give a name of 1 to 64 letters, digits, dots, dashes or underscores")
+    if not name or not NAME.fullmatch(name):
+        raise ApiKeysError("give a name of 1 to 64 letters, digits, dots, dashes or underscores")
     if arguments.action == "revoke":
-        if arguments.name not in names:
-            raise KeysError(f"there is no key named {arguments.name!r} in {path}")
-        write(path, [key for key in keys if key.name != arguments.name])
-        sys.stdout.write(f"Revoked {arguments.name}.\n")
+        with editing(path) as api_keys:
+            if name not in [api_key.name for api_key in api_keys]:
+                raise ApiKeysError(f"there is no API key named {name!r} in {path}")
+            api_keys[:] = [api_key for api_key in api_keys if api_key.name != name]
+        sys.stdout.write(f"Revoked {name}.\n")
         return 0
-    if arguments.name in names:
-        raise KeysError(f"there is a key named {arguments.name!r} already: revoke it, or take another name")
-    secret, key = new_key(arguments.name, arguments.scope or ["app"])
+    secret, added = new_api_key(name, arguments.scope or ["app"])
     if arguments.print_line:
-        sys.stdout.write(f"API_KEYS={key.line()}\n")
+        sys.stdout.write(f"API_KEYS={added.line()}\n")
     else:
-        write(path, [*keys, key])
-    sys.stderr.write(f"The key of {key.name}; it is shown this once, and only its hash is kept:\n")
+        with editing(path) as api_keys:
+            if name in [api_key.name for api_key in api_keys]:
+                raise ApiKeysError(f"there is an API key named {name!r} already: revoke it, or take another name")
+            api_keys.append(added)
+    sys.stderr.write(f"The API key of {name}. It is shown this once, and only its hash is kept:\n")
     sys.stdout.write(f"{secret}\n")
     return 0
+
+
+KEYS = Command("keys", "API keys: add NAME, list, revoke NAME", run, add_arguments)

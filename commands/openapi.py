@@ -8,16 +8,20 @@ import sys
 
 from api import openapi
 from api.description_pages import render
+from commands.command import Command
 from settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `python app.py openapi`."""
-    parser.add_argument("--markdown", action="store_true", help="as docs/api.md instead")
+    """Give the parser this command's arguments."""
+    parser.add_argument("--markdown", action="store_true", help="write docs/api.md instead")
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Write the API's description, as OpenAPI 3.1 in JSON or as Markdown; returns the exit status."""
+    """Write the API's description to standard output, as OpenAPI 3.1 in JSON or as Markdown."""
     api = openapi.describe(settings)
     sys.stdout.write(render("api.md", api) if arguments.markdown else json.dumps(api, indent=2) + "\n")
     return 0
+
+
+OPENAPI = Command("openapi", "write the API's description: OpenAPI 3.1, or --markdown", run, add_arguments)

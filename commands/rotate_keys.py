@@ -1,4 +1,4 @@
-"""Owns `python app.py rotate-keys`: putting every stored template under the newest of TEMPLATE_KEYS."""
+"""The command rotate-keys: encrypts every stored template with the newest of TEMPLATE_KEYS."""
 
 from __future__ import annotations
 
@@ -12,34 +12,37 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import bootstrap
-from commands.progress import watched
+from commands.command import Command
+from commands.progress import with_progress
 from settings import Settings, SettingsError
 from store import retention, template_bytes
 from store.audit_log import AuditLog
+from store.documents import PAGE_RECORDS
 from store.encryption import KEY_BYTES, Keyring, MissingKeyError
-from store.records import PAGE, RecordStore, StoredEmbedding
+from store.records import RecordStore, StoredEmbedding
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `python app.py rotate-keys`."""
-    parser.add_argument("--new-key", action="store_true", help="show a new key for TEMPLATE_KEYS, and do nothing else")
-    parser.add_argument("--check", action="store_true", help="count what is to do, and change nothing")
+    """Give the parser this command's arguments."""
+    parser.add_argument("--new-key", action="store_true", help="only show a new key for TEMPLATE_KEYS")
+    parser.add_argument("--check", action="store_true", help="only count what would change")
     parser.add_argument(
         "--erase-lost",
         metavar="NAME",
-        help="erase everybody whose template is under the key of this name (messages tell it), which is lost",
+        help="erase everybody whose template is under the lost key of this name; messages show the names of keys",
     )
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Rewrite every template that is plain or under an older key, beside running services and as often as wanted.
+    """Encrypt every template that is plain or under an older key with the newest key, while services run.
 
-    A record that is erased or rewritten meanwhile is left as it is then; one that is killed goes on where it ended.
+    The command can be repeated. A killed run is continued by the next one. A record that is erased or rewritten at the
+    same time stays as its writer left it.
 
     Returns:
-        0 when everything can be read and is under the newest key now; 1 otherwise.
+        0 when every template can be read and is under the newest key; 1 otherwise.
 
     Raises:
         SettingsError: there are no keys.
@@ -51,10 +54,10 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     keyring = settings.keyring
     if not keyring:
         raise SettingsError(
-            "TEMPLATE_KEYS is empty: give the new key first and the older ones behind it "
-            "(`python app.py rotate-keys --new-key` makes one). Templates are never decrypted for good."
+            "TEMPLATE_KEYS is empty: give the new key first and the older ones after it "
+            "(`python app.py rotate-keys --new-key` makes one). This command never leaves a template unencrypted."
         )
-    store = bootstrap.connected_store(settings)
+    store = bootstrap.connect_store(settings)
     try:
         audit = bootstrap.open_audit_log(settings)
         return _rotate(store, keyring, audit, change=not arguments.check, lost_key=arguments.erase_lost)
@@ -73,8 +76,8 @@ class _Tally:
 
 def _rotate(store: RecordStore, keyring: Keyring, audit: AuditLog | None, *, change: bool, lost_key: str | None) -> int:
     tally = _Tally()
-    records = watched(store.embeddings(0), store.last_place(), "records")
-    while page := list(islice(records, PAGE)):
+    records = with_progress(store.embeddings(0), store.last_place(), "records")
+    while page := list(islice(records, PAGE_RECORDS)):
         changes = [(stored, sealed) for stored in page if (sealed := _resealed(stored, keyring, lost_key, tally))]
         tally.changed += store.replace_embeddings(changes) if change else len(changes)
     if change:
@@ -93,7 +96,7 @@ def _rotate(store: RecordStore, keyring: Keyring, audit: AuditLog | None, *, cha
 
 
 def _resealed(stored: StoredEmbedding, keyring: Keyring, lost_key: str | None, tally: _Tally) -> bytes | None:
-    """Return what is to be stored instead; None where nothing is, which is counted."""
+    """Return the bytes to store instead, and None if there are none to store; count the record in `tally`."""
     try:
         sealed = template_bytes.reseal(stored.embedding, stored.user_id, stored.model, keyring)
     except ValueError as error:
@@ -107,3 +110,6 @@ def _resealed(stored: StoredEmbedding, keyring: Keyring, lost_key: str | None, t
         return None
     tally.current += sealed is None
     return sealed
+
+
+ROTATE_KEYS = Command("rotate-keys", "encrypt every template with the newest of TEMPLATE_KEYS", run, add_arguments)

@@ -19,20 +19,11 @@ ENOUGH_SIDE = 1600
 Template = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class LandmarkLayout:
-    """Which five points a model's landmarks are, as a mean frontal face in inter-eye distances.
-
-    Attributes:
-        points: float[5, 3], x right, y down, z away from the camera; the origin lies between the eyes' centres.
-            x and y are the medians of 165 near-frontal photos of 30 people; z follows from anthropometry (the
-            nose's tip stands about half an inter-eye distance in front of the eyes, the mouth a tenth).
-        left_eye, right_eye: the rows whose mean is the centre of the eye at the left / right of the picture.
-    """
-
-    points: npt.NDArray[np.float64]
-    left_eye: tuple[int, ...]
-    right_eye: tuple[int, ...]
+# The five landmarks of a mean frontal face in inter-eye distances, float64[5, 3]: the eyes at the left and the right of
+# the picture, the nose's tip, the mouth's corners in the same order. x right, y down, z away from the camera; the
+# origin lies between the eyes. x and y are the medians of 165 near-frontal photos of 30 people; z follows from
+# anthropometry (the nose's tip stands about half an inter-eye distance in front of the eyes, the mouth a tenth).
+MEAN_FACE = np.array([[-0.5, 0, 0], [0.5, 0, 0], [0, 0.6, -0.5], [-0.45, 1.01, -0.1], [0.45, 1.01, -0.1]])
 
 
 @dataclass(frozen=True)
@@ -42,20 +33,17 @@ class Face:
     Attributes:
         box: float32[4], left, top, right, bottom in pixels; may reach outside the photo.
         score: the detector's confidence; comparable within one engine only.
-        landmarks: float32[5, 2], x and y in pixels, in the order of `layout`.
-        layout: which points they are.
+        landmarks: float32[5, 2], x and y in pixels, in the order of `MEAN_FACE`.
     """
 
     box: npt.NDArray[np.float32]
     score: float
     landmarks: npt.NDArray[np.float32]
-    layout: LandmarkLayout
 
     @property
     def eyes(self) -> npt.NDArray[np.float64]:
         """float64[2, 2]: the centres of the eyes at the left and the right of the picture, in pixels."""
-        points = self.landmarks.astype(np.float64)
-        return np.stack([points[list(rows)].mean(axis=0) for rows in (self.layout.left_eye, self.layout.right_eye)])
+        return self.landmarks[:2].astype(np.float64)
 
     @property
     def inter_eye(self) -> float:
@@ -68,6 +56,19 @@ class Face:
         # Pixels have their coordinates at their centres.
         box, landmarks = ((np.asarray(one) + 0.5) * times - 0.5 for one in (self.box, self.landmarks))
         return replace(self, box=box.astype(np.float32), landmarks=landmarks.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """A model as the records know it.
+
+    Attributes:
+        name: what records of its templates carry; templates of different names are never compared.
+        cosine_at_half: the cosine that reads as similarity 0.5.
+    """
+
+    name: str
+    cosine_at_half: float
 
 
 class Engine(Protocol):

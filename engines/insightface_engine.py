@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from engines import model_files, reduced_precision
-from engines.base import Face, LandmarkLayout, Template, holds_no_face, normalised, widest_first
+from engines.base import Face, ModelIdentity, Template, holds_no_face, normalised, widest_first
 from engines.insightface_pack import load_pack, providers_for
 from engines.model_files import Digested, ModelUnavailable
 from photos.pixels import Pixels
@@ -24,12 +24,6 @@ AURAFACE_NAME = "auraface-v1"
 AURAFACE_RECOGNISER = next(file.sha256 for file in model_files.AURAFACE if file.task == "recognition")
 
 logger = logging.getLogger(__name__)
-
-INSIGHTFACE_LAYOUT = LandmarkLayout(
-    points=np.array([[-0.5, 0, 0], [0.5, 0, 0], [0, 0.6, -0.5], [-0.45, 1.01, -0.1], [0.45, 1.01, -0.1]]),
-    left_eye=(0,),
-    right_eye=(1,),
-)
 
 
 class InsightFaceEngine:
@@ -65,6 +59,7 @@ class InsightFaceEngine:
         *,
         threads: int,
         files: Mapping[str, Digested] | None = None,
+        identity: ModelIdentity | None = None,
         precision: str = "fp32",
         providers: str = "cpu",
     ) -> None:
@@ -74,6 +69,7 @@ class InsightFaceEngine:
             folder: holds a manifest.json (version 2) or just the weights.
             threads: threads of one model run; 0 takes all cores.
             files: task -> file, where they are known (and verified) already; found in the folder otherwise.
+            identity: the model's, where it does not follow from the recogniser's digest.
             precision: of the recogniser, `fp32`, `bf16` or `int8`; for the last a copy is made in the folder's `int8/`.
             providers: `cpu`, `cuda`, or `auto`: CUDA where onnxruntime has it.
 
@@ -85,9 +81,8 @@ class InsightFaceEngine:
         chosen = providers_for(providers, onnxruntime.get_available_providers(), precision)
         pack = load_pack(folder, files, threads=threads, providers=chosen, meanwhile=self._take_detector)
         self._recogniser = pack.recogniser
-        # The recogniser's own bytes decide what compares with what, wherever the pack lies and whatever it is called.
-        self.name = AURAFACE_NAME if pack.digest == AURAFACE_RECOGNISER else f"insightface-{pack.digest[:12]}"
-        self.cosine_at_half = 0.5
+        identity = identity or _identity_of(pack.digest)
+        self.name, self.cosine_at_half = identity.name, identity.cosine_at_half
         self._provider = str(self._recogniser.session.get_providers()[0])
         if self._provider != chosen[0]:
             # onnxruntime only warns of that, and goes on with the next.
@@ -159,7 +154,7 @@ class InsightFaceEngine:
         sizes = [(self.SMALL_SIDE, self.SMALL_SIDE), _input_size(image, side)]
         boxes, landmarks = self._detector.detect(image, input_size=sizes, det_thresh=least)
         return [
-            Face(box[:4], float(box[4]), points, INSIGHTFACE_LAYOUT)
+            Face(box[:4], float(box[4]), points)
             for box, points in zip(boxes, landmarks, strict=True)
             if np.isfinite(box).all() and np.isfinite(points).all() and (box[2:4] - box[:2]).min() >= 1
         ]
@@ -214,7 +209,7 @@ class InsightFaceEngine:
         if not np.isfinite(landmarks[surest]).all():
             return None
         points = cv2.transform(landmarks[surest][None].astype(np.float64), cv2.invertAffineTransform(matrix))[0]
-        return Face(face.box, float(boxes[surest, 4]), points.astype(np.float32), face.layout)
+        return Face(face.box, float(boxes[surest, 4]), points.astype(np.float32))
 
     def embed(self, image: Pixels, face: Face) -> Template:
         crop = self._aligned(image, face)
@@ -230,6 +225,11 @@ class InsightFaceEngine:
         if not np.isfinite(matrix).all():
             raise ValueError("degenerate landmarks: there is no alignment")
         return cut_out(image, matrix, side, border=cv2.BORDER_CONSTANT)
+
+
+def _identity_of(digest: str) -> ModelIdentity:
+    """The identity of a recogniser by its digest: its own bytes decide what compares with what, not its folder."""
+    return ModelIdentity(AURAFACE_NAME if digest == AURAFACE_RECOGNISER else f"insightface-{digest[:12]}", 0.5)
 
 
 def _input_size(image: Pixels, side: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from engines.base import Face
 from engines.model_files import ModelUnavailable
 from photos.pixels import Pixels
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 
 class Liveness(Protocol):

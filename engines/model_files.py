@@ -27,12 +27,13 @@ class ModelUnavailable(Exception):  # noqa: N818 - said to an operator as a stat
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One file of a model: its name in the repository and on disk, bytes, SHA-256 (hex), InsightFace task."""
+    """One file of a model: its name, bytes, SHA-256 (hex), InsightFace task, and repository on the hub."""
 
     name: str
     size: int
     sha256: str
     task: str
+    repo: str
 
 
 AURAFACE_REPO = "fal/AuraFace-v1"
@@ -42,12 +43,14 @@ AURAFACE: tuple[ModelFile, ...] = (
         size=16923827,
         sha256="5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91",
         task="detection",
+        repo=AURAFACE_REPO,
     ),
     ModelFile(
         name="glintr100.onnx",
         size=260694151,
         sha256="a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60",
         task="recognition",
+        repo=AURAFACE_REPO,
     ),
 )
 
@@ -99,9 +102,7 @@ def digest(path: Path) -> str:
     return sha256.hexdigest()
 
 
-def ensure(
-    folder: Path, files: Sequence[ModelFile] = AURAFACE, *, repo: str = AURAFACE_REPO, hub_timeout_s: float = 15.0
-) -> dict[str, Digested]:
+def ensure(folder: Path, files: Sequence[ModelFile] = AURAFACE, *, hub_timeout_s: float = 15.0) -> dict[str, Digested]:
     """See to it that every file lies in `folder` with its right SHA-256.
 
     Files that are right already need neither network nor write access. The others are taken from the hub library's
@@ -110,8 +111,7 @@ def ensure(
 
     Args:
         folder: created where it does not exist.
-        files: what is needed; nothing else of the repository is fetched.
-        repo: the repository on the hub, as owner/name.
+        files: what is needed; nothing else of their repositories is fetched.
         hub_timeout_s: seconds after which a hub that has not answered counts as unreachable. A download that goes on,
             however slowly, is not cut short by it.
 
@@ -125,17 +125,18 @@ def ensure(
     try:
         right, flaws = _judged(files, folder)
         if flaws:
-            why = _mend(folder, files, repo, hub_timeout_s)
+            why = _mend(folder, files, hub_timeout_s)
             right, flaws = _judged(files, folder)
     except OSError as error:
         raise ModelUnavailable(f"The model files in {folder} cannot be read or written: {error}") from error
     if flaws:
         state = "".join(f"\n  {file.name}: {flaw}" for file, flaw in flaws.items())
-        needed = "".join(f"\n  {file.name}  {file.size} bytes  SHA-256 {file.sha256}" for file in flaws)
+        needed = "".join(f"\n  {file.name}  {file.size} bytes  SHA-256 {file.sha256}  of {file.repo}" for file in flaws)
+        repos = " and ".join(dict.fromkeys(file.repo for file in files))
         raise ModelUnavailable(
-            f"The model {repo} is not complete in {folder}:{state}\n{why}\n"
+            f"The model {repos} is not complete in {folder}:{state}\n{why}\n"
             "Mend that and start again (HF_ENDPOINT names a mirror of the hub, HTTPS_PROXY a proxy), or put these "
-            f"files of {repo} into that folder by hand:{needed}"
+            f"files into that folder by hand:{needed}"
         )
     return right
 
@@ -166,7 +167,7 @@ def _flaw(file: ModelFile, folder: Path) -> str | None:
     return _judged([file], folder)[1].get(file)
 
 
-def _mend(folder: Path, files: Sequence[ModelFile], repo: str, hub_timeout_s: float) -> str:
+def _mend(folder: Path, files: Sequence[ModelFile], hub_timeout_s: float) -> str:
     """Put right what is missing or damaged in `folder`, as far as possible; return why it went no further, or ''."""
     # The library reads its environment when it is imported. Xet, the hub's own storage protocol, keeps a second copy
     # in a cache and retries a stalled line by rules of its own; plain HTTP serves two files as well. Telemetry would
@@ -190,7 +191,7 @@ def _mend(folder: Path, files: Sequence[ModelFile], repo: str, hub_timeout_s: fl
             # Judged anew: another process may have mended them while this one waited for the lock.
             wanted = [file for file in files if _flaw(file, folder)]
             for file in list(wanted):
-                cached = try_to_load_from_cache(repo, file.name)
+                cached = try_to_load_from_cache(file.repo, file.name)
                 if isinstance(cached, str):
                     shutil.copyfile(cached, partial / file.name)
                     if not _flaw(file, partial):
@@ -200,18 +201,18 @@ def _mend(folder: Path, files: Sequence[ModelFile], repo: str, hub_timeout_s: fl
                 return ""
             if constants.is_offline_mode():
                 return "Nothing was fetched, since HF_HUB_OFFLINE is set."
-            if problem := _hub_problem(repo, wanted[0].name, hub_timeout_s):
+            if problem := _hub_problem(wanted[0], hub_timeout_s):
                 return f"The hub at {constants.ENDPOINT} cannot be used: {problem}."
             for file in wanted:
                 logger.info("fetching %s (%.0f MB) from %s", file.name, file.size / 1e6, constants.ENDPOINT)
-                if problem := _fetch(file, folder, repo):
+                if problem := _fetch(file, folder):
                     return f"Fetching {file.name} from {constants.ENDPOINT} failed: {problem}."
             return ""
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _hub_problem(repo: str, name: str, timeout_s: float) -> str | None:
+def _hub_problem(file: ModelFile, timeout_s: float) -> str | None:
     """Ask the hub for the file's metadata; return why it cannot be had, or None when it can."""
     import httpx2  # noqa: PLC0415 - the hub library's own HTTP client
     from huggingface_hub import get_hf_file_metadata, hf_hub_url  # noqa: PLC0415
@@ -220,7 +221,7 @@ def _hub_problem(repo: str, name: str, timeout_s: float) -> str | None:
 
     def ask() -> None:
         try:
-            get_hf_file_metadata(hf_hub_url(repo, name), timeout=timeout_s)
+            get_hf_file_metadata(hf_hub_url(file.repo, file.name), timeout=timeout_s)
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, ImportError) as error:
             answers.put(_in_words(error))  # ImportError: a SOCKS proxy is set, but no library for it is there
         else:
@@ -234,7 +235,7 @@ def _hub_problem(repo: str, name: str, timeout_s: float) -> str | None:
         return f"it did not answer within {timeout_s:g} seconds"
 
 
-def _fetch(file: ModelFile, folder: Path, repo: str) -> str | None:
+def _fetch(file: ModelFile, folder: Path) -> str | None:
     """Fetch one file, twice if need be, and move it under its name once it is verified; return what failed, or None.
 
     The library resumes a download that stalls or ends early, and gives up once about a minute brought nothing new.
@@ -247,7 +248,7 @@ def _fetch(file: ModelFile, folder: Path, repo: str) -> str | None:
     for _ in range(2):
         try:
             # Forced: otherwise a damaged copy in the cache would be taken, and a silent hub asked for minutes.
-            hf_hub_download(repo, file.name, local_dir=partial, force_download=True)
+            hf_hub_download(file.repo, file.name, local_dir=partial, force_download=True)
             flaw = _flaw(file, partial)
         except httpx2.ReadError as error:  # a connection reset: the one break that the library does not resume from
             problem = _in_words(error)

@@ -1,4 +1,4 @@
-"""Owns the decisions about who is enrolled: search, comparison, the duplicate check, and enrolment as one step."""
+"""Decides who is enrolled: search, comparison, the duplicate check, and enrolment as one step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from engines.base import Template
 from errors import FaceError
-from gallery.in_memory import InMemoryCopy, Ours
+from gallery.in_memory import InMemoryCopy, ModelFilter
 from gallery.in_mongodb import IndexedCopy
 from gallery.snapshot import SnapshotFolder
 from gallery.templates import Candidate
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from store.mongo_vectors import MongoVectorIndex
 
 REQUEST_KEY_SECONDS = 24 * 3600.0
-# Each lost race is somebody else's success, so this many in a row means that something is wrong.
+# Each lost race is another process' success, so this many in a row means that something is wrong.
 MAX_LOST_RACES = 1000
-MAX_WAIT_SECONDS = 10.0
+MAX_DECISION_WAIT_SECONDS = 10.0
 
 
 class GalleryView(Protocol):
-    """The gallery up to a place in the log; `in_memory.InMemoryView` and `in_mongodb.IndexedView` say more."""
+    """The gallery up to a place in the log: an `InMemoryView` or an `IndexedView`."""
 
     @property
     def last(self) -> int: ...
@@ -42,20 +42,10 @@ class GalleryView(Protocol):
     def cosine(self, user_id: str, probe: Template) -> float | None: ...
 
 
-class GalleryCopy(Protocol):
-    """What a process holds of the log: everything (`in_memory`), or its tail (`in_mongodb`)."""
-
-    def caught_up(self, lost_races: int = 0) -> GalleryView: ...
-    def knows(self, user_id: str) -> bool: ...
-    def load(self, *, keep_trying: bool) -> None: ...
-    def status(self) -> dict[str, Any]: ...
-    def close(self) -> None: ...
-
-
 class Gallery:
     """The enrolled people of one model, for any number of threads.
 
-    Whatever is decided here is decided on a gallery that was caught up with the log after the question was asked.
+    Every decision is made on a view that was caught up with the log after the request asked.
     Every method but `load`, `status` and `close` raises FaceError `database_unavailable` when the log cannot be read,
     and `not_ready` while it is read for the first time.
 
@@ -63,12 +53,12 @@ class Gallery:
         store: the records; prepared.
         model: the running model's name. Templates of another model are counted, never compared.
         dimension: d of its templates.
-        plain_model: the model of records that name none; by default the running one if their dimension is its own.
-        snapshot: where templates are kept on local disk for a quick start; None keeps none.
-        index: MongoDB's vector index, which then searches instead of this process.
+        plain_model: the model of records that name none; by default the running model, if the dimension fits.
+        snapshot: keeps templates on local disk for a quick start; None for no snapshot.
+        index: MongoDB's vector index, which then searches in place of this process.
     """
 
-    def __init__(  # noqa: PLR0917 - what a gallery is made of
+    def __init__(  # noqa: PLR0917 - the parts of a gallery
         self,
         store: EnrolmentLog,
         model: str,
@@ -80,16 +70,16 @@ class Gallery:
         self._store = store
         self._model = model
         self._dimension = dimension
-        ours = Ours(model, dimension, plain_model)
-        self._copy: GalleryCopy = (
-            InMemoryCopy(store, ours, snapshot) if index is None else IndexedCopy(store, ours, index)
+        searchable = ModelFilter(model, dimension, plain_model)
+        self._copy = (
+            InMemoryCopy(store, searchable, snapshot) if index is None else IndexedCopy(store, searchable, index)
         )
         self._decision_lock = threading.Lock()
 
     def load(self, *, keep_trying: bool = True) -> None:
-        """Read everything there is, from the snapshot and the log, trying again while the store is out of reach.
+        """Read the snapshot and the log, trying again while the store cannot be reached.
 
-        To be called first, or not at all: everything else answers `not_ready` meanwhile.
+        Call it before any other method, or never: meanwhile all others raise `not_ready`.
 
         Raises:
             FaceError: `database_unavailable` or `not_ready`; never with `keep_trying`.
@@ -97,7 +87,7 @@ class Gallery:
         self._copy.load(keep_trying=keep_trying)
 
     def refresh(self) -> None:
-        """Apply what the log has gained."""
+        """Apply the log's new entries."""
         self._copy.caught_up()
 
     def search(self, probe: Template) -> Candidate | None:
@@ -123,7 +113,7 @@ class Gallery:
         """Return the cosine of `probe` to one person (1:1), the best of their templates; FaceError `unknown_user`.
 
         Args:
-            user_id: whom the probe claims to be.
+            user_id: the person whom the probe claims to show.
             probe: float32[d], L2-normalised; ValueError otherwise.
         """
         probe = self._checked(probe)
@@ -138,7 +128,8 @@ class Gallery:
         Args:
             template: float32[d], L2-normalised; ValueError otherwise.
             duplicate_cosine: from this cosine up, the best candidate is the same person.
-            request_key: identifies the client's request; one that enrolled somebody within 24 hours answers alike.
+            request_key: the hash of the client's Idempotency-Key. If a request with the same hash enrolled a person
+                within 24 hours, that person's user_id is returned.
 
         Returns:
             The user_id given to the person.
@@ -148,7 +139,7 @@ class Gallery:
                 `overloaded`.
         """
         template = self._checked(template)
-        # The long search comes first, while others decide; within the decision only who was enrolled since is searched.
+        # The long search comes first, while other threads decide. The decision itself searches only what is new since.
         searched = self._copy.caught_up()
         settled = self._settled(searched, None, template, duplicate_cosine, request_key)
         if settled is not None:
@@ -173,9 +164,9 @@ class Gallery:
         duplicate_cosine: float,
         request_key: str | None,
     ) -> str | None:
-        """Return whom an earlier attempt of this request enrolled, None if nobody; FaceError `duplicate_face`."""
-        # Asked of the store after `view` was caught up: whatever the search below can find, this has found if it is
-        # the same request's.
+        """Return the user_id that an earlier attempt of this request enrolled, if any; FaceError `duplicate_face`."""
+        # The store is asked after `view` was caught up. So if an earlier attempt of this request enrolled the person,
+        # it is found here, before the search below can call it a duplicate.
         if request_key is not None:
             earlier = self._store.find_request(request_key, time.time() - REQUEST_KEY_SECONDS)
             if earlier is not None and self._copy.knows(earlier):
@@ -191,14 +182,14 @@ class Gallery:
         duplicate_cosine: float,
         request_keys: Sequence[str | None] | None = None,
     ) -> list[str | None]:
-        """Enrol those of many people who are enrolled neither already nor earlier in the list.
+        """Enrol many people, except those who are enrolled already or appear earlier in the list.
 
-        Their places in the log are taken in one round trip to the store, or in a few when others enrol meanwhile.
+        This takes one round trip to the store, or a few when other processes enrol meanwhile.
 
         Args:
             templates: float32[d] each, L2-normalised; ValueError otherwise.
             duplicate_cosine: from this cosine up, two templates are the same person's.
-            request_keys: for each template, by what `EnrolmentLog.find_request` finds the enrolment again.
+            request_keys: for each template the `request_key` by which `find_request` finds the enrolment again.
 
         Returns:
             For each template the user_id given to the person, or None where the face is enrolled already.
@@ -215,31 +206,31 @@ class Gallery:
                 chosen: dict[int, Enrolment] = {}
                 for index in range(start, len(checked)):
                     among = np.stack([one.template for one in chosen.values()]) if chosen else None
-                    # `not <`, so that a threshold that is no number refuses.
-                    again = among is not None and not np.vecdot(among, checked[index]).max() < duplicate_cosine
-                    if not again and not _is_duplicate(view, checked[index], duplicate_cosine):
-                        key = request_keys[index] if request_keys is not None else None
-                        chosen[index] = self._enrolment(checked[index], key)
+                    # `not <`, so that a threshold that is not a number refuses.
+                    is_repeated = among is not None and not np.vecdot(among, checked[index]).max() < duplicate_cosine
+                    if not is_repeated and not _is_duplicate(view, checked[index], duplicate_cosine):
+                        request_key = request_keys[index] if request_keys is not None else None
+                        chosen[index] = self._enrolment(checked[index], request_key)
                 stored = self._store.append(view.last + 1, list(chosen.values())) if chosen else 0
                 for index, enrolment in list(chosen.items())[:stored]:
                     user_ids[index] = enrolment.user_id
                 if stored == len(chosen):
                     return user_ids
-                # Who comes before the first that was not stored is decided; the others are, on what the log has now.
+                # All before the first that was not stored are decided; decide the rest on what the log has now.
                 start = list(chosen)[stored]
         raise _overloaded()
 
     def erase(self, user_id: str) -> None:
-        """Erase a person, of whatever model, here and in every process.
+        """Erase a person, of any model, here and in every process.
 
         Raises:
-            FaceError: `unknown_user`; `database_unavailable`, after which to ask again is safe; `overloaded`.
+            FaceError: `unknown_user`; `database_unavailable`, after which asking again is safe; `overloaded`.
         """
         with self._deciding():
             for attempt in range(MAX_LOST_RACES):
                 view = self._copy.caught_up(attempt)
                 if not self._copy.knows(user_id):
-                    # Perhaps because an erasure got as far as the log and no further.
+                    # Perhaps an erasure was logged and then cut off.
                     self._store.finish_erasures(user_id)
                     raise FaceError("unknown_user")
                 if self._store.erase(view.last + 1, user_id):
@@ -251,11 +242,11 @@ class Gallery:
         return self._copy.status()
 
     def close(self) -> None:
-        """Write what the snapshot lacks."""
+        """Write what is missing in the snapshot."""
         self._copy.close()
 
     def _checked(self, template: Template) -> Template:
-        # One NaN would win every search silently, and a vector of another length would be no cosine.
+        # One NaN would silently win every search, and the product of longer vectors is not a cosine.
         if template.shape != (self._dimension,) or not abs(float(np.linalg.norm(template)) - 1) <= NORM_TOLERANCE:
             raise ValueError(f"not one L2-normalised template of {self._dimension} dimensions")
         return np.ascontiguousarray(template, np.float32)
@@ -265,8 +256,8 @@ class Gallery:
 
     @contextmanager
     def _deciding(self) -> Iterator[None]:
-        """One decision at a time: threads of one process would only lose races to each other."""
-        if not self._decision_lock.acquire(timeout=MAX_WAIT_SECONDS):
+        """Let one thread decide at a time: threads of one process would only lose races to each other."""
+        if not self._decision_lock.acquire(timeout=MAX_DECISION_WAIT_SECONDS):
             raise _overloaded()
         try:
             yield
@@ -278,7 +269,7 @@ def _is_duplicate(
     view: GalleryView, template: Template, duplicate_cosine: float, searched: GalleryView | None = None
 ) -> bool:
     best = view.search(template, since=searched)
-    # `not <`, so that a threshold that is no number refuses.
+    # `not <`, so that a threshold that is not a number refuses.
     return bool(best) and not best[0].cosine < duplicate_cosine
 
 

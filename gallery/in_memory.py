@@ -22,24 +22,24 @@ from engines.base import Template
 from errors import FaceError
 from gallery.snapshot import SnapshotFolder
 from gallery.snapshot_file import Header, SavedBlock
-from gallery.templates import BLOCK_ROWS, Block, Candidate, Templates, key_of
+from gallery.templates import BLOCK_ROWS, Block, Candidate, Templates, id_bytes
 from store.records import EnrolmentLog, Entry
 
 log = logging.getLogger(__name__)
 
 UNREADABLE = "unreadable"
-# A log read that takes longer than this is a database that hangs: others are told so at once instead of queueing up
-# behind it, so that threads are left to say that the service lives.
+# When reading the log takes longer than this, the database hangs. Other requests are told so at once instead of
+# waiting behind the reader, so that threads are left to answer `GET /`.
 MAX_LOG_WAIT_SECONDS = 1.0
 APPLIED_AT_ONCE = 2000
 PROGRESS_SECONDS = 5.0
 LOAD_AGAIN_SECONDS = (1, 2, 4, 8, 15)
 SAVE_AGAIN_SECONDS = 60.0
-# The rows that fill no block are saved when this many are new: at most so many records are read at the next start.
+# The rows behind the last full block are saved when this many are new. The next start reads at most so many records.
 SAVED_AT_ONCE = 8192
-# During a change of models there are more people of the other model than a header should list.
+# A snapshot's header lists the records of other models. During a change of models they are too many to list.
 MAX_SET_ASIDE_SAVED = 50_000
-# Erased rows are still scanned; beyond this share of them the gallery is read anew, without them.
+# Erased rows are still scanned. Above this share of them the gallery is read anew, without them.
 MAX_ERASED_SHARE = 0.25
 
 
@@ -55,7 +55,7 @@ class InMemoryView:
     ) -> list[Candidate]:
         """Return the `k` best candidates (all, for None) of at least the cosine `least`, the best first.
 
-        Given an earlier view, only who was enrolled since is looked at.
+        Given an earlier view, search only the people who were enrolled since.
         """
         return self.templates.search(probe, k, least, since.templates.count if since else 0)
 
@@ -66,24 +66,25 @@ class InMemoryView:
 
 
 @dataclass(frozen=True, slots=True)
-class Ours:
-    """Which records are compared with the running model's templates.
+class ModelFilter:
+    """Tells which records can be compared with the running model's templates.
 
     Args:
         model: the running model's name.
         dimension: d of its templates.
-        plain_model: the model of records that name none; by default the running one if their dimension is its own.
+        plain_model: the model of records that name none; by default the running model, if the dimension fits.
     """
 
     model: str
     dimension: int
     plain_model: str | None
 
-    def __contains__(self, entry: Entry) -> bool:
-        return entry.template is not None and self.stranger(entry.model, len(entry.template)) is None
+    def accepts(self, entry: Entry) -> bool:
+        """Whether an entry has a template of the running model."""
+        return entry.template is not None and self.other_model(entry.model, len(entry.template)) is None
 
-    def stranger(self, model: str | None, dimension: int) -> str | None:
-        """Return under which name a template is set aside; None when it is to be searched."""
+    def other_model(self, model: str | None, dimension: int) -> str | None:
+        """Return the name of the other model that made a template; None for the running model."""
         if model is None:
             model = self.plain_model or (self.model if dimension == self.dimension else "unknown")
         if model == self.model and dimension != self.dimension:
@@ -92,23 +93,23 @@ class Ours:
 
 
 class InMemoryCopy:
-    """The templates of one model, and counts of all else.
+    """The templates of one model in this process' memory, and counts of all other records.
 
     Args:
         store: the records; prepared.
-        ours: whose templates are searched; others are counted, never compared.
-        snapshot: where templates are kept on local disk; None keeps none.
+        searchable: tells which templates are searched; others are counted, never compared.
+        snapshot: keeps templates on local disk; None for no snapshot.
     """
 
-    def __init__(self, store: EnrolmentLog, ours: Ours, snapshot: SnapshotFolder | None) -> None:
+    def __init__(self, store: EnrolmentLog, searchable: ModelFilter, snapshot: SnapshotFolder | None) -> None:
         self._store = store
-        self._ours = ours
+        self._searchable = searchable
         self._snapshot = snapshot
-        self._view = InMemoryView(Templates(ours.dimension), 0)
-        # What the log's last applied place is called: if that changes, it is another log.
+        self._view = InMemoryView(Templates(searchable.dimension), 0)
+        # The `Entry.name` at the last applied place. If it changes, the store has another log.
         self._last_name: str | None = None
         self._last_erasure: tuple[int, str] | None = None
-        # The last place in the log that block i of the view holds.
+        # Item i: the last place in the log that is in the full block i of the view.
         self._full_at: list[int] = []
         self._live = 0
         self._set_aside: dict[str, list[tuple[int, str]]] = {}
@@ -118,12 +119,12 @@ class InMemoryCopy:
         self._read_began_at = 0.0
         self._read_failed = False
         self._loading = False
-        # Loading: the last place of the log, and up to which the snapshot has been read.
-        self._goal = 0
+        # While loading: the last place of the log, and the place up to which the snapshot was read.
+        self._last_place_to_load = 0
         self._restored = 0
         self._save_wanted = threading.Event()
         self._saver: threading.Thread | None = None
-        # Up to which row, and to which place in the log, the snapshot holds the view.
+        # The row count, and the place in the log, up to which the snapshot holds the view.
         self._saved_rows = 0
         self._saved_until = 0
         self._save_again_at = 0.0
@@ -143,8 +144,8 @@ class InMemoryCopy:
         if self._loading:
             raise FaceError("not_ready", fields={"gallery": self.progress()}, headers={"Retry-After": "5"})
         if lost_races:
-            # The winner's entry may take a moment until a majority of the servers has it and it can be read. A short
-            # and equal wait: growing ones would let one process enrol at full rate and starve those that lost.
+            # The winner's entry can be read only when a majority of the servers has it, which takes a moment. The wait
+            # is short and always equal: growing waits would let one process enrol at full rate and starve the losers.
             time.sleep(0.0005)
         begun_before = self._reads_begun
         if self._log_lock.locked() and time.monotonic() - self._read_began_at > MAX_LOG_WAIT_SECONDS:
@@ -153,8 +154,8 @@ class InMemoryCopy:
             raise _no_log()
         try:
             if self._reads_begun > begun_before:
-                # Another thread's read of the log, begun after this call and now over, serves this call as well; and
-                # when the store is down, nobody waits for more than two timeouts.
+                # Another thread began to read the log after this call, and has finished: that serves this call too.
+                # So no thread waits for more than two timeouts when the store is down.
                 if self._read_failed:
                     raise _no_log()
                 return self._view
@@ -163,26 +164,26 @@ class InMemoryCopy:
         finally:
             self._log_lock.release()
 
-    def _read_log(self, tell: Callable[[], None] = lambda: None) -> None:
-        """Apply what the log has gained; with the log's lock held."""
+    def _read_log(self, after_each_batch: Callable[[], None] = lambda: None) -> None:
+        """Apply the log's new entries; with the log's lock held."""
         self._reads_begun += 1
         self._read_began_at = time.monotonic()
         self._read_failed = True
-        ours: list[Entry] = []
+        batch: list[Entry] = []
         try:
             for entry in self._store.entries(self._view.last, self._last_name):
-                if entry in self._ours:
-                    ours.append(entry)
-                    if len(ours) < APPLIED_AT_ONCE:
+                if self._searchable.accepts(entry):
+                    batch.append(entry)
+                    if len(batch) < APPLIED_AT_ONCE:
                         continue
-                    self._add(ours)
-                    tell()
+                    self._add(batch)
+                    after_each_batch()
                 else:
-                    self._add(ours)
+                    self._add(batch)
                     self._apply_other(entry)
-                ours = []
+                batch = []
         finally:
-            self._add(ours)
+            self._add(batch)
         self._read_failed = False
         if self._view.templates.count - self._saved_rows >= SAVED_AT_ONCE:
             self._save_wanted.set()
@@ -206,15 +207,15 @@ class InMemoryCopy:
             self._last_erasure = (entry.seq, entry.name)
             self._drop(entry.erases)
         elif entry.unreadable:
-            self._set_apart(entry, UNREADABLE)
+            self._set_aside_record(entry, UNREADABLE)
         elif entry.template is not None:
-            self._set_apart(entry, self._ours.stranger(entry.model, len(entry.template)) or UNREADABLE)
+            self._set_aside_record(entry, self._searchable.other_model(entry.model, len(entry.template)) or UNREADABLE)
         self._view = replace(self._view, last=entry.seq)
         self._last_name = entry.name or None
 
-    def _set_apart(self, entry: Entry, reason: str) -> None:
+    def _set_aside_record(self, entry: Entry, reason: str) -> None:
         self._set_aside_counts[reason] += 1
-        # Without a user_id nobody can ask for its erasure; it still counts.
+        # Nobody can ask to erase a record without a user_id; it still counts.
         self._set_aside.setdefault(entry.user_id or "", []).append((entry.seq, reason))
 
     def _drop(self, user_id: str) -> None:
@@ -239,24 +240,21 @@ class InMemoryCopy:
                 log.warning("The snapshot's newest erasure cannot be noted (%s)", error)
 
     def knows(self, user_id: str) -> bool:
-        """Return whether this user_id has a record that is not erased, of whatever model."""
+        """Return whether this user_id has a record that is not erased, of any model."""
         return user_id in self._set_aside or bool(self._view.templates.find(user_id))
 
     # --- loading ---
 
     def load(self, *, keep_trying: bool) -> None:
-        """Load from the snapshot and the log, for as long as it takes; then keep the snapshot up to date.
-
-        To be called before any other method. As `Gallery.load`.
-        """
+        """Load from the snapshot and the log; afterwards keep the snapshot up to date. As `Gallery.load`."""
         self._loading = True
         begun = time.monotonic()
         for pause in chain(LOAD_AGAIN_SECONDS, repeat(LOAD_AGAIN_SECONDS[-1])):
             try:
-                self._goal = self._store.last_place()
+                self._last_place_to_load = self._store.last_place()
                 if self._view.last == 0:
                     self._restore()
-                self._read_log(self._progress_teller())
+                self._read_log(self._loading_reporter())
                 break
             except FaceError as error:
                 if not keep_trying:
@@ -269,21 +267,22 @@ class InMemoryCopy:
             self._saver.start()
         self._loading = False
 
-    def _progress_teller(self) -> Callable[[], None]:
-        told = [time.monotonic()]
+    def _loading_reporter(self) -> Callable[[], None]:
+        reported_at = time.monotonic()
 
-        def tell() -> None:
-            if time.monotonic() - told[0] >= PROGRESS_SECONDS:
-                told[0] = time.monotonic()
-                log.info("Loading the gallery: place %d of %d in the log", self._view.last, self._goal)
+        def report() -> None:
+            nonlocal reported_at
+            if time.monotonic() - reported_at >= PROGRESS_SECONDS:
+                reported_at = time.monotonic()
+                log.info("Loading the gallery: place %d of %d in the log", self._view.last, self._last_place_to_load)
             if len(self._full_at) > self._saved_rows // BLOCK_ROWS:
-                # Now rather than later, so that no more than a block of float32 rows is ever in memory.
+                # At once, so that memory never holds more than one block of float32 rows.
                 self._save()
 
-        return tell
+        return report
 
     def _restore(self) -> None:
-        """Take what the snapshot holds, if the store confirms it."""
+        """Load the snapshot, if the store confirms that it belongs to its log."""
         if self._snapshot is None:
             return
         blocks = []
@@ -296,43 +295,47 @@ class InMemoryCopy:
         count = sum(block.header.count for block in blocks)
         erased = sum(len(block.erased(block.header.count)) for block in blocks)
         if self._store.checkpoint(header.last) != header.checkpoint or not self._knows_erasure(self._snapshot):
-            log.warning("The snapshot is of another log than the store's: the gallery is read anew")
+            log.warning("The snapshot does not belong to the store's log: the gallery is read anew")
         elif erased > MAX_ERASED_SHARE * count:
             log.info("%d of the snapshot's %d rows are erased: the gallery is read anew", erased, count)
         else:
             self._full_at = [block.header.last for block in blocks if block.header.count == BLOCK_ROWS]
             full = tuple(blocks[: len(self._full_at)])
-            tail = tuple(Block.with_room(block, self._ours.dimension) for block in blocks[len(full) :])
-            self._view = InMemoryView(Templates(self._ours.dimension, full + tail, count), header.last)
+            tail = tuple(Block.with_room(block, self._searchable.dimension) for block in blocks[len(full) :])
+            self._view = InMemoryView(Templates(self._searchable.dimension, full + tail, count), header.last)
             self._last_name = header.checkpoint.partition(" ")[2]
             self._saved_rows, self._saved_until = count, header.last
             self._live = count - erased
-            self._set_aside = {user_id: [(seq, why) for seq, why in all_] for user_id, all_ in header.set_aside.items()}
-            self._set_aside_counts.update(why for reasons in self._set_aside.values() for _, why in reasons)
+            self._set_aside = {
+                user_id: [(seq, reason) for seq, reason in records] for user_id, records in header.set_aside.items()
+            }
+            self._set_aside_counts.update(reason for records in self._set_aside.values() for _, reason in records)
             self._drop_all(self._store.erasures(header.last))
-            log.info("The snapshot holds the gallery up to place %d of %d in the log", header.last, self._goal)
+            log.info(
+                "The snapshot holds the gallery up to place %d of %d in the log", header.last, self._last_place_to_load
+            )
             return
         self._restored = 0
         with suppress(OSError):
             self._snapshot.discard()
 
     def _knows_erasure(self, snapshot: SnapshotFolder) -> bool:
-        """Whether the log, which may be an older state of itself, has the newest erasure that reached the snapshot."""
+        """Whether the log has the newest erasure that reached the snapshot; a restored backup may lack it."""
         place, name = snapshot.last_erasure()
         return not place or self._store.checkpoint(place).partition(" ")[2] == name
 
     def _drop_all(self, erased: list[str]) -> None:
         for user_id in self._set_aside.keys() & set(erased):
             self._drop(user_id)
-        keys = {key_of(user_id) for user_id in erased}
+        ids = {id_bytes(user_id) for user_id in erased}
         for index, block in enumerate(self._view.templates.blocks):
-            for offset in block.find_any(keys, self._view.templates.used(index)):
+            for offset in block.find_any(ids, self._view.templates.used(index)):
                 self._wipe(index * BLOCK_ROWS + offset)
 
     def progress(self) -> dict[str, int]:
-        """Return how far loading is, in places of the log."""
+        """Return how far loading has come, in places of the log."""
         applied = max(self._view.last, self._restored)
-        return {"applied": applied, "of": max(self._goal, applied)}
+        return {"applied": applied, "of": max(self._last_place_to_load, applied)}
 
     # --- saving ---
 
@@ -345,7 +348,7 @@ class InMemoryCopy:
             self._save()
 
     def close(self) -> None:
-        """Write what the snapshot lacks, so that the next start reads no record twice."""
+        """Write what is missing in the snapshot, so that the next start reads no record twice."""
         if self._saver is None:
             return
         self._closing = True
@@ -354,7 +357,7 @@ class InMemoryCopy:
         self._save()
 
     def _save(self) -> None:
-        """Write what the snapshot lacks; the log's lock is held only to look, and to take over what was written."""
+        """Write what is missing in the snapshot; holds the log's lock only before and after writing, not meanwhile."""
         if self._snapshot is None or time.monotonic() < self._save_again_at:
             return
         try:
@@ -364,11 +367,11 @@ class InMemoryCopy:
                     pass
                 self._save_tail(self._snapshot)
         except (OSError, FaceError) as error:
-            log.warning("The snapshot cannot be written (%s): the next start will read more records.", error)
+            log.warning("The snapshot cannot be written (%s). The next start will read more records.", error)
             self._save_again_at = time.monotonic() + SAVE_AGAIN_SECONDS
 
     def _save_full_block(self, snapshot: SnapshotFolder) -> bool:
-        """Save the first full block that is only in memory, and search it in its file from now on."""
+        """Save the first full block that is only in memory, and search it in its file afterwards."""
         with self._log_lock:
             blocks = self._view.templates.blocks[: len(self._full_at)]
             index = next((at for at, block in enumerate(blocks) if not isinstance(block, SavedBlock)), None)
@@ -401,15 +404,16 @@ class InMemoryCopy:
                 self._lose_tail(snapshot)
 
     def _lose_tail(self, snapshot: SnapshotFolder) -> None:
-        """Remove the tail's file, since somebody in it was erased, and have it written anew."""
+        """Remove the tail's file, since it holds an erased person, and have it written anew."""
         snapshot.drop_tail()
         self._saved_until = 0
         self._save_wanted.set()
 
     def _header_fields(self, index: int, count: int, last: int) -> dict[str, Any]:
-        """Collect, with the log's lock held, what the header of a block says that ends at place `last`."""
+        """Collect the header's fields for a block that ends at place `last`; with the log's lock held."""
         aside = {
-            user_id: [(seq, why) for seq, why in reasons if seq <= last] for user_id, reasons in self._set_aside.items()
+            user_id: [(seq, reason) for seq, reason in records if seq <= last]
+            for user_id, records in self._set_aside.items()
         }
         blocks = self._view.templates.blocks
         before = blocks[index - 1] if index else None
@@ -418,7 +422,7 @@ class InMemoryCopy:
             "count": count,
             "last": last,
             "previous": before.header.digest if isinstance(before, SavedBlock) else "",
-            "set_aside": {user_id: reasons for user_id, reasons in aside.items() if reasons},
+            "set_aside": {user_id: records for user_id, records in aside.items() if records},
             "texts": {str(offset): text for offset, text in blocks[index].texts.items() if offset < count},
         }
 
@@ -430,7 +434,7 @@ class InMemoryCopy:
         counts = dict(self._set_aside_counts)
         unreadable = counts.pop(UNREADABLE, 0)
         return {
-            "model": self._ours.model,
+            "model": self._searchable.model,
             "enrolled": self._live,
             "other_models": {model: count for model, count in counts.items() if count},
             "unreadable": unreadable,

@@ -1,13 +1,18 @@
-"""Owns the gallery's snapshot: its templates in files beside the store, so that a start need not read every record.
+"""Keeps the gallery's templates in files on local disk, so that a start need not read every record of the store.
 
-Full blocks are written once and searched in their files (`saved_block.py`) from then on; the rows that do not fill a
-block yet are written to a file of their own now and then. With TEMPLATE_KEYS the files are sealed.
+A full block is written once and afterwards searched in its file (`snapshot_file.py`). The rows behind the last full
+block are written to a file of their own from time to time. With TEMPLATE_KEYS the files are sealed.
 
-What makes it safe to believe a file: its header and every page of it have digests, or are sealed; each header names the
-digest of the one before, and the newest a checkpoint that the store must confirm, so that files of another database,
-another model or a restored backup are never mixed in; and whom the log erases is erased again after loading. Whoever is
-erased in the files must be erased by the log, too, and not be back with an older state of it: the newest erasure that
-reached the files is kept beside them. Whatever fails is thrown away, and read from the store instead.
+A file is used only if all of this holds:
+
+- Its header and each of its pages match their digests, or open under TEMPLATE_KEYS.
+- Its header names the digest of the header before it, and the store confirms the checkpoint in the newest header. So
+  files of another database, another model or a restored backup are never mixed in.
+- The log has the newest erasure that reached the files, which is kept beside them. So a person who was erased in the
+  files cannot return with an older state of the log.
+
+After loading, the people whom the log erases are erased again. Files that fail are removed, and the process reads the
+store instead.
 """
 
 from __future__ import annotations
@@ -29,19 +34,19 @@ from store.encryption import NO_KEYS, Keyring
 
 log = logging.getLogger(__name__)
 
-TAIL = "tail"
-ERASED = "erased"
-NEW = "new-"
+TAIL_FILE = "tail"
+ERASURE_FILE = "erased"
+NEW_FILE_PREFIX = "new-"
 
 
 class SnapshotFolder:
     """The files of one gallery.
 
     Args:
-        folder: where; made with mode 0700 when it is first written to.
-        identity: the store's description, the model and what else decides which rows the gallery has.
-        dimension: of its templates.
-        keyring: seals the files and opens them; without keys they are plain.
+        folder: holds the files; created with mode 0700 before the first one is written.
+        identity: the store's description, the model, and the settings that decide which rows the gallery has.
+        dimension: d of the templates.
+        keyring: seals and opens the files; without keys they are plain.
     """
 
     def __init__(self, folder: Path, identity: str, dimension: int, keyring: Keyring = NO_KEYS) -> None:
@@ -51,10 +56,10 @@ class SnapshotFolder:
         self._dimension = dimension
 
     def load(self) -> Iterator[SavedBlock]:
-        """Yield the blocks in order, the last of them perhaps not full; as many as can be believed."""
+        """Yield the blocks that can be used, in order; only the last one may not be full."""
         previous = ""
         index = 0
-        for name in (*(_name(index) for index in range(len(self._files()))), TAIL):
+        for name in (*(_name(index) for index in range(len(self._files()))), TAIL_FILE):
             path = self._folder / name
             if not path.exists():
                 continue
@@ -64,47 +69,45 @@ class SnapshotFolder:
                 log.warning("The snapshot's file %s is not used: %s.", name, error)
                 continue
             header = block.header
-            expected = (self._identity, index, previous, name == TAIL)
+            expected = (self._identity, index, previous, name == TAIL_FILE)
             if (header.identity, header.index, header.previous, header.count < BLOCK_ROWS) != expected:
-                log.warning(
-                    "The snapshot's file %s is not used: it does not belong to this gallery, or not here.", name
-                )
+                log.warning("The snapshot's file %s is not used: it belongs to another gallery or another place.", name)
                 continue
             yield block
             previous = header.digest
             index += 1
 
     def save(self, block: Block, header: Header) -> SavedBlock:
-        """Write a full block, durably and at once or not at all; return it mapped.
+        """Write a full block, durably, whole or not at all; return it as a block that is searched in its file.
 
         Raises:
-            OSError: there is no room, or the folder cannot be written to.
+            OSError: the disk is full, or the folder cannot be written to.
         """
         path = self._folder / _name(header.index)
         with self._locked():
-            # Even where another process has written this block: its rows may stand at other offsets, since each leaves
-            # out whoever was erased before it read of them.
+            # Also if another process has written this block: its rows may have other offsets, since each process
+            # leaves out the people who were erased before it read their records.
             self._write(path, block, header)
             return open_block(path, self._dimension, self._keyring)
 
     def save_tail(self, block: Block, header: Header) -> None:
         """Write the first `header.count` rows of a block that is not full, as `save` does."""
         with self._locked():
-            self._write(self._folder / TAIL, block, header)
+            self._write(self._folder / TAIL_FILE, block, header)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep the machine's other processes out, and remove what a killed one left half-written."""
+        """Keep the machine's other processes out, and remove half-written files of a killed process."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Never removed: whoever waits for a removed file keeps nobody out.
+        # The lock file is never removed: a lock on a removed file would keep no process out.
         with (self._folder / "lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for left_over in self._folder.glob(NEW + "*"):
+            for left_over in self._folder.glob(NEW_FILE_PREFIX + "*"):
                 left_over.unlink()
             yield
 
     def _write(self, path: Path, block: Block, header: Header) -> None:
-        descriptor, name = tempfile.mkstemp(prefix=NEW, dir=self._folder)  # mode 0600
+        descriptor, name = tempfile.mkstemp(prefix=NEW_FILE_PREFIX, dir=self._folder)  # mode 0600
         try:
             write_block(descriptor, block, header, self._dimension, self._keyring)
             os.fsync(descriptor)
@@ -118,40 +121,40 @@ class SnapshotFolder:
         return Header(identity=self._identity, **fields)
 
     def note_erasure(self, place: int, name: str) -> None:
-        """Keep which erasure of the log reaches the files now, unless a later one has reached them; OSError."""
+        """Remember the newest erasure of the log that reaches the files; OSError."""
         with self._locked():
             if place > self.last_erasure()[0]:
-                new = self._folder / (NEW + ERASED)
+                new = self._folder / (NEW_FILE_PREFIX + ERASURE_FILE)
                 new.write_text(f"{place} {name}", "utf-8")
-                new.replace(self._folder / ERASED)
+                new.replace(self._folder / ERASURE_FILE)
 
     def last_erasure(self) -> tuple[int, str]:
         """Return the place and `Entry.name` of the newest erasure that has reached the files; place 0 for none."""
         try:
-            text = (self._folder / ERASED).read_text("utf-8", "replace")
+            text = (self._folder / ERASURE_FILE).read_text("utf-8", "replace")
         except FileNotFoundError:
             return 0, ""
         place, _, name = text.partition(" ")
-        # Damaged: as an erasure that no log has.
+        # A damaged file counts as an erasure that no log has.
         return (int(place), name) if re.fullmatch("[0-9]{1,15}", place) else (1, "")
 
     def drop_tail(self) -> None:
-        """Remove the file of the rows that fill no block: somebody in it was erased."""
-        (self._folder / TAIL).unlink(missing_ok=True)
+        """Remove the file of the rows behind the last full block, after a person in it was erased."""
+        (self._folder / TAIL_FILE).unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove every file of templates; OSError if one stays."""
+        """Remove every file of templates; OSError if one cannot be removed."""
         self._remove(lambda _path: True)
-        (self._folder / ERASED).unlink(missing_ok=True)
+        (self._folder / ERASURE_FILE).unlink(missing_ok=True)
 
     def discard_outdated(self) -> None:
-        """Remove the plain files where there are keys, and those under older keys; OSError if one stays."""
+        """Remove the files that `is_current` finds outdated; OSError if one cannot be removed."""
         self._remove(lambda path: not is_current(path, self._keyring))
 
     def _remove(self, unwanted: Callable[[Path], bool]) -> None:
         if self._folder.is_dir():
             with self._locked():
-                for path in (*self._files(), self._folder / TAIL):
+                for path in (*self._files(), self._folder / TAIL_FILE):
                     if path.exists() and unwanted(path):
                         path.unlink()
 

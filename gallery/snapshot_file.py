@@ -1,7 +1,8 @@
-"""Owns a block of templates in a file: plain and mapped, or sealed and read into memory; either believed only whole.
+"""Writes and reads one block of templates as a file, plain or sealed; used only if every checksum matches.
 
-A plain file holds a header, one digest for every 256 rows, and the block's arrays; it is mapped rather than read, so
-that only what is searched takes memory. A sealed one holds the header and the pages of 256 rows, each sealed.
+A plain file holds a header, one digest for every 256 rows, and the block's arrays. It is mapped, not read, so that only
+the searched part takes memory. A sealed file holds the header and pages of 256 rows, each of them sealed; it is read
+into memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gallery.templates import Block, layout
-from store.encryption import OVERHEAD, Keyring, SealError
+from store.encryption import SEAL_BYTES, Keyring, SealError
 
 log = logging.getLogger(__name__)
 
@@ -35,23 +36,23 @@ HEADER_PLACE = "gallery header"
 PAGE_ROWS = 256
 DIGEST_BYTES = 32
 ALIGNMENT = 4096
-# What is large stays in a plain file. The rest is small, and its copy in memory is written to when somebody is erased.
+# These large arrays stay in a plain file. The small ones are copied to memory, where erasing a person changes them.
 MAPPED = ("rows", "codes")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself.
+    """The header of a file.
 
     Attributes:
-        identity: of which store's and model's gallery it is a part.
+        identity: which store's and model's gallery the block belongs to.
         index: the block's number, from 0.
-        count: its rows.
-        last: the place in the log of the last entry that is applied in it.
-        checkpoint: what the store says of the log up to there.
-        previous: the digest of the header of the block before; empty for the first.
-        set_aside: user_id -> the places and reasons of their records that are not searched.
-        texts: offset -> user_id, of user_ids that are no canonical UUIDs.
+        count: how many rows it has.
+        last: the place in the log of the last entry that was applied before writing.
+        checkpoint: the store's `checkpoint` at that place.
+        previous: the digest of the header of the block before; empty for the first block.
+        set_aside: user_id -> places and reasons of the records that are not searched.
+        texts: offset -> user_id, for the user_ids that are not canonical UUIDs.
     """
 
     identity: str
@@ -65,33 +66,33 @@ class Header:
 
     @classmethod
     def read(cls, text: bytes) -> Header:
-        """Read what `to_bytes` returned; DamagedError if it is of another version."""
+        """Read what `to_bytes` returned; DamagedError if another version wrote it."""
         try:
             return cls(**json.loads(text))
         except (ValueError, TypeError) as error:
-            raise DamagedError("its header is another version's") from error
+            raise DamagedError("its header was written by another version") from error
 
     def to_bytes(self) -> bytes:
-        """Return the header as it stands in the file."""
+        """Return the header as it is written to the file."""
         return json.dumps(asdict(self), sort_keys=True).encode()
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of the header, by which the next block names it."""
+        """The SHA-256 of the header; the next block's header names it."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
 
 class DamagedError(OSError):
-    """A file that cannot be believed; the message says why."""
+    """A file cannot be used; the message says why."""
 
 
 class SavedBlock(Block):
-    """A block that is in a file, too: whoever is erased in it is erased in both.
+    """A block that is also in a file: erasing a row erases it in both.
 
     Args:
         path: where the file is.
-        file: the file. Kept open: under its name there may be another soon, with other people at other offsets.
-        header: what it says of itself.
+        file: the file, kept open: another process may put another file in its place, with other rows at these offsets.
+        header: the file's header.
         arrays: by name, the arrays that `templates.layout` describes.
     """
 
@@ -102,35 +103,35 @@ class SavedBlock(Block):
         self._file = file
 
     def wipe(self, offset: int) -> None:
-        """Erase a row, first for searches and then in the file; a file in which it cannot be erased is removed."""
+        """Erase a row, first for searches and then in the file; remove the file if that fails."""
         self.mark_erased(offset)
         try:
-            # Other processes of this machine erase the same row, or another in its page.
+            # Other processes of this machine erase the same row, or another row of its page.
             fcntl.flock(self._file, fcntl.LOCK_EX)
             try:
                 self._overwrite(offset)
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
         except OSError as error:
-            log.warning("A person cannot be erased from the snapshot (%s): its file is removed.", error)
+            log.warning("A person cannot be erased from the snapshot (%s), so its file is removed.", error)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
                     self._path.unlink()
 
     @abstractmethod
     def _overwrite(self, offset: int) -> None:
-        """Erase a row in the file, and whatever of it `mark_erased` has left in memory."""
+        """Erase a row in the file, and the parts of it that `mark_erased` leaves in memory."""
 
 
 class MappedBlock(SavedBlock):
-    """A block in a plain file: rows and codes mapped, the rest of it in memory.
+    """A block in a plain file: rows and codes are mapped, the other arrays are in memory.
 
     Args:
         path: the file, checked against its digests.
-        dimension: of its templates.
+        dimension: d of the templates.
 
     Raises:
-        DamagedError: it is not what it was when it was written.
+        DamagedError: the file has changed since it was written.
         OSError: it cannot be read.
     """
 
@@ -142,7 +143,7 @@ class MappedBlock(SavedBlock):
         header, self._digests_at = _read_header(content)
         self._starts, size = _positions(header.count, self._digests_at, dimension)
         if len(content) != size:
-            raise DamagedError("it has another size than it had")
+            raise DamagedError("its size has changed")
         self._in_file: dict[str, npt.NDArray[Any]] = {
             name: np.frombuffer(content, dtype, int(np.prod(shape)), self._starts[name]).reshape(shape)
             for name, (dtype, shape) in layout(dimension, header.count).items()
@@ -168,16 +169,16 @@ class MappedBlock(SavedBlock):
 class SealedBlock(SavedBlock):
     """A block in a sealed file, read into memory.
 
-    The file is SEALED_MAGIC, eight bytes of length, the header, and the pages: 256 rows of each array, one behind the
-    other. A page is sealed to its number behind this very header, so that none can be taken from another file.
+    The file is SEALED_MAGIC, the header's length in eight bytes, the header, and the pages: 256 rows of each array, one
+    array behind the other. A page is sealed to its number and to this header, so that no page of another file opens.
 
     Args:
         path: the file.
-        dimension: of its templates.
+        dimension: d of the templates.
         keyring: opens it.
 
     Raises:
-        DamagedError: it is not what was written, or under a key that is not here.
+        DamagedError: the file has changed, or is sealed with a key that is not here.
         OSError: it cannot be read.
     """
 
@@ -195,8 +196,8 @@ class SealedBlock(SavedBlock):
         super().__init__(path, file, header, arrays)
 
     def _position(self, page: int) -> int:
-        """Return where in the file a page begins, and behind the last one, where the file ends."""
-        return self._pages_at + min(page * PAGE_ROWS, self._count) * self._row_bytes + page * OVERHEAD
+        """Return where a page begins in the file; for the number of pages, where the file ends."""
+        return self._pages_at + min(page * PAGE_ROWS, self._count) * self._row_bytes + page * SEAL_BYTES
 
     def _read(self, file: BinaryIO, page: int) -> dict[str, npt.NDArray[Any]]:
         start, end = self._position(page), self._position(page + 1)
@@ -213,7 +214,7 @@ class SealedBlock(SavedBlock):
         for name in MAPPED:
             self.arrays[name][offset] = 0
         page, row = divmod(offset, PAGE_ROWS)
-        # As the file has it, and not memory: another process may have erased others in this page.
+        # Read the page from the file, not from memory: another process may have erased other rows in it.
         arrays = self._read(self._file, page)
         for name, array in arrays.items():
             array[row] = _erased_row(name, array)[0]
@@ -222,12 +223,12 @@ class SealedBlock(SavedBlock):
 
 
 def open_block(path: Path, dimension: int, keyring: Keyring) -> SavedBlock:
-    """Open a file, sealed where there are keys; raises as `MappedBlock` and `SealedBlock` do."""
+    """Open a file, sealed if there are keys; raises as `MappedBlock` and `SealedBlock` do."""
     return SealedBlock(path, dimension, keyring) if keyring else MappedBlock(path, dimension)
 
 
 def write_block(descriptor: int, block: Block, header: Header, dimension: int, keyring: Keyring) -> None:
-    """Write the first `header.count` rows of a block into an empty file, sealed where there are keys; OSError."""
+    """Write the first `header.count` rows of a block into an empty file, sealed if there are keys; OSError."""
     if keyring:
         _write_sealed(descriptor, block, header, keyring)
     else:
@@ -235,7 +236,7 @@ def write_block(descriptor: int, block: Block, header: Header, dimension: int, k
 
 
 def is_current(path: Path, keyring: Keyring) -> bool:
-    """Whether a file is as `write_block` would write it: under the first key, or plain without keys; OSError."""
+    """Whether a file is as `write_block` would write it: sealed with the first key, or plain without keys; OSError."""
     with path.open("rb") as file:
         if not keyring:
             return file.read(len(MAGIC)) == MAGIC
@@ -255,7 +256,7 @@ def _rows_of(page: int) -> slice:
 
 
 def _positions(count: int, digests_at: int, dimension: int) -> tuple[dict[str, int], int]:
-    """Return where in the file each array begins, and the file's size."""
+    """Return where each array begins in the file, and the file's size."""
     starts = {}
     end = digests_at + _pages(count) * DIGEST_BYTES
     for name, (dtype, shape) in layout(dimension, count).items():
@@ -277,7 +278,7 @@ def _write_plain(descriptor: int, block: Block, header: Header, dimension: int) 
     starts, _ = _positions(header.count, len(start), dimension)
     _write_all(descriptor, start, 0)
     for page in range(_pages(header.count)):
-        # A copy: somebody may be erased meanwhile, and the digest must be that of what is written.
+        # A copy: a row may be erased meanwhile, and the digest must match what is written.
         arrays = {name: array[: header.count][_rows_of(page)].copy() for name, array in block.arrays.items()}
         for name, array in arrays.items():
             _write_all(descriptor, array.tobytes(), starts[name] + page * PAGE_ROWS * array[:1].nbytes)
@@ -298,7 +299,7 @@ def _write_sealed(descriptor: int, block: Block, header: Header, keyring: Keyrin
 
 
 def _pages_place(sealed_header: bytes) -> str:
-    # Of the sealed bytes, which no two files share, even if their headers say the same.
+    # From the sealed bytes: they differ between any two files, even if the headers say the same.
     return f"gallery {hashlib.sha256(sealed_header).hexdigest()}"
 
 

@@ -1,17 +1,17 @@
-"""Owns the templates in memory and exact search: append-only blocks, scanned as 8-bit codes, decided in float32.
+"""Keeps templates in memory and searches them exactly: scans 8-bit codes, and decides in float32.
 
-Reading a float32 row takes four times as long as reading its 8-bit code, so a search reads the codes of everybody and
-the float32 rows of those few whom the codes cannot rule out. Nobody is lost by that. With x = s·c + r (a row, its
-scale, its code and what rounding left over) and q = t·b + p (the same of the probe),
+Reading a float32 row takes four times as long as reading its 8-bit code. So a search reads the codes of everybody, and
+the float32 rows of the few people whom the codes cannot rule out. It misses nobody. With x = s·c + r (a row, its
+scale, its code and its rounding residual) and q = t·b + p (the same of the probe),
 
     ⟨x, q⟩ = s·t·⟨c, b⟩ + ⟨s·c, p⟩ + ⟨r, q⟩  ≤  s·t·⟨c, b⟩ + (‖x‖ + ‖r‖)·‖p‖ + ‖r‖·‖q‖
 
 by Cauchy and Schwarz. ⟨c, b⟩ is an exact integer, and ‖r‖ is kept with each row (about 0.008 for 512 dimensions). A
-row whose upper bound stays below the best cosine that float32 has confirmed cannot be the best; every other is decided
-in float32. So the result, ties included, is that of comparing the probe with every row in float32.
+row whose upper bound is below the best cosine that float32 has confirmed cannot be the best; every other row is decided
+in float32. So the result, ties included, is the same as comparing the probe with every row in float32.
 
-Readers take no lock. They hold an immutable `Templates`; rows are only ever added behind its count, and an erased row
-is marked before it is overwritten.
+Readers take no lock. They hold an immutable `Templates`: rows are only added behind its count, and an erased row is
+marked before it is overwritten.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ import simsimd
 Template: TypeAlias = npt.NDArray[np.float32]
 
 BLOCK_ROWS = 65_536
-# Templates are L2-normalised; this leaves room for every tolerance that is granted on that.
+# Templates are L2-normalised; this is above every norm that a tolerance admits.
 _MAX_NORM = 1.01
 _ERASED = np.float32(-np.inf)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_NIL = str(uuid.UUID(int=0))
+_NIL_UUID = str(uuid.UUID(int=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Probe:
-    """A template that is searched for, in float32 and as a code.
+    """A template to search for, in float32 and as a code.
 
     Attributes:
         vector: float32[d], L2-normalised.
         code: int8[1, d], b above.
         scale: t above.
-        per_residual: what a row's ‖r‖ is multiplied with in the bound.
-        slack: what the bound adds for every row alike, float32's own rounding included.
+        per_residual: the factor of a row's ‖r‖ in the bound.
+        slack: what the bound adds for every row, the rounding of float32 included.
     """
 
     vector: Template
@@ -67,43 +67,43 @@ class Probe:
     def of(cls, vector: Template) -> Probe:
         """Make the probe of float32[d], L2-normalised."""
         codes, scales, residuals = coded(vector[None])
-        left_over = float(residuals[0])
+        residual = float(residuals[0])
         # A float32 sum of d products is off by at most d·2⁻²⁴ of the norms' product (Higham 2002, section 3.1), and
-        # the bound's own five operations by 2⁻²⁴ each; twice that, for the norms' own tolerance.
+        # the bound's own five operations by 2⁻²⁴ each. Doubled, for the tolerance of the norms.
         rounding = 2 * (len(vector) + 16) * 2.0**-24
         return cls(
-            vector, codes, scales[0], np.float32(_MAX_NORM + left_over), np.float32(_MAX_NORM * left_over + rounding)
+            vector, codes, scales[0], np.float32(_MAX_NORM + residual), np.float32(_MAX_NORM * residual + rounding)
         )
 
 
-def coded(vectors: Template, largest: int = 127) -> tuple[npt.NDArray[np.int8], Template, Template]:
-    """Return codes int8[n, d] up to +-`largest`, scales float32[n], and float32[n] that no residual's norm exceeds."""
-    scales = np.abs(vectors).max(axis=1) / np.float32(largest)
-    codes = np.rint(vectors / scales[:, None]).clip(-largest, largest).astype(np.int8)
+def coded(vectors: Template) -> tuple[npt.NDArray[np.int8], Template, Template]:
+    """Return codes int8[n, d] up to +-127, scales float32[n], and float32[n] that no residual's norm exceeds."""
+    scales = np.abs(vectors).max(axis=1) / np.float32(127)
+    codes = np.rint(vectors / scales[:, None]).clip(-127, 127).astype(np.int8)
     residuals = vectors - scales[:, None] * codes
     # float32 is off by at most 2⁻²⁴ of each component above, and by d·2⁻²⁴ of the sum here.
     norms: npt.NDArray[np.float32] = np.sqrt(np.vecdot(residuals, residuals)) * np.float32(1 + 1e-4) + np.float32(1e-6)
     return codes, scales, norms
 
 
-def key_of(user_id: str) -> bytes:
-    """Return the 16 bytes by which rows are found: of a canonical UUID its own, of other texts a digest."""
+def id_bytes(user_id: str) -> bytes:
+    """Return the 16 bytes by which a person's rows are found: a canonical UUID's own, or a digest of any other text."""
     if _is_uuid(user_id):
         return bytes.fromhex(user_id.replace("-", ""))
     return hashlib.blake2b(user_id.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def _is_uuid(user_id: str) -> bool:
-    # The one of all zeros would read as an erased row.
-    return _UUID.fullmatch(user_id) is not None and user_id != _NIL
+    # The UUID of all zeros would read as an erased row.
+    return _UUID.fullmatch(user_id) is not None and user_id != _NIL_UUID
 
 
 class Block:
     """Room for a fixed number of templates.
 
     Args:
-        arrays: by name, the arrays that `layout` describes; all zero where nothing was filled in.
-        texts: offset -> user_id, of those user_ids that are no canonical UUIDs.
+        arrays: by name, the arrays that `layout` describes; zero in the rows that are not filled.
+        texts: offset -> user_id, for the user_ids that are not canonical UUIDs.
     """
 
     def __init__(self, arrays: Mapping[str, npt.NDArray[Any]], texts: Mapping[int, str] | None = None) -> None:
@@ -115,12 +115,12 @@ class Block:
 
     @classmethod
     def empty(cls, dimension: int, capacity: int = BLOCK_ROWS) -> Block:
-        """Make a block in memory; what of it is never filled takes none."""
+        """Make a block in memory; rows that are never filled take no memory."""
         return cls({name: np.zeros(shape, dtype) for name, (dtype, shape) in layout(dimension, capacity).items()})
 
     @classmethod
     def with_room(cls, filled: Block, dimension: int) -> Block:
-        """Make a block in memory that begins with the rows of another, and has room for more."""
+        """Make a block in memory that begins with the rows of another block, and has room for more."""
         block = cls.empty(dimension)
         for name, array in filled.arrays.items():
             block.arrays[name][: len(array)] = array
@@ -133,24 +133,24 @@ class Block:
         codes, scales, residuals = coded(vectors)
         self._rows[offset:end], self._codes[offset:end] = vectors, codes
         self._scales[offset:end], self._residuals[offset:end] = scales, residuals
-        keys = np.frombuffer(b"".join(map(key_of, user_ids)), "<u8").reshape(-1, 2)
-        self._heads[offset:end], self._tails[offset:end] = keys.T
+        ids = np.frombuffer(b"".join(map(id_bytes, user_ids)), "<u8").reshape(-1, 2)
+        self._heads[offset:end], self._tails[offset:end] = ids.T
         self.texts.update((at, user_id) for at, user_id in enumerate(user_ids, offset) if not _is_uuid(user_id))
 
     def wipe(self, offset: int) -> None:
-        """Erase a row for good; a search that is under way never sees half of it."""
+        """Erase a row for good; a running search never sees half of it."""
         self.mark_erased(offset)
         self._rows[offset] = 0
         self._codes[offset] = 0
 
     def mark_erased(self, offset: int) -> None:
-        """Take a row out of every search that begins now, and forget whose it was."""
+        """Remove a row from every search that begins now, and forget its user_id."""
         self._residuals[offset] = _ERASED
         self._scales[offset] = self._heads[offset] = self._tails[offset] = 0
         self.texts.pop(offset, None)
 
     def upper_bounds(self, probe: Probe, rows: slice) -> Template:
-        """Return float32[n] for n rows: none's cosine to the probe is above its bound; -inf where erased."""
+        """Return float32[n]: for each of n rows an upper bound of its cosine to the probe; -inf if erased."""
         products = simsimd.cdist(probe.code, self._codes[rows], "dot", out_dtype="float32")
         bounds: npt.NDArray[np.float32] = np.asarray(products)[0]
         bounds *= self._scales[rows]
@@ -160,34 +160,34 @@ class Block:
         return bounds
 
     def cosines(self, probe: Probe, offsets: npt.NDArray[np.intp]) -> Template:
-        """Return float32[len(offsets)]: the cosines to these rows, -inf where erased."""
-        # vecdot, not `@`: it sums each row alike wherever the row stands, so that equal rows score equally.
+        """Return float32[len(offsets)]: the cosines to these rows, -inf if erased."""
+        # `vecdot`, not `@`: it sums every row in the same way wherever it is, so that equal rows score equally.
         found: npt.NDArray[np.float32] = np.vecdot(self._rows[offsets], probe.vector)
-        # After the rows were copied: erasing marks the row before it overwrites it.
+        # Checked after the rows were copied: erasing marks a row before it overwrites it.
         found[self._residuals[offsets] == _ERASED] = -np.inf
         return found
 
-    def find(self, key: bytes, used: int) -> list[int]:
-        """Return the offsets of the rows with this key."""
-        head, tail = np.frombuffer(key, "<u8")
+    def find(self, id_: bytes, used: int) -> list[int]:
+        """Return the offsets of the rows with these `id_bytes`."""
+        head, tail = np.frombuffer(id_, "<u8")
         offsets = np.flatnonzero(self._heads[:used] == head)
         found: list[int] = offsets[self._tails[offsets] == tail].tolist()
         return found
 
-    def find_any(self, keys: Collection[bytes], used: int) -> list[int]:
-        """Return the offsets of the rows whose key is among `keys`."""
-        heads = np.array([np.frombuffer(key, "<u8")[0] for key in keys], np.uint64)
-        return [at for at in map(int, np.flatnonzero(np.isin(self._heads[:used], heads))) if self._key(at) in keys]
+    def find_any(self, ids: Collection[bytes], used: int) -> list[int]:
+        """Return the offsets of the rows whose `id_bytes` are among `ids`."""
+        heads = np.array([np.frombuffer(id_, "<u8")[0] for id_ in ids], np.uint64)
+        return [at for at in map(int, np.flatnonzero(np.isin(self._heads[:used], heads))) if self._id(at) in ids]
 
     def user_id(self, offset: int) -> str | None:
-        """Return whose template a row is; None when it is erased."""
+        """Return the user_id of a row; None when it is erased."""
         text = self.texts.get(offset)
         if text is not None:
             return text
-        key = self._key(offset)
-        return str(uuid.UUID(bytes=key)) if any(key) else None
+        id_ = self._id(offset)
+        return str(uuid.UUID(bytes=id_)) if any(id_) else None
 
-    def _key(self, offset: int) -> bytes:
+    def _id(self, offset: int) -> bytes:
         return bytes(self._heads[offset].tobytes() + self._tails[offset].tobytes())
 
     def erased(self, used: int) -> list[int]:
@@ -198,11 +198,11 @@ class Block:
 def layout(dimension: int, capacity: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
     """Describe a block's arrays: name -> dtype and shape.
 
-    2,584 bytes a row at 512 dimensions, of which a search reads 520 of every row. Whoever copies a block while rows
-    are erased copies in this order: a row whose key was seen whole is seen erased at the end, if it was meanwhile.
+    2,584 bytes a row at 512 dimensions; a search reads 520 of them for every row. A block that is copied while rows are
+    erased must be copied in this order: then a row that is erased meanwhile is seen as erased at the end.
     """
     return {
-        "heads": (np.dtype("<u8"), (capacity,)),  # the first halves of the keys
+        "heads": (np.dtype("<u8"), (capacity,)),  # the first halves of the rows' `id_bytes`
         "tails": (np.dtype("<u8"), (capacity,)),
         "rows": (np.dtype("<f4"), (capacity, dimension)),
         "codes": (np.dtype("i1"), (capacity, dimension)),
@@ -213,14 +213,14 @@ def layout(dimension: int, capacity: int) -> dict[str, tuple[np.dtype[Any], tupl
 
 @dataclass(frozen=True, slots=True)
 class Templates:
-    """The first `count` rows of some blocks, all but the last of them full: what one reader searches."""
+    """What one reader searches: the first `count` rows of some blocks, all of them full but the last."""
 
     dimension: int
     blocks: tuple[Block, ...] = ()
     count: int = 0
 
     def extended(self, vectors: Template, user_ids: Sequence[str]) -> Templates:
-        """Return the templates with float32[n, d] more behind them; only the newest `Templates` may be extended."""
+        """Return these templates and float32[n, d] more behind them; only the newest `Templates` may be extended."""
         blocks, count = self.blocks, self.count
         done = 0
         while done < len(vectors):
@@ -243,7 +243,7 @@ class Templates:
             vector: float32[d], L2-normalised.
             k: how many at most.
             least: the lowest cosine that counts.
-            first: the first row that is looked at.
+            first: the first row to search.
 
         Returns:
             The best first, and of equals the earliest enrolled first; cosines as float32 sums them.
@@ -256,7 +256,7 @@ class Templates:
                 continue
             bounds = block.upper_bounds(probe, slice(start, used))
             if k is not None and len(rows) < k < len(bounds):
-                # Nothing is confirmed yet that could rule others out: the k most promising rows do.
+                # No cosine is confirmed yet that could rule rows out: confirm those of the k most promising rows.
                 promising = np.argpartition(bounds, -k)[-k:] if k > 1 else np.argmax(bounds, keepdims=True)
                 confirmed = np.concatenate([cosines, block.cosines(probe, promising + start)])
                 bar = max(least, float(np.partition(confirmed, -k)[-k]))
@@ -272,16 +272,16 @@ class Templates:
             order = np.lexsort((rows, -cosines))[:k]
             cosines, rows = cosines[order], rows[order]
         named = ((self.user_id(int(row)), float(cosine)) for row, cosine in zip(rows, cosines, strict=True))
-        # Without a name: erased since.
+        # A row without a user_id was erased meanwhile.
         return [Candidate(user_id, min(1.0, cosine)) for user_id, cosine in named if user_id is not None]
 
     def find(self, user_id: str) -> list[int]:
-        """Return the rows of a person: several, where an older collection holds several under one user_id."""
-        key = key_of(user_id)
+        """Return the rows of a person; several, if an older collection has several records of one user_id."""
+        id_ = id_bytes(user_id)
         return [
             index * BLOCK_ROWS + offset
             for index, block in enumerate(self.blocks)
-            for offset in block.find(key, self.used(index))
+            for offset in block.find(id_, self.used(index))
         ]
 
     def cosine(self, row: int, vector: Template) -> float | None:
@@ -291,5 +291,5 @@ class Templates:
         return None if cosine == -np.inf else min(1.0, cosine)
 
     def user_id(self, row: int) -> str | None:
-        """Return whose template a row is; None when it is erased."""
+        """Return the user_id of a row; None when it is erased."""
         return self.blocks[row // BLOCK_ROWS].user_id(row % BLOCK_ROWS)

@@ -1,4 +1,4 @@
-"""Owns turning an upload's bytes into pixels; the only importer of the image decoder."""
+"""Decodes a photo: judges an upload's bytes by their content, and turns them into upright pixels."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ import pi_heif
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from errors import FaceError, too_large
+from photos.file_structure import (
+    JPEG_SIGNATURE,
+    PNG_SIGNATURE,
+    JpegStructure,
+    is_heic,
+    jpeg_structure,
+    png_essentials,
+)
 from photos.pixels import Pixels
 
 # Judged by content. Every decoder that is reachable is attack surface, hence the short list: what phones and
 # browsers send. The JPEG decoder also takes MPO, which some phones send: a JPEG that carries a second picture.
 FORMATS = ("JPEG", "PNG", "WEBP", "HEIF")
 pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
-# What a HEIF file says it is, of those that phones write.
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
-
 # A JPEG cannot be longer. A PNG can: 40 megapixels in one column, which models then enlarge to a square.
 MAX_SIDE = 65_535
 
@@ -30,12 +35,15 @@ MAX_SIDE = 65_535
 MAX_SCANNED_PIXELS = 1_200_000_000
 # Of smaller pictures no more scans than of one of this size: there is a price for each.
 SCAN_PIXELS = 12_000_000
-# The library reads a file's header piece by piece in Python, joins the pieces of Exif anew with each one, and inflates
-# every colour profile of a PNG: 8 MiB of pieces of 300 bytes kept it busy for minutes, and every other thread waiting.
-# Photos have a handful of pieces; a PNG's pixels take three reads for every few KiB.
+# The library reads a file's header piece by piece in Python, and joins the pieces of Exif anew with each one: 8 MiB of
+# pieces of 300 bytes kept it busy for minutes. Photos have a handful of pieces; a PNG's pixels take three reads for
+# every few KiB.
 MAX_READS = 50_000
-MAX_REPEATS = 64
-_REPEATABLE = (b"Exif\0\0", b"iCCP")
+MAX_EXIF_SEGMENTS = 64
+
+_JPEG_END = b"\xff\xd9"
+# Neither a marker nor zeros, with which the decoder fills what is missing.
+_JPEG_FILLER = b"\x5a\xa5" * 512
 
 _DECODER_ERRORS = (
     OSError,
@@ -89,14 +97,13 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
         raise FaceError("empty_file")
     if len(data) > max_bytes:
         raise too_large(max_bytes)
-    if any(data.count(piece) > MAX_REPEATS for piece in _REPEATABLE):
-        raise FaceError("unreadable_image" if _has_known_signature(data) else "unsupported_format")
+    data, jpeg = _looked_into(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the decoder's remarks on odd metadata are no business of the log
         # The library refuses twice this many pixels before it makes a decoder, and WebP's takes its memory when made.
         Image.MAX_IMAGE_PIXELS = max_pixels
         try:
-            image = Image.open(_Metered(data), formats=FORMATS)
+            image: Image.Image = Image.open(_Metered(data), formats=FORMATS)
         except UnidentifiedImageError as error:
             # A known signature with a broken header is damage, not a foreign format.
             raise FaceError("unreadable_image" if _has_known_signature(data) else "unsupported_format") from error
@@ -114,15 +121,16 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
                     "pixel_limit",
                     values={"width": width, "height": height, "megapixels": f"{max_pixels / 1e6:.3g}"},
                 )
-            jpeg = image.format in ("JPEG", "MPO")
-            if jpeg and data.count(b"\xff\xda") * max(width * height, SCAN_PIXELS) > MAX_SCANNED_PIXELS:
+            if jpeg is not None and jpeg.scans * max(width * height, SCAN_PIXELS) > MAX_SCANNED_PIXELS:
                 raise FaceError("unreadable_image")
             wanted = next(by for by in (8, 4, 2, 1) if by == 1 or max(width, height) >= by * longest_side)
             try:
                 # A JPEG is decoded at the reduced scale, a third of the time and less; nothing happens to the others.
                 image.draft(None, (max(1, width // wanted), max(1, height // wanted)))
                 image.load()
-                if not jpeg and image.size != (width, height):
+                if jpeg is not None and not jpeg.ends:
+                    _require_complete(data, image)
+                if jpeg is None and image.size != (width, height):
                     raise ValueError("a HEIC of other pixels than its header says, by which they were judged")
                 # At once where pixels can be averaged as they lie: what follows then works on the small copy.
                 early = wanted > 1 and image.size == (width, height) and _has_means(image)
@@ -139,6 +147,36 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
                 raise FaceError("unreadable_image") from error
 
 
+def _looked_into(data: bytes) -> tuple[bytes, JpegStructure | None]:
+    """Return the bytes for the decoder, and the structure of a JPEG; raises as `decode`."""
+    try:
+        if data.startswith(PNG_SIGNATURE):
+            return png_essentials(data), None
+        if data.startswith(JPEG_SIGNATURE):
+            structure = jpeg_structure(data)
+            if structure.exif_segments > MAX_EXIF_SEGMENTS:
+                raise FaceError("unreadable_image")
+            return (data if structure.ends else data.removesuffix(b"\xff") + _JPEG_END), structure
+    except ValueError as error:
+        raise FaceError("unreadable_image") from error
+    if data[4:8] == b"ftyp" and not is_heic(data):
+        raise FaceError("unsupported_format")
+    return data, None
+
+
+def _require_complete(data: bytes, picture: Image.Image) -> None:
+    """Raise ValueError if a JPEG to which its end was added lacks more than that.
+
+    The decoder fills missing data with what follows. So other bytes before the end change the picture of an incomplete
+    file, and not of a complete one.
+    """
+    filled = data.removesuffix(_JPEG_END) + _JPEG_FILLER + _JPEG_END
+    with Image.open(io.BytesIO(filled), formats=("JPEG",)) as other:
+        other.draft(None, picture.size)
+        if other.tobytes() != picture.tobytes():
+            raise ValueError("the file is cut off")
+
+
 class _Metered(io.BytesIO):
     """A file that breaks off after MAX_READS reads."""
 
@@ -153,9 +191,9 @@ class _Metered(io.BytesIO):
 
 def _has_known_signature(data: bytes) -> bool:
     return (
-        data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
+        data.startswith((JPEG_SIGNATURE, PNG_SIGNATURE))
         or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
-        or (data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS)
+        or is_heic(data)
     )
 
 

@@ -24,7 +24,7 @@ from errors import FaceError
 from photos import decode
 from photos.decode import Photo
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 # What a decoder process runs: this module, found from the project's folder.
 _PROJECT = Path(__file__).resolve().parent.parent
@@ -36,7 +36,7 @@ START_PATIENCE_S = 60.0
 # Of address space: the interpreter and its libraries take 0.2 GB, and the greediest decoder (of WebP with transparency)
 # 22 bytes for each pixel: 1.4 GB for 40 megapixels.
 BASE_BYTES, BYTES_PER_PIXEL = 384 * 2**20, 24
-# No secret of the service is handed on. The allocator's limits are those of `server.return_memory`.
+# No secret of the service is handed on. The allocator's limits are those of `web_server.return_memory`.
 _ENVIRONMENT = {
     **{name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH") if name in os.environ},
     "OPENBLAS_NUM_THREADS": "1",

@@ -1,4 +1,4 @@
-"""Owns the audit log: who enrolled, verified, compared and erased whom and when, in a chain that shows every gap."""
+"""Writes and reads the audit log: who enrolled, verified, compared and erased whom, in a chain that shows gaps."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
-START = "0" * 64
-# A clock that jumped ahead must not take the log away: of the oldest days a new one drops so many at most, or a share.
-MAX_DROPPED, MAX_DROPPED_SHARE = 2, 0.02
+# What the first line of a log names as the digest of the line before it.
+FIRST_PREVIOUS = "0" * 64
+# A clock that jumped ahead must not delete the log: a new file deletes at most this many of the oldest files, or this
+# share of all.
+MAX_DROPPED = 2
+MAX_DROPPED_SHARE = 0.02
 
 
 class AuditError(ValueError):
-    """A log whose chain is broken; the message says where."""
+    """The chain of the log is broken; the message says where."""
 
 
 class AuditLog:
     """One JSON object a line, a file a day (UTC), mode 0600; any number of threads and processes of one machine.
 
-    Each line names the SHA-256 of the line before it, also across files, and a file's first line says so (`begins`):
-    a line which was changed, taken out or put in is noticed (by `lines_of`); only the end can be cut off, and whole
-    days at the beginning, as retention does. There is no photo, no template and no similarity in it.
+    Each line names the SHA-256 of the line before it, also across files, and a file's first line names its file
+    (`begins`). So `lines_of` notices a line that was changed, removed or inserted. Only the end can be cut off
+    unnoticed, and whole days at the beginning, as `keep_days` does. The log holds no photo, template or similarity.
 
-    A file is called by its day. When the clock has gone back by more than a day, the name begins with the newest day
-    that there is (`2030-01-01.2026-11-23.jsonl`), so that files in the order of their names are in the chain's order.
+    A file is named after its day. When the clock has gone back by more than a day, the name begins with the newest day
+    in the folder (`2030-01-01.2026-11-23.jsonl`), so that the order of the names is the order of the chain.
 
     Args:
-        folder: where the files lie.
-        keep_days: files of days before that many are deleted.
+        folder: where the files are.
+        keep_days: older files are deleted.
     """
 
     def __init__(self, folder: Path, keep_days: int) -> None:
@@ -51,8 +54,8 @@ class AuditLog:
         """Append one line.
 
         Returns:
-            The line's SHA-256, by which it can be found again; None if it could not be written, which is logged and
-            counted in `lost` but stops nobody.
+            The line's SHA-256, by which it can be found again; None if the line could not be written. That is logged
+            and counted in `lost`, and does not stop the request.
         """
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
@@ -70,7 +73,7 @@ class AuditLog:
                 try:
                     _append(descriptor, text + b"\n")
                     if event == "erase":
-                        os.fsync(descriptor)  # its digest is somebody's receipt
+                        os.fsync(descriptor)  # the digest of an erasure is a receipt
                     self._end = (path, os.fstat(descriptor).st_size, digest)
                 finally:
                     os.close(descriptor)
@@ -90,18 +93,18 @@ class AuditLog:
             yield
 
     def _last_digest(self, files: list[Path]) -> str:
-        """The digest of the last line that anybody has written."""
+        """Return the digest of the last line, whichever process wrote it."""
         for newest in reversed(files):
             if self._end is not None and self._end[:2] == (newest, newest.stat().st_size):
                 return self._end[2]
             line = _last_line(newest)
             if line:
                 return hashlib.sha256(line).hexdigest()
-        return START
+        return FIRST_PREVIOUS
 
     def _drop_old(self, files: list[Path], now: float) -> None:
         oldest = _day(now - self._keep_days * 86400)
-        # The last of them, and all before it: the chain may lose its beginning, but nothing within.
+        # The last expired file and all before it: the chain may lose its beginning, but nothing in the middle.
         expired = max((count for count, file in enumerate(files, 1) if file.stem[-10:] < oldest), default=0)
         for file in files[: min(expired, max(MAX_DROPPED, int(MAX_DROPPED_SHARE * len(files))))]:
             file.unlink(missing_ok=True)
@@ -116,13 +119,13 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _stem(files: list[Path], now: float) -> str:
-    """The name of the file to write to: never before the newest there is."""
+    """Return the name of the file to write to: the newest file, or one that sorts behind it."""
     newest = files[-1].stem if files else ""
     return max(newest, _day(now) if newest <= _day(now + 86400) else f"{newest[:10]}.{_day(now)}")
 
 
 def _last_line(path: Path) -> bytes:
-    """The last whole line, empty if there is none; what a power cut left behind it is taken out."""
+    """Return the last whole line, empty if there is none; remove a half line that a power cut left."""
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
         while size:
@@ -131,7 +134,7 @@ def _last_line(path: Path) -> bytes:
             tail = file.read(size - start)
             whole = tail[: tail.rfind(b"\n") + 1]
             if len(whole) < len(tail):
-                logger.warning("The last line of %s is not whole, and is taken out", path)
+                logger.warning("The last line of %s is not complete and is removed", path)
                 file.truncate(start + len(whole))
             if whole:
                 return whole.splitlines()[-1]
@@ -143,7 +146,7 @@ def lines_of(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each line's digest and content, in order, checking the chain.
 
     Raises:
-        AuditError: a line was changed, taken out or put in.
+        AuditError: a line was changed, removed or inserted.
     """
     previous = None
     files = _files(folder)
@@ -151,14 +154,14 @@ def lines_of(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with path.open("rb") as file:
             for number, written in enumerate(file, 1):
                 if path == files[-1] and not written.endswith(b"\n"):
-                    return  # it is being written, or a power cut has cut it off
+                    return  # a process is writing it now, or a power cut has cut it off
                 text = written.removesuffix(b"\n")
                 try:
                     line = json.loads(text)
                     named = line["previous"]
                     begins = line.get("begins")
                 except (ValueError, KeyError, TypeError, RecursionError) as error:
-                    raise AuditError(f"{path.name}, line {number} is no line of this log") from error
+                    raise AuditError(f"{path.name}, line {number} is not a line of an audit log") from error
                 if begins != (path.stem if number == 1 else None):
                     raise AuditError(f"{path.name} does not begin with its line {number}")
                 if previous is not None and named != previous:
@@ -168,7 +171,7 @@ def lines_of(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _append(descriptor: int, data: bytes) -> None:
-    """Append all of it or nothing: half a line would break the chain."""
+    """Append all of `data` or nothing: half a line would break the chain."""
     size = os.fstat(descriptor).st_size
     try:
         while data:

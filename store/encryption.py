@@ -1,4 +1,4 @@
-"""Owns encryption at rest: the keys of TEMPLATE_KEYS, and sealing bytes so that they open only in their own place."""
+"""Encrypts what is stored, with the keys of TEMPLATE_KEYS; sealed bytes open only in their own place."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
-# What sealed bytes begin with; no pickle does (they begin with \x80), nor JSON, nor a NumPy file.
+TAG_BYTES = 16
+# Sealed bytes begin with this. No pickle does (pickles begin with \x80), and neither does JSON or a NumPy file.
 MAGIC = b"FSEAL1"
-_NAME_BYTES = 4
-_NONCE_AT = len(MAGIC) + _NAME_BYTES
-# By so much sealed bytes are longer.
-OVERHEAD = _NONCE_AT + NONCE_BYTES + 16
+_KEY_NAME_BYTES = 4
+_NONCE_AT = len(MAGIC) + _KEY_NAME_BYTES
+# Bytes that sealing adds.
+SEAL_BYTES = _NONCE_AT + NONCE_BYTES + TAG_BYTES
 
 
 class SealError(ValueError):
-    """Sealed bytes that do not open: damaged, moved from their place, or sealed with a key that is not here."""
+    """Sealed bytes do not open: they are damaged, moved from their place, or sealed with a key that is not here."""
 
 
 class MissingKeyError(SealError):
-    """Sealed bytes whose key, called `key_name`, is not in the keyring."""
+    """Bytes are sealed with a key, named `key_name`, that the keyring does not hold."""
 
     def __init__(self, key_name: str) -> None:
         self.key_name = key_name
@@ -38,11 +39,11 @@ class MissingKeyError(SealError):
 
 @dataclass(frozen=True, repr=False)
 class Keyring:
-    """Keys for AES-256-GCM (NIST SP 800-38D): the first seals, every one opens. No keys: nothing is sealed.
+    """Keys for AES-256-GCM (NIST SP 800-38D): the first seals, all of them open. Without keys nothing is sealed.
 
     Args:
         keys: 32 bytes each.
-        plain_too: whether a template that is not sealed is read as well.
+        plain_too: whether templates that are not sealed are read too.
     """
 
     keys: Sequence[bytes] = ()
@@ -56,44 +57,44 @@ class Keyring:
 
     @property
     def names(self) -> list[str]:
-        """What can be said of the keys in a log: four bytes of each one's digest, in hexadecimal."""
-        return [_name(key).hex() for key in self.keys]
+        """The keys' names for the log: four bytes of each key's digest, in hexadecimal."""
+        return [_key_name(key).hex() for key in self.keys]
 
     def seal(self, data: bytes, place: str) -> bytes:
-        """Encrypt `data` under the first key; it opens again only for the same `place` (a user_id, a file's name).
+        """Encrypt `data` with the first key; it opens again only for the same `place` (a user_id, a file's name).
 
-        A nonce is 96 random bits: with 2^32 seals under one key the chance that two are equal is 2^-32, the limit
-        that SP 800-38D sets (section 8.3).
+        A nonce is 96 random bits. After 2^32 seals with one key, the chance that two nonces are equal is 2^-32, the
+        limit that SP 800-38D sets (section 8.3).
         """
         nonce = os.urandom(NONCE_BYTES)
-        head = MAGIC + _name(self.keys[0]) + nonce
+        head = MAGIC + _key_name(self.keys[0]) + nonce
         return head + AESGCM(self.keys[0]).encrypt(nonce, data, head + place.encode())
 
     def open(self, sealed: bytes, place: str) -> bytes:
-        """Decrypt what `seal` made for this `place`; SealError otherwise."""
-        if not is_sealed(sealed) or len(sealed) < OVERHEAD:
+        """Decrypt what `seal` made for this `place`; SealError if it does not open."""
+        if not is_sealed(sealed) or len(sealed) < SEAL_BYTES:
             raise SealError("not sealed, or cut off")
         nonce, body = sealed[_NONCE_AT : _NONCE_AT + NONCE_BYTES], sealed[_NONCE_AT + NONCE_BYTES :]
-        missing = self.missing(sealed)
-        # Where it is the name that is damaged, one record must not look like the loss of a key.
+        missing = self.missing_key(sealed)
+        # A damaged key name must not look like a missing key: try every key before reporting one.
         for key in self.keys:
-            if missing or sealed.startswith(MAGIC + _name(key)):
+            if missing or sealed.startswith(MAGIC + _key_name(key)):
                 with suppress(InvalidTag):
-                    return AESGCM(key).decrypt(nonce, body, MAGIC + _name(key) + nonce + place.encode())
+                    return AESGCM(key).decrypt(nonce, body, MAGIC + _key_name(key) + nonce + place.encode())
         if missing:
             raise MissingKeyError(missing)
         raise SealError("damaged, or not in its own place")
 
-    def missing(self, data: bytes) -> str | None:
-        """Return the name of the key that bytes are sealed with, if it is not here."""
+    def missing_key(self, data: bytes) -> str | None:
+        """Return the name of the key that bytes are sealed with, if the keyring does not hold it; None otherwise."""
         name = data[len(MAGIC) : _NONCE_AT]
-        return name.hex() if is_sealed(data) and all(_name(key) != name for key in self.keys) else None
+        return name.hex() if is_sealed(data) and all(_key_name(key) != name for key in self.keys) else None
 
     def is_current(self, data: bytes) -> bool:
-        """Whether bytes are stored as this keyring would store them: under the first key, or plain without keys."""
+        """Whether bytes are stored as this keyring would store them: with the first key, or plain without keys."""
         if not self.keys:
             return not is_sealed(data)
-        return data.startswith(MAGIC + _name(self.keys[0]))
+        return data.startswith(MAGIC + _key_name(self.keys[0]))
 
 
 NO_KEYS = Keyring()
@@ -108,7 +109,7 @@ def parse_keys(text: str) -> Keyring:
     """Read TEMPLATE_KEYS: keys in base64, 32 bytes each, separated by commas or spaces, the newest first.
 
     Raises:
-        ValueError: a key that is none, or the same key twice; the message does not show it.
+        ValueError: a key is not valid, or is there twice; the message does not show it.
     """
     keys = []
     for number, word in enumerate(re.split(r"[,\s]+", text.strip()) if text.strip() else [], 1):
@@ -124,5 +125,5 @@ def parse_keys(text: str) -> Keyring:
     return Keyring(tuple(keys))
 
 
-def _name(key: bytes) -> bytes:
-    return hashlib.sha256(b"face-api template key" + key).digest()[:_NAME_BYTES]
+def _key_name(key: bytes) -> bytes:
+    return hashlib.sha256(b"face-api template key" + key).digest()[:_KEY_NAME_BYTES]

@@ -1,4 +1,4 @@
-"""Owns the records in one MongoDB collection; with `mongo_vectors.py` the only importer of `pymongo`."""
+"""Keeps the records in one MongoDB collection; only this file and `mongo_vectors.py` import `pymongo`."""
 
 from __future__ import annotations
 
@@ -21,29 +21,25 @@ from pymongo.write_concern import WriteConcern
 
 from engines.base import Template
 from errors import FaceError
-from store.encryption import NO_KEYS, Keyring
-from store.records import (
+from store.documents import (
+    DAY_S,
     MAX_SEQ,
-    PAGE,
-    YEAR_10000,
-    Document,
-    Enrolment,
-    Entry,
-    Person,
-    StoredEmbedding,
-    StoreNotEmptyError,
+    PAGE_RECORDS,
+    YEAR_10000_S,
     day_of,
     erasure_of,
+    find_in,
     is_text,
-    moment_of,
     person_of,
     place_of,
     read_embeddings,
     read_log,
     record_of,
-    text_of,
-    unavailable_on,
+    request_keys_of,
+    timestamp_of,
 )
+from store.encryption import NO_KEYS, Keyring
+from store.records import Document, Enrolment, Entry, Person, StoredEmbedding, StoreNotEmptyError, unavailable_on
 
 log = logging.getLogger(__name__)
 
@@ -51,43 +47,43 @@ _DUPLICATE_KEY = 11000
 # Long enough to index and number a large collection of the older form; requests use `connect`'s `timeout`.
 PREPARE_SECONDS = 600.0
 
-PLACE: Mapping[str, Any] = {"$gte": 1, "$lt": MAX_SEQ}
-# Whatever else `seq` may be: absent, null, a text, negative, NaN.
-_UNPLACED: Mapping[str, Any] = {"$nor": [{"seq": PLACE}]}
-_DAY: Mapping[str, Any] = {"$gte": 1, "$lt": day_of(YEAR_10000)}
-# Among the notes of who was seen: that the collection is being filled.
+HAS_PLACE: Mapping[str, Any] = {"$gte": 1, "$lt": MAX_SEQ}
+# `seq` may be anything else: absent, null, a text, negative, NaN.
+_HAS_NO_PLACE: Mapping[str, Any] = {"$nor": [{"seq": HAS_PLACE}]}
+_IS_DAY: Mapping[str, Any] = {"$gte": 1, "$lt": day_of(YEAR_10000_S)}
+# The `_id` of a note, among those of who was seen: `fill` has begun and has not finished.
 _FILLING = "(filling)"
-# What an entry of the log is read from.
-FIELDS: Mapping[str, Any] = dict.fromkeys(("user_id", "embedding", "model", "seq", "erases", "deleted_at"), 1)
+# The fields that an entry of the log is read from.
+ENTRY_FIELDS: Mapping[str, Any] = dict.fromkeys(("user_id", "embedding", "model", "seq", "erases", "deleted_at"), 1)
 
 
 def connect(uri: str, database: str, collection: str, *, timeout: float, keyring: Keyring = NO_KEYS) -> MongoStore:
-    """Return the records in a collection, not yet connected: call `prepare` next.
+    """Return the store of a collection, not yet connected: call `prepare` next.
 
     Args:
         uri: a MongoDB connection string.
         database, collection: their names.
         timeout: seconds after which any one operation fails.
-        keyring: seals the templates that are stored, and opens those that are.
+        keyring: seals and opens the stored templates.
 
     Raises:
-        ValueError: the connection string or a name is not valid. The message repeats nothing of it.
-        FaceError: `database_unavailable`, the name of a mongodb+srv string cannot be looked up.
+        ValueError: the connection string or a name is not valid. The message quotes no part of it.
+        FaceError: `database_unavailable`, the name in a mongodb+srv string cannot be looked up.
     """
     try:
         client: pymongo.MongoClient[Document] = pymongo.MongoClient(uri, timeoutMS=int(timeout * 1000))
         found = client[database].get_collection(
             collection,
-            # One text or date that BSON cannot express must not make a whole page of records unreadable.
+            # One text or date that cannot be decoded must not make a whole page of records unreadable.
             CodecOptions(unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_AUTO),
-            # An entry that a fail-over could take back must neither be acknowledged nor applied.
+            # A fail-over can roll back an entry that no majority has: it is neither acknowledged nor applied.
             write_concern=WriteConcern("majority", j=True),
             read_concern=ReadConcern("majority"),
             read_preference=ReadPreference.PRIMARY,
         )
     except (PyMongoError, ValueError, TypeError) as error:
         if isinstance(error, ConfigurationError) and uri.startswith("mongodb+srv://"):
-            # The driver looks such a name up at once, and words an outage of the name server like a mistake.
+            # The driver looks such a name up at once, and reports an outage of the name server as a wrong setting.
             raise FaceError("database_unavailable", headers={"Retry-After": "5"}) from error
         # `from None`: the driver's messages quote parts of the string, which may be the password.
         what = "MONGO_URI" if isinstance(error, (ConfigurationError, ValueError)) else "MONGO_DB or MONGO_COLLECTION"
@@ -99,8 +95,13 @@ def connect(uri: str, database: str, collection: str, *, timeout: float, keyring
 class MongoStore:
     """`EnrolmentLog` on one MongoDB collection.
 
-    The collection comes with its concerns set, as `connect` does; `description` is for people. Of the model that
-    `vector_model` names, if any, new records carry what MongoDB's own vector index searches.
+    Args:
+        collection: with its read and write concerns set, as `connect` does.
+        description: names the store for people.
+        keyring: seals and opens the stored templates.
+
+    Attributes:
+        vector_model: new records of this model carry the vector that MongoDB's own index searches; None for none.
     """
 
     def __init__(
@@ -118,9 +119,9 @@ class MongoStore:
         self.vector_model: str | None = None
 
     def prepare(self) -> None:
-        self.ping()  # under the short timeout: a server that is down is known at once
+        self.ping()  # with the short timeout, so that a server that is down is reported at once
         with unavailable_on(PyMongoError, BSONError), pymongo.timeout(PREPARE_SECONDS):
-            # Sparse, so that records of the older form have no place rather than the same one.
+            # Sparse, so that records of the older form have no place instead of all having the same one.
             self.collection.create_index("seq", unique=True, sparse=True)
             self.collection.create_index("request_key", sparse=True)
             self.collection.create_index("erases", sparse=True)
@@ -128,7 +129,7 @@ class MongoStore:
                 self.collection.create_index("user_id", unique=True)
             except OperationFailure as error:
                 log.warning(
-                    "user_id cannot be made unique in this collection (%s): older records share one or lack it. "
+                    "user_id cannot be made unique in this collection (code %s): older records share one or lack it. "
                     "Enrolment is not affected.",
                     error.code,
                 )
@@ -137,14 +138,14 @@ class MongoStore:
             self.finish_erasures()
 
     def _number_a_page(self) -> bool:
-        """Give up to PAGE unplaced records the next places; False when there are none.
+        """Give up to PAGE_RECORDS unplaced records the next places; False when there are none.
 
-        Servers that start together agree: each reads the last place first and the records afterwards, in one order,
-        so that either both give a record the same place or one of them is refused, and reads again.
+        Processes that start together agree: each reads the last place first and the records afterwards, in the same
+        order. So two processes give a record the same place, or the server refuses one of them, which reads again.
         """
-        placed = self.collection.find({"seq": PLACE}, {"_id": 0, "seq": 1}).sort("seq", -1).limit(10)
+        placed = self.collection.find({"seq": HAS_PLACE}, {"_id": 0, "seq": 1}).sort("seq", -1).limit(10)
         start = max((place_of(record["seq"]) or 0 for record in placed), default=0) + 1
-        unplaced = list(self.collection.find(_UNPLACED, {"seq": 1}).sort("_id", 1).limit(PAGE))
+        unplaced = list(self.collection.find(_HAS_NO_PLACE, {"seq": 1}).sort("_id", 1).limit(PAGE_RECORDS))
         if not unplaced:
             return False
         numbering = [
@@ -158,9 +159,9 @@ class MongoStore:
         try:
             self.collection.bulk_write(numbering, ordered=True)
         except OperationFailure as error:
-            log.info("Stopped there (code %s): another server has given these places.", error.code)
+            log.info("Stopped there (code %s): another process has given these places.", error.code)
         if self.collection.find_one({"seq": start}, {"_id": 1}) is None:
-            raise OperationFailure("older records cannot be given places")
+            raise OperationFailure("the older records did not get their places")
         return True
 
     def entries(self, after: int, name: str | None = None) -> Iterator[Entry]:
@@ -169,7 +170,8 @@ class MongoStore:
     def _page(self, after: int) -> list[Document]:
         with unavailable_on(PyMongoError, BSONError):
             places = {"seq": {"$gt": after, "$lt": MAX_SEQ}}
-            return list(self.collection.find(places, {"_id": 0, **FIELDS}).sort("seq", 1).limit(PAGE).batch_size(PAGE))
+            found = self.collection.find(places, {"_id": 0, **ENTRY_FIELDS}).sort("seq", 1)
+            return list(found.limit(PAGE_RECORDS).batch_size(PAGE_RECORDS))
 
     def append(self, seq: int, enrolments: Sequence[Enrolment]) -> int:
         records = [record_of(place, enrolment, self._keyring) for place, enrolment in enumerate(enrolments, seq)]
@@ -186,18 +188,18 @@ class MongoStore:
 
     def _insert(self, records: list[Document]) -> int:
         """Insert records at consecutive places, up to the first that is taken; return how many."""
-        # BSON would take the small ones for 32 bits.
+        # PyMongo would store small numbers in 32 bits.
         records = [{**record, "seq": Int64(record["seq"])} for record in records]
         with unavailable_on(PyMongoError, BSONError):
             try:
-                # Ordered, so that it ends at the first place that is taken: no holes.
+                # Ordered, so that inserting stops at the first place that is taken: no holes.
                 self.collection.insert_many(records, ordered=True)
             except OperationFailure as failure:
                 outcome = failure.details or {}
                 refused = outcome.get("writeErrors")
                 if refused and refused[0].get("code") == _DUPLICATE_KEY and not outcome.get("writeConcernErrors"):
                     return int(refused[0]["index"])
-                # Refused for a reason without a number, or not confirmed in time: who has the places decides.
+                # Refused for another reason, or not confirmed in time: see which process has the places now.
                 ours = {record["seq"]: record["user_id"] for record in records}
                 held = self.collection.find({"seq": {"$in": list(ours)}}, {"_id": 0, "seq": 1, "user_id": 1})
                 holders = {holder["seq"]: holder.get("user_id") for holder in held}
@@ -212,13 +214,13 @@ class MongoStore:
             erasures = self.collection.find(
                 {"erases": {"$exists": True} if user_id is None else user_id}, {"_id": 0, "erases": 1}
             )
-            # Texts only: a pattern among the values of `$in` would erase whoever it matches.
+            # Texts only: a regular expression among the values of `$in` would erase everybody it matches.
             erased = [erasure["erases"] for erasure in erasures if is_text(erasure["erases"])]
             still_there = [{"embedding": {"$exists": True}}, {"vector": {"$exists": True}}]
-            for start in range(0, len(erased), PAGE):
-                self._seen.delete_many({"_id": {"$in": erased[start : start + PAGE]}})
+            for start in range(0, len(erased), PAGE_RECORDS):
+                self._seen.delete_many({"_id": {"$in": erased[start : start + PAGE_RECORDS]}})
                 self.collection.update_many(
-                    {"user_id": {"$in": erased[start : start + PAGE]}, "$or": still_there},
+                    {"user_id": {"$in": erased[start : start + PAGE_RECORDS]}, "$or": still_there},
                     {
                         "$unset": {"embedding": "", "request_key": "", "vector": "", "vector_model": ""},
                         "$set": {"deleted_at": time.time()},
@@ -229,11 +231,11 @@ class MongoStore:
         with unavailable_on(PyMongoError, BSONError):
             if self._seen.find_one({"_id": _FILLING}) is not None:
                 log.critical(
-                    "A backup is being restored into this collection, or that was cut off: nothing is decided before "
-                    "`python app.py restore FILE --replace` has come to its end."
+                    "A backup is being restored into this collection, or a restore was cut off. Nothing is decided "
+                    "until `python app.py restore FILE --replace` has finished."
                 )
                 raise FaceError("not_ready", headers={"Retry-After": "60"})
-            last = self.collection.find_one({"seq": PLACE}, {"_id": 0, "seq": 1}, sort=[("seq", -1)])
+            last = self.collection.find_one({"seq": HAS_PLACE}, {"_id": 0, "seq": 1}, sort=[("seq", -1)])
         return place_of(last["seq"]) or 0 if last else 0
 
     def checkpoint(self, seq: int) -> str:
@@ -249,10 +251,12 @@ class MongoStore:
 
     def find_request(self, request_key: str, since: float) -> str | None:
         with unavailable_on(PyMongoError, BSONError):
-            record = self.collection.find_one(
-                {"request_key": request_key, "timestamp": {"$gte": since}}, {"_id": 0, "user_id": 1}
+            first, end = request_keys_of(request_key)
+            records = self.collection.find(
+                {"request_key": {"$gte": first, "$lt": end}, "timestamp": {"$gte": since}},
+                {"_id": 0, "user_id": 1, "request_key": 1},
             )
-        return text_of(record.get("user_id")) if record else None
+            return find_in(list(records), request_key)
 
     def find_person(self, user_id: str) -> Person | None:
         alive = {"user_id": user_id, "embedding": {"$exists": True}, "deleted_at": {"$exists": False}}
@@ -269,9 +273,9 @@ class MongoStore:
             now = {place_of(record["seq"]): (record.get("user_id"), record.get("embedding")) for record in found}
             replacing = [
                 pymongo.UpdateOne(
-                    # What may come in between is an erasure, after which there is no embedding to replace.
+                    # A person may be erased in between; then there is no embedding to replace.
                     {"seq": Int64(stored.seq), "user_id": stored.user_id, "embedding": {"$exists": True}},
-                    # The vector is the template once more, unsealed.
+                    # The vector is an unsealed copy of the template.
                     {"$set": {"embedding": embedding}, "$unset": {"vector": "", "vector_model": ""}},
                 )
                 for stored, embedding in changes
@@ -280,18 +284,18 @@ class MongoStore:
             return self.collection.bulk_write(replacing, ordered=False).modified_count if replacing else 0
 
     def forget_overwritten(self) -> None:
-        """Do nothing: what the server's journal and oplog still hold is its own affair."""
+        """Do nothing: the server itself controls its journal and oplog."""
 
     def note_seen(self, user_ids: Iterable[str], day: int) -> None:
         self._note((user_id, day) for user_id in user_ids)
 
     def _note(self, notes: Iterable[tuple[str, int]]) -> None:
         left = iter(notes)
-        while page := dict(islice(left, PAGE)):
+        while page := dict(islice(left, PAGE_RECORDS)):
             noting = [pymongo.UpdateOne({"_id": one}, {"$set": {"day": day}}, upsert=True) for one, day in page.items()]
             with unavailable_on(PyMongoError, BSONError):
                 self._seen.bulk_write(noting, ordered=False)
-                # Afterwards: who is erased from now on loses the note with the erasure.
+                # After writing: `finish_erasures` removes the notes of people who are erased from now on.
                 erased = [one["erases"] for one in self.collection.find({"erases": {"$in": list(page)}}, {"erases": 1})]
                 if erased:
                     self._seen.delete_many({"_id": {"$in": erased}})
@@ -301,7 +305,7 @@ class MongoStore:
         while True:
             asked = {"seq": {"$gt": after}, "embedding": {"$exists": True}, "timestamp": {"$lt": since}}
             with unavailable_on(PyMongoError, BSONError):
-                found = list(self.collection.find(asked, {"user_id": 1, "seq": 1}).sort("seq", 1).limit(PAGE))
+                found = list(self.collection.find(asked, {"user_id": 1, "seq": 1}).sort("seq", 1).limit(PAGE_RECORDS))
                 people = [record["user_id"] for record in found if is_text(record.get("user_id"))]
                 noted = self._seen.find({"_id": {"$in": people}, "day": {"$gte": day_of(since)}}, {"_id": 1})
                 seen = {record["_id"] for record in noted}
@@ -312,14 +316,14 @@ class MongoStore:
 
     def newest_activity(self) -> float | None:
         with unavailable_on(PyMongoError, BSONError):
-            placed = {"seq": PLACE, "timestamp": {"$gt": 0, "$lt": YEAR_10000}}
+            placed = {"seq": HAS_PLACE, "timestamp": {"$gt": 0, "$lt": YEAR_10000_S}}
             enrolled = self.collection.find_one(placed, {"timestamp": 1}, sort=[("seq", -1)]) or {}
-            noted = self._seen.find_one({"day": _DAY}, {"day": 1}, sort=[("day", -1)]) or {}
-        moments = (moment_of(enrolled.get("timestamp")), (place_of(noted.get("day")) or 0) * 86400.0)
-        return max(filter(None, moments), default=None)
+            noted = self._seen.find_one({"day": _IS_DAY}, {"day": 1}, sort=[("day", -1)]) or {}
+        times = (timestamp_of(enrolled.get("timestamp")), (place_of(noted.get("day")) or 0) * DAY_S)
+        return max(filter(None, times), default=None)
 
     def documents(self, until: int) -> Iterator[Document]:
-        # What was in the index of this database says nothing about that of another, and the vector is the template.
+        # The marks describe this database's own index, and the vector is only a copy of the template.
         left_out = {"_id": 0, "vector": 0, "vector_model": 0, "vector_marks": 0}
         after = 0
         while after < until:
@@ -333,7 +337,7 @@ class MongoStore:
 
     def notes(self) -> Iterator[tuple[str, int]]:
         with unavailable_on(PyMongoError, BSONError):
-            for note in self._seen.find({"day": _DAY}).batch_size(PAGE):
+            for note in self._seen.find({"day": _IS_DAY}).batch_size(PAGE_RECORDS):
                 day = place_of(note["day"])
                 if is_text(note["_id"]) and day is not None:
                     yield note["_id"], day
@@ -370,8 +374,10 @@ class MongoStore:
 
 
 def vector_fields(template: Template, model: str) -> Document:
+    """Return the fields that MongoDB's vector index reads."""
     return {"vector": bson_vector(template), "vector_model": model}
 
 
 def bson_vector(vector: Template) -> Binary:
+    """Return float32[d] as a BSON vector."""
     return Binary.from_vector(vector.tolist(), BinaryVectorDtype.FLOAT32)

@@ -1,47 +1,38 @@
-"""Owns what a durable record is, and the one log that every record has its place in.
+"""What a durable record is, and what every store promises.
 
 The log. Every record has a place `seq` = 1, 2, 3, … in one log, and every process applies the log in that order.
-Two invariants make an enrolment a single atomic step between any number of processes:
+Two rules make an enrolment a single atomic step between any number of processes:
 
 - *One winner a place.* An entry is only ever added at the place after the last one that the adding process has
-  applied, and `seq` is unique: whoever decided on an outdated gallery loses the insert.
+  applied, and `seq` is unique. A process that decided on an outdated gallery loses the insert.
 - *No holes.* No entry ever leaves its place; a hole could be filled by a process that has not seen what follows it.
   So an erasure is an entry of its own, `{user_id: "erased:<uuid>", erases: <user_id>, deleted_at, seq}`, after which
   the erased record, in its old place, loses its embedding. `prepare` finishes erasures that a crash cut in two.
 
 A record is `{user_id, embedding, timestamp, model, seq}`, with `request_key` when the client sent an idempotency key,
 and with `{vector, vector_model}` where MongoDB's own vector index searches.
-The older plain form `{user_id, embedding, timestamp}` is given its places by `prepare`. A record that cannot be read
-keeps its place as an unreadable entry: it never runs code, never matches, and never stops the service.
+`prepare` gives the older plain form `{user_id, embedding, timestamp}` its places. A record that cannot be read keeps
+its place as an unreadable entry: it never runs code, never matches, and never stops the service.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, TypeGuard
+from typing import Any, Protocol, TypeAlias
 
 from engines.base import Template
 from errors import FaceError
-from store import template_bytes
-from store.encryption import Keyring, MissingKeyError
 
 log = logging.getLogger(__name__)
 
 Document: TypeAlias = dict[str, Any]
 
-PAGE = 2000
-MAX_SEQ = 2**53
-# No date can be written of a moment from here on (seconds since the epoch).
-YEAR_10000 = 253402300800
-
 
 class StoreNotEmptyError(ValueError):
-    """A store that was to be filled, and has records in it."""
+    """`fill` was asked to fill a store that has records in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +44,7 @@ class Enrolment:
         template: float32[d], L2-normalised.
         model: the name of the model that made the template.
         timestamp: seconds since the epoch.
-        request_key: identifies the client's request, for `find_request`.
+        request_key: the hash of the client's Idempotency-Key, for `find_request`.
     """
 
     user_id: str
@@ -65,7 +56,7 @@ class Enrolment:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """What is known of somebody enrolled; `timestamp` (epoch seconds, before the year 10000) and `model` if any."""
+    """An enrolled person. `timestamp` (epoch seconds, before the year 10000) and `model` are None if not known."""
 
     user_id: str
     timestamp: float | None
@@ -74,7 +65,7 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class StoredEmbedding:
-    """An embedding as it is stored, and whose."""
+    """An embedding as it is stored, unread, with its place and its person."""
 
     seq: int
     user_id: str
@@ -86,9 +77,14 @@ class StoredEmbedding:
 class Entry:
     """One place in the log: an enrolment, an erasure (`erases`), or a record that is erased or unreadable.
 
-    `template` is float32[d], L2-normalised; None unless this is an enrolment that can be searched.
-    `model` is None for a record of the older plain form. `user_id` may be None when `unreadable`.
-    `name` is what only this place's record is called, whatever becomes of it; for `EnrolmentLog.entries`.
+    Attributes:
+        seq: the place.
+        user_id: the person; may be None when `unreadable`.
+        template: float32[d], L2-normalised; None unless this is an enrolment that can be searched.
+        model: the model that made the template; None for a record of the older plain form.
+        erases: the user_id that this entry erases.
+        unreadable: whether the record could not be read.
+        name: identifies this place's record, and no other, even after it is erased; for `EnrolmentLog.entries`.
     """
 
     seq: int
@@ -111,11 +107,11 @@ class EnrolmentLog(Protocol):
 
         Args:
             after: the last place that the caller has applied.
-            name: the `Entry.name` that it found there; None asks for no comparison.
+            name: the `Entry.name` that the caller found there; None asks for no comparison.
 
         Raises:
-            FaceError: `database_unavailable`; `not_ready` when the place has another record or none: the log is not
-                the one that the caller has applied, but a backup, say, that was restored meanwhile.
+            FaceError: `database_unavailable`; `not_ready` when that place has another record now, or none. Then the
+                log is not the one that the caller has applied: perhaps a backup was restored meanwhile.
         """
 
     def append(self, seq: int, enrolments: Sequence[Enrolment]) -> int:
@@ -124,10 +120,10 @@ class EnrolmentLog(Protocol):
         One round trip, however many.
 
         Returns:
-            How many were stored, always the first ones: 0 when somebody else has the place `seq`.
+            How many were stored, always the first ones: 0 when another process has taken the place `seq`.
 
         Raises:
-            FaceError: `database_unavailable`; whether anything was stored, only the log will tell.
+            FaceError: `database_unavailable`. Only the log tells then whether anything was stored.
         """
 
     def erase(self, seq: int, user_id: str) -> bool:
@@ -137,16 +133,22 @@ class EnrolmentLog(Protocol):
         """Remove embeddings whose erasure is in the log: of one `user_id`, or of everybody."""
 
     def last_place(self) -> int:
-        """Return the last place of the log, 0 when it is empty; FaceError `not_ready` while `fill` is not over."""
+        """Return the last place of the log, 0 when it is empty; FaceError `not_ready` while `fill` is not finished."""
 
     def checkpoint(self, seq: int) -> str:
         """Return a text that only this log has up to place `seq`: how many records, and the last one's `Entry.name`."""
 
     def erasures(self, until: int) -> list[str]:
-        """Return whom the log erases up to place `until`."""
+        """Return the user_ids that the log erases up to place `until`."""
 
     def find_request(self, request_key: str, since: float) -> str | None:
-        """Return the user_id enrolled under `request_key` at or after `since` (epoch seconds), or None."""
+        """Return the user_id enrolled under `request_key` at or after `since` (epoch seconds), or None.
+
+        What follows a full stop in the key is a digest of the photo. It is compared, not searched.
+
+        Raises:
+            FaceError: `database_unavailable`; `idempotency_conflict`: that request was made with another photo.
+        """
 
     def ping(self) -> None:
         """Return if the database answers; cheap."""
@@ -162,43 +164,48 @@ class RecordStore(EnrolmentLog, Protocol):
     """What routes and commands ask of a store, beside the log."""
 
     def find_person(self, user_id: str) -> Person | None:
-        """Return what is stored of somebody who is enrolled, of whatever model; None for nobody, and the erased."""
+        """Return what is stored of an enrolled person, of any model; None for an unknown or erased one."""
 
     def embeddings(self, after: int) -> Iterator[StoredEmbedding]:
         """Yield every record that has an embedding and a place > `after`, in order, unread."""
 
     def replace_embeddings(self, changes: Sequence[tuple[StoredEmbedding, bytes]]) -> int:
-        """Put other embeddings into at most a few thousand records, and take away the `vector` of each.
+        """Put other embeddings into at most a few thousand records, and remove the `vector` of each.
 
         Returns:
-            How many: a record that is erased by now, or whose embedding is not the one that was read, stays as it is.
+            How many were replaced. A record that was erased meanwhile, or whose embedding is not the one that was
+            read, stays as it is.
         """
 
     def forget_overwritten(self) -> None:
-        """Take what was overwritten or erased out of the store's own files, as far as that is in its hands."""
+        """Remove what was overwritten or erased from the store's own files, as far as the store controls them."""
 
     def note_seen(self, user_ids: Iterable[str], day: int) -> None:
         """Note that people were verified on a day (days since the epoch, UTC); an earlier note is replaced.
 
-        Whoever is erased by now leaves none.
+        A person who was erased meanwhile leaves no note.
         """
 
     def unseen(self, since: float) -> Iterator[str]:
-        """Yield who enrolled before `since` (epoch seconds) and was not noted since; nobody of unknown enrolment."""
+        """Yield the people who enrolled before `since` (epoch seconds) and were not noted since.
+
+        A person whose enrolment time is not known is never yielded.
+        """
 
     def newest_activity(self) -> float | None:
-        """Return when somebody last enrolled or was noted (epoch seconds, to the day); None if nobody ever."""
+        """Return when a person was last enrolled or noted (epoch seconds, to the day); None if that never happened."""
 
     def documents(self, until: int) -> Iterator[Document]:
-        """Yield every record up to place `until` as it is stored, in order: embeddings unread, erasures and all."""
+        """Yield every record up to place `until` as it is stored, in order: embeddings unread, erasures included."""
 
     def notes(self) -> Iterator[tuple[str, int]]:
-        """Yield what `note_seen` has noted."""
+        """Yield the notes of `note_seen`: user_id and day."""
 
     def fill(self, documents: Iterable[Document], notes: Iterable[tuple[str, int]], *, replace: bool) -> int:
         """Write records and notes as `documents` and `notes` yield them, into an empty store; return how many records.
 
-        Until all are written, `last_place` raises `not_ready` in whoever starts meanwhile, or after it was cut off.
+        Until all are written, `last_place` raises `not_ready`: a process that starts meanwhile, or after a `fill`
+        that was cut off, decides nothing.
 
         Args:
             documents: with places 1, 2, 3, ... in order.
@@ -219,124 +226,3 @@ def unavailable_on(*errors: type[Exception]) -> Iterator[None]:
     except errors as error:
         log.warning("The database failed: %s: %.200s", type(error).__name__, error)
         raise FaceError("database_unavailable", headers={"Retry-After": "5"}) from error
-
-
-def erasure_of(user_id: str, seq: int) -> Document:
-    """The record that says at a place of the log that somebody is erased."""
-    # Unique like every user_id, and no UUID, so that nobody who reads the older form takes it for a person.
-    return {"user_id": f"erased:{uuid.uuid4()}", "erases": user_id, "deleted_at": time.time(), "seq": seq}
-
-
-def record_of(seq: int, enrolment: Enrolment, keyring: Keyring) -> Document:
-    record: Document = {
-        "user_id": enrolment.user_id,
-        "embedding": template_bytes.encode(enrolment.template, enrolment.user_id, enrolment.model, keyring),
-        "timestamp": enrolment.timestamp,
-        "model": enrolment.model,
-        "seq": seq,
-    }
-    if enrolment.request_key is not None:
-        record["request_key"] = enrolment.request_key
-    return record
-
-
-def is_text(value: object) -> TypeGuard[str]:
-    """Whether a value is a text, and not BSON's code, a kind of `str` that no dict takes as a key."""
-    return type(value) is str
-
-
-def text_of(value: object) -> str | None:
-    return value if is_text(value) else None
-
-
-def place_of(seq: object) -> int | None:
-    """Return a record's place; None for what is none, such as a fraction, a truth value or a list."""
-    # JSON tools write whole numbers as floats.
-    return int(seq) if isinstance(seq, (int, float)) and not isinstance(seq, bool) and seq == int(seq) else None
-
-
-def day_of(moment: float) -> int:
-    return int(moment // 86400)
-
-
-def moment_of(timestamp: object) -> float | None:
-    """Return a record's timestamp; None for what is no moment that a date can be written of."""
-    if isinstance(timestamp, (int, float)) and not isinstance(timestamp, bool) and 0 < timestamp < YEAR_10000:
-        return float(timestamp)
-    return None
-
-
-def person_of(record: Document | None) -> Person | None:
-    if record is None or not is_text(record.get("user_id")):
-        return None
-    return Person(record["user_id"], moment_of(record.get("timestamp")), text_of(record.get("model")))
-
-
-def read_embeddings(page: Callable[[int], Sequence[Document]], after: int) -> Iterator[StoredEmbedding]:
-    while records := page(after):
-        for record in records:
-            place, user_id, embedding = place_of(record["seq"]), record.get("user_id"), record.get("embedding")
-            if place is not None and is_text(user_id) and isinstance(embedding, bytes):
-                yield StoredEmbedding(place, user_id, text_of(record.get("model")), embedding)
-        places = [place for place in (place_of(record["seq"]) for record in records) if place is not None]
-        if not places:
-            return
-        after = places[-1]
-
-
-def read_log(
-    page: Callable[[int], Sequence[Document]], after: int, name: str | None, keyring: Keyring
-) -> Iterator[Entry]:
-    # In the same query as what follows, so that nothing can be exchanged between the two.
-    at = after if name is None else after - 1
-    while True:
-        records = page(at)
-        before = at
-        for record in records:
-            place = place_of(record["seq"])
-            if place is None:
-                log.warning("A record with the place %.100r is left out.", record["seq"])
-                continue
-            if name is not None and (place, str(record.get("user_id"))) != (after, name):
-                break
-            if name is None:
-                yield entry_of(record, place, keyring)
-            name = None
-            at = place
-        if name is not None:
-            log.critical(
-                "The log's place %d has another record than before, or none: a backup was restored, or records were "
-                "taken out by hand. Nothing is decided until this process is started again.",
-                after,
-            )
-            raise FaceError("not_ready", headers={"Retry-After": "60"})
-        if len(records) < PAGE or at == before:
-            return
-
-
-def entry_of(record: Document, seq: int, keyring: Keyring) -> Entry:
-    name = str(record.get("user_id"))
-    erases, user_id, model = record.get("erases"), record.get("user_id"), record.get("model")
-    if is_text(erases):
-        return Entry(seq, erases=erases, name=name)
-    if record.get("embedding") is None and record.get("deleted_at") is not None:
-        return Entry(seq, name=name)
-    reason = "its user_id or model is no text"
-    if is_text(user_id) and (model is None or is_text(model)):
-        try:
-            template = template_bytes.decode(record.get("embedding"), user_id, model, keyring)
-            return Entry(seq, user_id, template, model, name=name)
-        except MissingKeyError as error:
-            # Whether somebody is enrolled already could not be decided any more: nothing is, until the key is here.
-            log.critical(
-                "The record of user_id %.100r cannot be opened, so nothing is decided: %s. Give that key; "
-                "docs/operating.md says what to do if it is lost for ever.",
-                user_id,
-                error,
-            )
-            raise FaceError("not_ready", headers={"Retry-After": "60"}) from error
-        except ValueError as error:
-            reason = str(error)
-    # `r`: a line break in the user_id must not forge a line of the log.
-    log.warning("The record of user_id %.100r (seq %d) is unreadable and left out: %s.", user_id, seq, reason)
-    return Entry(seq, text_of(user_id), unreadable=True, name=name)

@@ -1,4 +1,4 @@
-"""Retention: notes who was verified when, and erases the people who were not verified for RETENTION_DAYS."""
+"""Notes the day on which each person was last verified, and erases people not verified for RETENTION_DAYS."""
 
 from __future__ import annotations
 
@@ -9,63 +9,66 @@ from collections.abc import Callable
 
 from errors import FaceError
 from store.audit_log import AuditLog
+from store.documents import DAY_S
 from store.records import RecordStore
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
-DAY = 86400.0
-NOTE_EVERY_S = 60.0
-FIRST_SWEEP_S = 600.0
-# A sweep that would take more than this is a clock or a setting gone wrong, or for an operator to say so.
-MAX_SHARE, ALWAYS_ALLOWED = 0.05, 10
+NOTE_INTERVAL_S = 60.0
+FIRST_SWEEP_AFTER_S = 600.0
+# A sweep that would erase a larger share of all people means a wrong clock or setting; an operator must confirm it.
+MAX_ERASED_SHARE = 0.05
+# So many people may always be erased, however few are enrolled.
+ALWAYS_ALLOWED_PEOPLE = 10
+# Each lost race is another process' success, so this many in a row means that something is wrong.
 MAX_LOST_RACES = 1000
 
 
 class RetentionError(ValueError):
-    """A sweep that is not made; the message says why, and what an operator can do."""
+    """A sweep was refused; the message says why, and what an operator can do."""
 
 
 def due(store: RecordStore, days: int, now: float, enrolled: int | None) -> list[str]:
-    """Return who is to be erased: not verified for `days`, nor enrolled since.
+    """Return the people to erase: neither enrolled nor verified within the last `days`.
 
     Args:
         store: the records.
         days: RETENTION_DAYS.
         now: seconds since the epoch, by this machine's clock.
-        enrolled: how many people there are; None asks for no limit.
+        enrolled: how many people are enrolled; None for no limit.
 
     Raises:
-        RetentionError: the clock seems to be wrong, or they are too many to be right.
+        RetentionError: the clock seems to be wrong, or too many people would be erased.
         FaceError: `database_unavailable`.
     """
     newest = store.newest_activity()
     if newest is None:
         return []
-    if abs(now - newest) > days * DAY / 2 and enrolled is not None:
+    if abs(now - newest) > days * DAY_S / 2 and enrolled is not None:
         raise RetentionError(
-            f"by this machine's clock nobody enrolled or was verified for {(now - newest) / DAY:.0f} days: if the clock"
-            " is right, run `python app.py retention --now`"
+            f"by this machine's clock nobody was enrolled or verified for {(now - newest) / DAY_S:.0f} days. If the "
+            "clock is right, run `python app.py retention --now`"
         )
-    people = list(store.unseen(now - days * DAY))
-    if enrolled is not None and len(people) > max(ALWAYS_ALLOWED, MAX_SHARE * enrolled):
+    people = list(store.unseen(now - days * DAY_S))
+    if enrolled is not None and len(people) > max(ALWAYS_ALLOWED_PEOPLE, MAX_ERASED_SHARE * enrolled):
         raise RetentionError(
-            f"{len(people)} of {enrolled} people would be erased at once: look at them with "
-            "`python app.py retention --dry-run`, and if that is right, run `python app.py retention --now`"
+            f"{len(people)} of {enrolled} people would be erased at once. See who they are with "
+            "`python app.py retention --dry-run`; if that is right, run `python app.py retention --now`"
         )
     return people
 
 
 def erase(store: RecordStore, user_id: str, audit: AuditLog | None, by: str = "(retention)") -> bool:
-    """Log a person's erasure, beside any number of services; False if somebody else has erased them already.
+    """Erase a person while services run; False if the person is not enrolled any more.
 
     Args:
         store: the records.
-        user_id: whom.
-        audit: is told of it.
-        by: what stands in the audit log in place of an API key's name.
+        user_id: the person.
+        audit: records the erasure.
+        by: the name that the audit log records in place of an API key's.
 
     Raises:
-        FaceError: `database_unavailable`; `overloaded`, the log moves too fast.
+        FaceError: `database_unavailable`; `overloaded`, other processes write to the log too fast.
     """
     for _ in range(MAX_LOST_RACES):
         last = store.last_place()
@@ -79,13 +82,13 @@ def erase(store: RecordStore, user_id: str, audit: AuditLog | None, by: str = "(
 
 
 class Retention:
-    """Notes who is verified, at most once a day each, and sweeps once a day; one of each service is enough and safe.
+    """Notes who is verified, at most once a day each, and sweeps once a day. Every service process may run one.
 
     Args:
         store: the records.
         days: RETENTION_DAYS.
-        enrolled: how many people there are.
-        audit: is told of every erasure.
+        enrolled: returns how many people are enrolled.
+        audit: records every erasure.
     """
 
     def __init__(self, store: RecordStore, days: int, enrolled: Callable[[], int], audit: AuditLog | None) -> None:
@@ -98,13 +101,13 @@ class Retention:
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
 
     def start(self) -> None:
-        """Begin to write notes and to sweep, in the background."""
+        """Start to write notes and to sweep, in the background."""
         self._thread.start()
 
     def seen(self, user_id: str) -> None:
-        """Note that a person has been verified; written within a minute, or at the stop."""
+        """Note that a person was verified; written within a minute, or by `close`."""
         with self._lock:
-            today = int(time.time() // DAY)
+            today = int(time.time() // DAY_S)
             if today != self._today:
                 self._flush()
                 self._today, self._noted = today, set()
@@ -113,7 +116,7 @@ class Retention:
                 self._waiting.add(user_id)
 
     def close(self) -> None:
-        """Write what is noted, and stop."""
+        """Write the waiting notes, and stop."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -126,30 +129,30 @@ class Retention:
         try:
             self._store.note_seen(sorted(self._waiting), self._today)
         except FaceError:
-            logger.warning("Who was verified could not be noted; trying again")
+            logger.warning("The notes of who was verified could not be written; trying again")
         else:
             self._waiting = set()
 
     def _run(self) -> None:
-        next_sweep = time.monotonic() + FIRST_SWEEP_S
-        while not self._stopping.wait(NOTE_EVERY_S):
+        next_sweep = time.monotonic() + FIRST_SWEEP_AFTER_S
+        while not self._stopping.wait(NOTE_INTERVAL_S):
             with self._lock:
                 self._flush()
             if time.monotonic() >= next_sweep:
-                next_sweep = time.monotonic() + DAY
+                next_sweep = time.monotonic() + DAY_S
                 self.sweep()
 
     def sweep(self) -> int:
-        """Erase who is due; returns how many. What cannot be decided is logged and left."""
+        """Erase the people who are due; return how many. A sweep that cannot be decided is logged and erases nobody."""
         try:
             with self._lock:
                 self._flush()
                 if self._waiting:
-                    return 0  # whoever could not be noted must not be erased for it
+                    return 0  # people whose note could not be written must not be erased for it
             people = due(self._store, self._days, time.time(), self._enrolled())
             erased = sum(erase(self._store, user_id, self._audit) for user_id in people)
         except RetentionError as error:
-            logger.error("RETENTION_DAYS: nobody is erased: %s", error)  # noqa: TRY400 - no fault of the program's
+            logger.error("RETENTION_DAYS: nobody is erased: %s", error)  # noqa: TRY400 - not a fault of the program
             return 0
         except FaceError:
             logger.warning("RETENTION_DAYS: the database cannot be reached; trying again tomorrow")

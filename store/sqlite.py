@@ -1,4 +1,4 @@
-"""Owns the records in one SQLite file; the only importer of `sqlite3`."""
+"""Keeps the records in one SQLite file; no other file imports `sqlite3`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from store.encryption import NO_KEYS, Keyring
-from store.records import (
-    PAGE,
-    YEAR_10000,
-    Document,
-    Enrolment,
-    Entry,
-    Person,
-    StoredEmbedding,
-    StoreNotEmptyError,
+from store.documents import (
+    PAGE_RECORDS,
+    YEAR_10000_S,
     day_of,
     erasure_of,
+    find_in,
     is_text,
     person_of,
     read_embeddings,
     read_log,
     record_of,
-    text_of,
-    unavailable_on,
+    request_keys_of,
 )
+from store.encryption import NO_KEYS, Keyring
+from store.records import Document, Enrolment, Entry, Person, StoredEmbedding, StoreNotEmptyError, unavailable_on
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +66,7 @@ class SqliteStore:
             connection = sqlite3.connect(
                 self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
-            # One text that is no UTF-8 must not make a whole page of records unreadable.
+            # One text that is not UTF-8 must not make a whole page of records unreadable.
             connection.text_factory = lambda text: text.decode(errors="replace")
             try:
                 self._create(connection)
@@ -89,14 +84,14 @@ class SqliteStore:
                     connection.execute(statement)
                     break
                 except sqlite3.OperationalError as error:
-                    # SQLite's own waiting does not cover the change to WAL, which another process may be making.
+                    # SQLite itself does not wait while another process changes the file to WAL.
                     if "locked" not in str(error) or time.monotonic() > deadline:
                         raise
                     time.sleep(0.02)
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        """Lend the connection to one thread for one transaction, rolled back when anything is raised."""
+        """Give the connection to one thread for one transaction, rolled back if anything is raised."""
         with unavailable_on(sqlite3.Error), self._lock:
             if self._connection is None:
                 raise sqlite3.OperationalError("the file is not open")
@@ -116,12 +111,12 @@ class SqliteStore:
         return self._query(
             "SELECT user_id, embedding, model, seq, erases, deleted_at FROM faces WHERE seq > ? ORDER BY seq LIMIT ?",
             after,
-            PAGE,
+            PAGE_RECORDS,
         )
 
     def append(self, seq: int, enrolments: Sequence[Enrolment]) -> int:
         with self._transaction("BEGIN IMMEDIATE") as connection:
-            # Nobody else writes meanwhile: all of the places are free, or the first is taken.
+            # No other process writes during this transaction: all of the places are free, or the first is taken.
             if not self._is_next(connection, seq):
                 return 0
             connection.executemany(
@@ -136,7 +131,7 @@ class SqliteStore:
 
     @staticmethod
     def _is_next(connection: sqlite3.Connection, seq: int) -> bool:
-        """Whether the log ends right before this place; where a backup was restored meanwhile it may end earlier."""
+        """Whether the log ends right before this place; after a backup was restored, it may end earlier."""
         return bool(connection.execute("SELECT COALESCE(MAX(seq), 0) = ? FROM faces", (seq - 1,)).fetchone()[0])
 
     def erase(self, seq: int, user_id: str) -> bool:
@@ -162,7 +157,7 @@ class SqliteStore:
         return int(self._query("SELECT COALESCE(MAX(seq), 0) AS last FROM faces")[0]["last"])
 
     def checkpoint(self, seq: int) -> str:
-        # Counted in the index of user_ids: the table itself holds all the templates.
+        # Counted in the index of user_ids, since the table itself holds all the templates.
         counted = self._query("SELECT COUNT(*) AS n FROM faces INDEXED BY sqlite_autoindex_faces_1 WHERE seq <= ?", seq)
         last = self._query("SELECT user_id FROM faces WHERE seq = ?", seq)
         return f"{counted[0]['n']} {last[0]['user_id'] if last else None}"
@@ -173,9 +168,8 @@ class SqliteStore:
         ]
 
     def find_request(self, request_key: str, since: float) -> str | None:
-        sql = "SELECT user_id FROM faces WHERE request_key = ? AND timestamp >= ?"
-        records = self._query(sql, request_key, since)
-        return text_of(records[0]["user_id"]) if records else None
+        sql = "SELECT user_id, request_key FROM faces WHERE request_key >= ? AND request_key < ? AND timestamp >= ?"
+        return find_in(self._query(sql, *request_keys_of(request_key), since), request_key)
 
     def find_person(self, user_id: str) -> Person | None:
         sql = "SELECT user_id, timestamp, model FROM faces WHERE user_id = ? AND embedding IS NOT NULL"
@@ -195,18 +189,18 @@ class SqliteStore:
         with unavailable_on(sqlite3.Error), self._lock:
             if self._connection is None:
                 raise sqlite3.OperationalError("the file is not open")
-            # `secure_delete` clears the pages, but the write-ahead log has them as they were until it is cut.
+            # `secure_delete` clears the pages, but the write-ahead log keeps their old content until it is truncated.
             try:
                 busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            except sqlite3.OperationalError:  # a full disk, on which people can still be verified and backed up
+            except sqlite3.OperationalError:  # the disk is full; verifying and backing up still work
                 busy = True
         if busy:
             log.warning(
-                "%s-wal cannot be cut and still holds what was erased until the next start or erasure.", self._path
+                "%s-wal cannot be truncated: it holds erased templates until the next start or erasure.", self._path
             )
 
     def note_seen(self, user_ids: Iterable[str], day: int) -> None:
-        # Whoever was erased since they were seen leaves no note.
+        # A person who was erased since then leaves no note.
         sql = "REPLACE INTO seen SELECT user_id, ? FROM faces WHERE user_id = ? AND embedding IS NOT NULL"
         with self._transaction("BEGIN IMMEDIATE") as connection:
             connection.executemany(sql, [(day, user_id) for user_id in user_ids])
@@ -217,15 +211,15 @@ class SqliteStore:
             " AND timestamp < ? AND COALESCE(day, 0) < ? ORDER BY seq LIMIT ?"
         )
         after = 0
-        while records := self._query(sql, after, since, day_of(since), PAGE):
+        while records := self._query(sql, after, since, day_of(since), PAGE_RECORDS):
             yield from (record["user_id"] for record in records)
             after = records[-1]["seq"]
 
     def newest_activity(self) -> float | None:
-        # No text is less than a number.
+        # SQLite sorts every text behind every number.
         enrolled = "SELECT timestamp FROM faces WHERE timestamp > 0 AND timestamp < ? ORDER BY seq DESC LIMIT 1"
         noted = "SELECT 86400.0 * day AS timestamp FROM seen WHERE day > 0 AND day < ? ORDER BY day DESC LIMIT 1"
-        moments = self._query(enrolled, YEAR_10000) + self._query(noted, day_of(YEAR_10000))
+        moments = self._query(enrolled, YEAR_10000_S) + self._query(noted, day_of(YEAR_10000_S))
         return max((moment["timestamp"] for moment in moments), default=None)
 
     def documents(self, until: int) -> Iterator[Document]:
@@ -277,9 +271,9 @@ class SqliteStore:
 
 
 def _row(document: Document) -> list[object]:
-    """The values of _COLUMNS, of a record that may come from a database in which a field can be anything."""
+    """Return the values of _COLUMNS, from a record of a database in which a field can hold anything."""
     if not is_text(document.get("user_id")):
-        # Unreadable, and to stay so.
+        # Such a record is unreadable, and must stay so.
         document = {"seq": document["seq"], "user_id": f"unreadable:{document['seq']}"}
     values = (document.get(column) for column in _COLUMNS)
     return [value if isinstance(value, (str, bytes, float)) or _is_64_bit(value) else None for value in values]

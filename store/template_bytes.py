@@ -1,4 +1,4 @@
-"""Owns a template's bytes at rest: pickled, sealed where there are keys, and read without running anything."""
+"""Turns a template into stored bytes and back: pickled, sealed where there are keys, read without running code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NORM_TOLERANCE = 1e-3
 
 def encode(template: Template, user_id: str, model: str | None, keyring: Keyring) -> bytes:
     """Return what is stored of float32[d]: a pickle, sealed to its person and model where there are keys."""
-    # Protocol 4 is what every supported Python reads, and `pickle.dumps(array)` means in most of them.
+    # Every supported Python reads protocol 4, and most write it by default.
     pickled = pickle.dumps(np.ascontiguousarray(template, np.float32), protocol=4)
     return keyring.seal(pickled, _place(user_id, model)) if keyring else pickled
 
@@ -32,26 +32,26 @@ def decode(blob: object, user_id: object, model: object, keyring: Keyring) -> Te
     Args:
         blob: bytes of `pickle.dumps(array)`, protocols 2-5, written by NumPy 1 or 2; float32 or float64;
             shape (d,) or (1, d); sealed or plain.
-        user_id: whose record it stands in.
+        user_id: the record's user_id.
         model: the record's model.
-        keyring: opens what is sealed.
+        keyring: opens sealed templates.
 
     Raises:
-        MissingKeyError: it is sealed with a key that is not here.
-        ValueError: it is anything else, moved from another record, plain though the keyring refuses that, or not
-            finite and of norm 1.
+        MissingKeyError: the template is sealed with a key that is not here.
+        ValueError: `blob` is anything else, was moved from another record, is plain though the keyring refuses that,
+            or is not finite and of norm 1.
     """
     if not isinstance(blob, bytes) or len(blob) > MAX_EMBEDDING_BYTES:
         raise ValueError("its embedding is absent, no binary, or too large")
     if is_sealed(blob):
         blob = keyring.open(blob, _place(user_id, model))
     elif not keyring.plain_too:
-        raise ValueError("it is not encrypted, which PLAIN_TEMPLATES=refuse takes for somebody else's work")
+        raise ValueError("it is not encrypted, and PLAIN_TEMPLATES=refuse is set")
     return _loads(blob)
 
 
 def reseal(blob: bytes, user_id: str, model: str | None, keyring: Keyring) -> bytes | None:
-    """Return the same template under the keyring's first key, None where it is; raises as `decode` does."""
+    """Return the same template sealed with the keyring's first key; None if it is already. Raises as `decode` does."""
     if keyring.is_current(blob):
         return None
     return encode(decode(blob, user_id, model, keyring), user_id, model, keyring)
@@ -66,7 +66,7 @@ def _loads(blob: bytes) -> Template:
         vector = _TemplateUnpickler(blob).vector()
     except Exception as error:  # hostile bytes may raise anything; all of it means unreadable
         raise ValueError(f"its embedding cannot be read ({type(error).__name__})") from error
-    with np.errstate(over="ignore"):  # a norm beyond all numbers is refused below
+    with np.errstate(over="ignore"):  # an infinite norm is refused below
         norm = float(np.linalg.norm(vector))
     if not abs(norm - 1) <= NORM_TOLERANCE:
         raise ValueError(f"its embedding has the norm {norm}")
@@ -75,7 +75,7 @@ def _loads(blob: bytes) -> Template:
 
 
 class _PickledDtype:
-    """What a pickle says of a dtype, as mere data: NumPy never sees it."""
+    """What a pickle says about a dtype, as plain data that NumPy never sees."""
 
     def __init__(self, code: str, *_: object) -> None:
         self.code = code
@@ -86,7 +86,7 @@ class _PickledDtype:
 
 
 class _PickledArray:
-    """What a pickle says of an array, as mere data; stands in for `numpy.ndarray` and its `_reconstruct`."""
+    """What a pickle says about an array, as plain data; stands in for `numpy.ndarray` and its `_reconstruct`."""
 
     def __init__(self, *_: object) -> None:
         self.shape: object = None
@@ -98,7 +98,7 @@ class _PickledArray:
 
 
 class _PickledBuffer(_PickledArray):
-    """Stands in for NumPy's `_frombuffer`, which protocol 5 calls."""
+    """Stands in for NumPy's `_frombuffer`, which pickles of protocol 5 call."""
 
     def __init__(self, data: object, dtype: object, shape: object, *_: object) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class _PickledBuffer(_PickledArray):
 
 
 class _PickledBytes:
-    """Stands in for `_codecs.encode`, by which protocol 2 writes bytes."""
+    """Stands in for `_codecs.encode`, which pickles of protocol 2 call to make bytes."""
 
     def __new__(cls, text: str, encoding: str) -> Any:
         if encoding != "latin1":
@@ -133,10 +133,10 @@ _OPCODES = frozenset({
 
 
 class _TemplateUnpickler(pickle.Unpickler):
-    """Knows only the names and the opcodes that an array's pickle needs, and gives inert stand-ins for the names."""
+    """Admits only the names and opcodes that an array's pickle needs, and loads stand-ins that run nothing."""
 
     def __init__(self, blob: bytes) -> None:
-        # Judged before anything is loaded: other opcodes could make the loader allocate or hash without end.
+        # Before anything is loaded: other opcodes could make the loader allocate or hash without limit.
         if any(opcode.name not in _OPCODES for opcode, _, _ in pickletools.genops(blob)):
             raise pickle.UnpicklingError("an opcode that no array needs")
         super().__init__(io.BytesIO(blob))
@@ -147,13 +147,13 @@ class _TemplateUnpickler(pickle.Unpickler):
         return _GLOBALS[module, name]
 
     def vector(self) -> npt.NDArray[np.float64]:
-        """Return float64[d]; raises anything when the pickle is not one vector of float32 or float64."""
+        """Return float64[d]; raises any exception when the pickle is not one vector of float32 or float64."""
         array = self.load()
         if not isinstance(array, _PickledArray) or not isinstance(array.dtype, _PickledDtype):
-            raise pickle.UnpicklingError("no array")
+            raise pickle.UnpicklingError("not an array")
         if array.dtype.code not in ("f4", "f8") or array.dtype.order not in ("<", ">"):
             raise pickle.UnpicklingError("neither float32 nor float64")
         values = np.frombuffer(array.data, np.dtype(array.dtype.order + array.dtype.code))
         if array.shape not in ((values.size,), (1, values.size)):
-            raise pickle.UnpicklingError("no vector")
+            raise pickle.UnpicklingError("not a vector")
         return values.astype(np.float64)

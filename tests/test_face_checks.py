@@ -10,10 +10,8 @@ import numpy.typing as npt
 import pytest
 
 import face_checks
-from engines.base import Face, LandmarkLayout
-from engines.compact_engine import DLIB_LAYOUT
+from engines.base import MEAN_FACE, Face
 from engines.covering import Covering
-from engines.insightface_engine import INSIGHTFACE_LAYOUT
 from errors import FaceError
 from face_checks import check_photo, head_pose
 from photos.pixels import Pixels
@@ -66,14 +64,14 @@ def codes_of(
     return []
 
 
-def turned(layout: LandmarkLayout, yaw: float, pitch: float, roll: float) -> Face:
+def turned(yaw: float, pitch: float, roll: float) -> Face:
     """A mean face seen from far away after turning it; degrees."""
     y, p, r = np.deg2rad([yaw, pitch, roll])
     about_y = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
     about_x = np.array([[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]])
     about_z = np.array([[np.cos(r), -np.sin(r), 0], [np.sin(r), np.cos(r), 0], [0, 0, 1]])
-    points = (about_z @ about_x @ about_y @ layout.points.T).T[:, :2] * 60 + (160, 140)
-    return Face(a_face().box, 0.9, points.astype(np.float32), layout)
+    points = (about_z @ about_x @ about_y @ MEAN_FACE.T).T[:, :2] * 60 + (160, 140)
+    return Face(a_face().box, 0.9, points.astype(np.float32))
 
 
 def test_a_good_photo_passes_every_check_and_each_is_reported_in_the_order_of_the_api() -> None:
@@ -83,12 +81,9 @@ def test_a_good_photo_passes_every_check_and_each_is_reported_in_the_order_of_th
     assert face is not None
 
 
-@pytest.mark.parametrize("layout", [INSIGHTFACE_LAYOUT, DLIB_LAYOUT], ids=["insightface", "dlib"])
 @pytest.mark.parametrize(("yaw", "pitch", "roll"), POSES)
-def test_head_pose_is_recovered_from_five_landmarks_of_either_model(
-    layout: LandmarkLayout, yaw: float, pitch: float, roll: float
-) -> None:
-    pose = head_pose(turned(layout, yaw, pitch, roll))
+def test_head_pose_is_recovered_from_five_landmarks_(yaw: float, pitch: float, roll: float) -> None:
+    pose = head_pose(turned(yaw, pitch, roll))
     assert (pose.yaw, pose.pitch, pose.roll) == pytest.approx((yaw, pitch, roll), abs=4)
 
 
@@ -102,7 +97,7 @@ def test_head_pose_is_recovered_from_five_landmarks_of_either_model(
     ],
 )
 def test_a_head_far_from_upright_and_frontal_is_refused(yaw: float, pitch: float, roll: float, code: str) -> None:
-    assert code in codes_of(a_photo(), turned(INSIGHTFACE_LAYOUT, yaw, pitch, roll))
+    assert code in codes_of(a_photo(), turned(yaw, pitch, roll))
 
 
 def hint_of(code: str, image: Pixels, face: Face, limits: Settings = LIMITS) -> str:
@@ -112,9 +107,8 @@ def hint_of(code: str, image: Pixels, face: Face, limits: Settings = LIMITS) -> 
     return hint
 
 
-@pytest.mark.parametrize("layout", [INSIGHTFACE_LAYOUT, DLIB_LAYOUT], ids=["insightface", "dlib"])
-def test_whoever_looks_down_is_told_to_raise_the_chin(layout: LandmarkLayout) -> None:
-    down, up, strict = turned(layout, 0, 35, 0), turned(layout, 0, -35, 0), Settings(max_pitch_deg=25)
+def test_whoever_looks_down_is_told_to_raise_the_chin() -> None:
+    down, up, strict = turned(0, 35, 0), turned(0, -35, 0), Settings(max_pitch_deg=25)
     assert hint_of("head_raised_or_lowered", a_photo(), down, strict) == face_checks.NEARER_HINTS["chin_up"]
     assert hint_of("head_raised_or_lowered", a_photo(), up, strict) == face_checks.NEARER_HINTS["chin_down"]
 
@@ -127,13 +121,10 @@ def test_a_face_in_the_dark_on_its_own_left_is_told_to_light_that_side(portrait:
     assert hint_of("uneven_light", dark_on_our_right, PORTRAIT_FACE) == face_checks.NEARER_HINTS["light_on_left"]
 
 
-@pytest.mark.parametrize("layout", [INSIGHTFACE_LAYOUT, DLIB_LAYOUT], ids=["insightface", "dlib"])
 @pytest.mark.parametrize(("distance", "roll"), [(30, 0), (60, 20), (300, -15)])
-def test_both_models_landmarks_lead_to_the_same_aligned_face(
-    layout: LandmarkLayout, distance: float, roll: float
-) -> None:
+def test_the_aligned_face_has_its_eyes_in_their_places(distance: float, roll: float) -> None:
     size = int(distance * 6)
-    face = a_face(distance, (size / 2, size / 2), roll, layout)
+    face = a_face(distance, (size / 2, size / 2), roll)
     image = np.full((size, size, 3), 90, np.uint8)
     for eye in face.eyes:
         cv2.circle(image, tuple(int(v) for v in eye.round()), int(distance / 8), (255, 255, 255), -1)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 import bootstrap
-from commands.bulk import one_thread_each, pipeline_of
+from commands.bulk.processing import one_thread_per_photo, open_pipeline
+from commands.command import Command
 from commands.evaluate import report as evaluation_report
 from commands.evaluate.biometrics import (
     LEAST_ERRORS,
@@ -47,7 +48,7 @@ from commands.evaluate.data import (
 from engines.base import Engine
 from settings import Settings
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 WANTED_FMRS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 GALLERY_SIZES = (1_000, 10_000, 100_000)
@@ -104,12 +105,12 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     groups = read_subgroups(arguments.subgroups, people) if arguments.subgroups else {}
     arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is known now, not in an hour
 
-    settings = one_thread_each(settings)
+    settings = one_thread_per_photo(settings)
     engine = bootstrap.loaded_engine(settings)
     paths = [one for photos in people.values() for one in photos]
     key = cache_key(engine, settings, arguments.without_checks)
     cache = Cache(arguments.cache, key, engine.dimension, settings.keyring)
-    with pipeline_of(engine, settings) as pipeline:
+    with open_pipeline(engine, settings) as pipeline:
         embed = pipeline.unchecked_template if arguments.without_checks else pipeline.template
         outcomes = embed_all(paths, embed, cache, at_once=settings.model_slots)
     logger.info("Comparing")
@@ -359,3 +360,6 @@ def _curves(pairs: Comparisons, searches: Searches) -> dict[str, Any]:
         "genuine": (-np.diff(pairs.genuine[bins], append=0)).tolist(),
         "impostor": (-np.diff(pairs.impostor[bins], append=0)).tolist(),
     }
+
+
+EVALUATE = Command("evaluate", "measure error rates and thresholds on your own photos", run, add_arguments)

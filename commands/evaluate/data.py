@@ -12,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from commands.bulk import SUFFIXES, in_order
-from commands.progress import watched
+from commands.bulk.photo_list import SUFFIXES
+from commands.bulk.processing import in_order
+from commands.progress import with_progress
 from engines.base import Engine, Template
 from errors import FaceError
 from settings import PROJECT, Settings
 from store.encryption import Keyring
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 # What decides which template a photo gets, beside the model and the settings.
 _CODE = (
@@ -208,7 +209,7 @@ def embed_all(
             return Outcome(digest, None, refusal.code)
 
     outcomes: dict[Path, Outcome] = {}
-    made = watched(in_order(outcome, paths, at_once), len(paths), "photos")
+    made = with_progress(in_order(outcome, paths, at_once), len(paths), "photos")
     for path, one in zip(paths, made, strict=True):
         if cache.get(one.digest) is None:
             cache.add(one)

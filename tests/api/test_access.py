@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import socket
 import stat
+import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import app
-from api.access import Access
-from api.api_keys import KeysError, new_key, parse
+from api.access import Access, parse_origins
+from api.api_keys import ApiKeysError, editing, new_api_key, parse, read_file
 from commands import cli as commands
 from gallery.decisions import Gallery
 from settings import Settings, SettingsError, load_settings
@@ -121,11 +124,48 @@ def test_a_key_is_shown_once_and_only_its_hash_is_kept(
     assert app_key not in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert app_key not in keys_command(tmp_path, capsys, "list")
-    assert keys_command(tmp_path, capsys, "list") == "phone\tapp"
+    assert keys_command(tmp_path, capsys, "list").startswith("phone\tapp\t20")
+
+
+def test_a_key_revoked_while_others_are_added_stays_revoked(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    with editing(file) as api_keys:
+        api_keys.append(new_api_key("lost", ["app"])[1])
+
+    def add(number: int) -> None:
+        with editing(file) as api_keys:
+            api_keys.append(new_api_key(f"phone-{number}", ["app"])[1])
+
+    def revoke() -> None:
+        with editing(file) as api_keys:
+            time.sleep(0.01)
+            api_keys[:] = [api_key for api_key in api_keys if api_key.name != "lost"]
+
+    with ThreadPoolExecutor(9) as pool:
+        list(
+            pool.map(
+                lambda call: call(), [partial(add, 1), partial(add, 2), revoke, *(partial(add, n) for n in (3, 4))]
+            )
+        )
+    assert {api_key.name for api_key in read_file(file)} == {f"phone-{number}" for number in (1, 2, 3, 4)}
+
+
+def test_an_edit_that_fails_changes_nothing(tmp_path: Path, app_key: str) -> None:
+    before = (tmp_path / "keys").read_text()
+    with pytest.raises(ZeroDivisionError), editing(tmp_path / "keys") as api_keys:
+        api_keys[:] = api_keys[: 1 // 0]
+    assert (tmp_path / "keys").read_text() == before
+
+
+def test_a_line_of_before_the_dates_is_still_an_api_key(tmp_path: Path) -> None:
+    secret, api_key = new_api_key("phone", ["app"])
+    (tmp_path / "keys").write_text(f"phone:app:{api_key.sha256}\n")
+    assert Caller(tmp_path).post("/analyze", secret).status_code == 200
+    assert (api_key.line(), parse(api_key.line())) == (f"phone:app:{api_key.sha256}:{api_key.added}", [api_key])
 
 
 def test_keys_may_come_from_the_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    secret, key = new_key("phone", ["app"])
+    secret, key = new_api_key("phone", ["app"])
     assert Caller(tmp_path, api_keys=key.line()).post("/analyze", secret).status_code == 200
 
 
@@ -135,7 +175,7 @@ def test_two_keys_of_one_name_are_refused(tmp_path: Path, app_key: str) -> None:
 
 @pytest.mark.parametrize("line", ["phone", "phone:app", "phone:root:" + "0" * 64, "a b:app:" + "0" * 64, "p:app:xyz"])
 def test_a_line_that_is_no_key_is_refused_without_being_shown(line: str) -> None:
-    with pytest.raises(KeysError, match="line 2") as refusal:
+    with pytest.raises(ApiKeysError, match="line 2") as refusal:
         parse(f"# keys\n{line}\n")
     assert line not in str(refusal.value)
 
@@ -145,7 +185,7 @@ def test_without_keys_only_this_machine_is_served(tmp_path: Path, host: str) -> 
     with pytest.raises(SettingsError, match="keys add"):
         Access(Settings(data_dir=tmp_path, host=host))
     Access(Settings(data_dir=tmp_path, host=host, allow_no_keys=True))
-    Access(Settings(data_dir=tmp_path, host=host, api_keys=new_key("phone", ["app"])[1].line()))
+    Access(Settings(data_dir=tmp_path, host=host, api_keys=new_api_key("phone", ["app"])[1].line()))
 
 
 def test_without_keys_a_proxy_on_this_machine_opens_no_door(tmp_path: Path) -> None:
@@ -269,6 +309,16 @@ def test_one_apps_idempotency_keys_say_nothing_to_another(
     assert caller.post("/signUp", other_key, headers=again).json["code"] == "duplicate_face"
 
 
+def test_a_key_of_the_same_name_as_a_revoked_one_has_its_own_idempotency_keys(
+    tmp_path: Path, app_key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caller = Caller(tmp_path)
+    caller.post("/signUp", app_key, headers={"Idempotency-Key": "1"})
+    keys_command(tmp_path, capsys, "revoke", "phone")
+    successor = keys_command(tmp_path, capsys, "add", "phone")
+    assert caller.post("/signUp", successor, headers={"Idempotency-Key": "1"}).json["code"] == "duplicate_face"
+
+
 def test_a_limit_can_be_switched_off_where_an_empty_line_asks_for_the_default(tmp_path: Path, app_key: str) -> None:
     names = ("RATE_LIMIT_ADDRESS", "RATE_LIMIT_KEY", "LOCKOUT")
     empty = load_settings({}, dict.fromkeys(names, ""), None)
@@ -291,6 +341,32 @@ def test_pages_of_other_origins_are_refused_unless_they_are_named(tmp_path: Path
     response = caller.post("/analyze", headers={"Origin": "https://app.example.com"})
     assert (response.status_code, response.headers["Access-Control-Allow-Origin"]) == (200, "https://app.example.com")
     assert caller.post("/analyze", headers={"Origin": "http://localhost"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "app.example.com", "https://a.example/app", "https://a.example;https://b.example", "null", "https://"],
+)
+def test_an_origin_that_no_browser_sends_is_refused_at_the_start(tmp_path: Path, origin: str) -> None:
+    with pytest.raises(SettingsError, match="CORS_ORIGINS"):
+        Access(Settings(data_dir=tmp_path, cors_origins=f"https://app.example.com, {origin}"))
+
+
+def test_an_origin_is_read_as_browsers_write_it() -> None:
+    written = "https://App.example.com:443/, capacitor://localhost,http://[::1]:3000"
+    assert parse_origins(written) == {"https://app.example.com", "capacitor://localhost", "http://[::1]:3000"}
+
+
+def test_a_page_of_the_same_host_by_another_scheme_is_foreign(tmp_path: Path, app_key: str) -> None:
+    caller = Caller(tmp_path, trusted_proxies=1)
+    for origin, forwarded, status in (
+        ("http://localhost", "http", 200),
+        ("https://localhost", "http", 403),
+        ("https://localhost", "https", 200),
+        ("ftp://localhost", "http", 403),
+    ):
+        headers = {"Origin": origin, "X-Forwarded-Proto": forwarded}
+        assert caller.post("/analyze", app_key, headers=headers).status_code == status
 
 
 def test_a_preflight_is_answered_for_named_origins_alone(tmp_path: Path, app_key: str) -> None:

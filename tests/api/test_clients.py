@@ -20,7 +20,7 @@ import requests
 from PIL import Image
 from requests.structures import CaseInsensitiveDict
 
-from api.openapi import AN_ID, describe
+from api.openapi import describe, operations_of
 from settings import PROJECT, Settings
 from tests.support.conforming import assert_described, shape
 from tests.support.fakes import packaged
@@ -29,6 +29,7 @@ from tests.support.running import ASTRONAUT, Service
 pytestmark = pytest.mark.slow
 
 API = describe(Settings())
+EXAMPLE_ID = "0e6d5b0c-9d0e-4c64-9d3a-2f1f5f0f6a3e"
 GROUP = packaged("insightface", "data", "images", "t1.jpg")
 
 
@@ -180,13 +181,15 @@ def test_the_calls_of_the_description_are_answered_as_its_examples(service: Serv
     """In its own order, but for the erasure, which comes last; the alias finds everybody enrolled already."""
     user_id = ""
     operations = [
-        (method, path, item[method]) for path, item in API["paths"].items() for method in item if method != "parameters"
+        (method, path, operation)
+        for path, item in API["paths"].items()
+        for method, operation in operations_of(item).items()
     ]
     for method, path, operation in sorted(operations, key=lambda one: one[0] == "delete"):
         if path == "/try" and "/try" not in requests.get(service.url + "/openapi.json", timeout=30).json()["paths"]:
             continue
         call = operation["x-codeSamples"][0]["source"]
-        call = call.replace("http://127.0.0.1:5000", service.url).replace(AN_ID, user_id)
+        call = call.replace("http://127.0.0.1:5000", service.url).replace(EXAMPLE_ID, user_id)
         ran = subprocess.run(
             ["bash", "-c", call.replace("curl", "curl -sSi", 1)],
             cwd=photos,

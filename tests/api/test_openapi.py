@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ import schemathesis
 
 from api.access import PUBLIC
 from api.description_pages import described_path, render, routes_of
-from api.openapi import CHECK_CODES, describe, limits_of_checks
+from api.openapi import CHECK_CODES, describe, operations_of, resolved
+from api.request_fields import SANE_IDEMPOTENCY_KEY, USER_ID
+from api.request_log import SANE_REQUEST_ID
 from engines.covering import Covering
 from errors import CODES, FaceError
 from face_checks import HINTS
@@ -32,6 +34,9 @@ from tests.support.conforming import assert_described, validate
 from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
 
 API = describe(Settings())
+SCHEMAS = API["components"]["schemas"]
+CODE_TABLE = SCHEMAS["Code"]["x-codes"]
+OPERATIONS = [operation for item in API["paths"].values() for operation in operations_of(item).values()]
 
 
 class Scene:
@@ -77,9 +82,7 @@ def test_a_route_that_is_not_described_stops_the_start() -> None:
 
 
 def test_every_route_of_the_service_is_described_and_every_described_one_is_there(scene: Scene) -> None:
-    described = {
-        (method.upper(), path) for path, item in API["paths"].items() for method in item if method != "parameters"
-    }
+    described = {(method.upper(), path) for path, item in API["paths"].items() for method in operations_of(item)}
     there = set(routes_of(scene.app))
     assert there <= described
     assert described - there <= {("GET", "/try")}  # an operator may switch that page off
@@ -91,38 +94,53 @@ def test_every_route_asks_for_the_scope_that_is_described(scene: Scene) -> None:
         view = scene.app.view_functions[rule.endpoint]
         for method, path in routes_of(scene.app):
             if path == described_path(rule.rule) and method in (rule.methods or ()):
-                described = API["paths"][path][method.lower()].get("x-scope", PUBLIC)
-                assert described == getattr(view, "scope", "ops"), path
+                operation = API["paths"][path][method.lower()]
+                assert operation.get("x-scope", PUBLIC) == getattr(view, "scope", "ops"), path
+                assert ("security" in operation) == ("x-scope" in operation)
 
 
 def test_every_code_is_described_with_its_status_and_its_hint() -> None:
-    codes = {one["const"]: one for one in API["components"]["schemas"]["Code"]["oneOf"]}
-    assert {code: (one["x-status"], one["description"]) for code, one in codes.items()} == dict(CODES)
-    assert {code: one["x-hint"] for code, one in codes.items() if "x-hint" in one} == HINTS
+    assert SCHEMAS["Code"]["enum"] == list(CODES)
+    assert {code: (one["status"], one["message"]) for code, one in CODE_TABLE.items()} == dict(CODES)
+    assert {code: one["hint"] for code, one in CODE_TABLE.items() if "hint" in one} == HINTS
 
 
-def test_the_codes_of_refused_photos_stand_in_the_order_in_which_the_checks_decide() -> None:
-    judged = list(limits_of_checks(Settings()))
+def test_the_codes_of_refused_photos_stand_in_the_order_in_which_the_checks_decide(scene: Scene) -> None:
+    judged = [check["code"] for check in scene.post("/analyze").json["checks"]]
+    assert len(judged) > 15
     assert [code for code in CHECK_CODES if code in judged] == judged
     assert set(HINTS) <= set(CHECK_CODES)
 
 
-def test_every_field_of_an_answer_and_every_limit_is_put_in_words() -> None:
-    schemas = API["components"]["schemas"]
-    described = [schemas[name]["properties"] for name in ("Error", "Check", "Face")]
-    described += [
-        item[method]["responses"]["200"]["content"]["application/json"]["schema"].get("properties", {})
-        for item in API["paths"].values()
-        for method in set(item) - {"parameters"}
-        if "application/json" in item[method]["responses"]["200"]["content"]
-    ]
-    for properties in described:
-        assert [name for name, one in properties.items() if not one.get("description")] in ([], ["status"])
-    page = render("docs.html", describe(Settings(max_under_exposure=0.123)))
-    for code in schemas["Code"]["oneOf"]:
-        assert ("x-limit" in code) == ("x-measured" in code), code["const"]
+def test_the_limit_of_every_check_is_the_one_that_the_check_states(tmp_path: Path) -> None:
+    limits = [one.name for one in fields(Settings) if one.name.startswith(("min_", "max_")) and one.type == "float"]
+    changed: Any = {name: getattr(Settings(), name) + 0.001 for name in limits}
+    scene = Scene(tmp_path, replace(Settings(), **changed))
+    described = scene.api["components"]["schemas"]["Code"]["x-codes"]
+    stated = {check["code"]: check["required"] for check in scene.post("/analyze").json["checks"]}
+    scene.engine.faces = []
+    stated |= {check["code"]: check["required"] for check in scene.post("/analyze").json["checks"]}
+    scene.store.close()
+    assert len(limits) > 15
+    assert {code: one["limit"] for code, one in described.items() if "limit" in one and code != "not_live"} == stated
+    assert described["not_live"]["limit"] == {"min": scene.settings.min_liveness}
+
+
+def test_the_second_limits_are_put_in_words() -> None:
+    page = render("docs.html", describe(Settings(max_under_exposure=0.123, max_over_exposure=0.456)))
     assert "share of pixels up to 25 of 255, \u2264 0.123" in page
-    assert all(f"<code>{name}</code>" in page for properties in described for name in properties if name != "status")
+    assert "share of pixels from 247 of 255, \u2264 0.456" in page
+
+
+def test_every_field_of_an_answer_and_every_limit_is_put_in_words() -> None:
+    page = render("docs.html", API)
+    named = {name: schema["properties"] for name, schema in SCHEMAS.items() if "properties" in schema}
+    assert len(named) > 12
+    for schema_name, properties in named.items():
+        silent = [name for name, one in properties.items() if not resolved(API, one).get("description")]
+        assert silent in ([], ["status"]), schema_name
+        assert all(f"<code>{name}</code>" in page for name in properties if name != "status")
+    assert [code for code, one in CODE_TABLE.items() if ("limit" in one) != ("measured" in one)] == []
 
 
 def test_limits_are_those_of_the_settings() -> None:
@@ -132,16 +150,61 @@ def test_limits_are_those_of_the_settings() -> None:
     form = tight["paths"]["/verify"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     assert "3 MiB and 5 megapixels" in form["file"]["description"]
     assert form["threshold"]["minimum"] == 0.45
-    assert limits_of_checks(Settings(max_roll_deg=9))["head_tilted"] == {"max": 9}
+    assert tight["components"]["schemas"]["Code"]["x-codes"]["head_tilted"]["limit"] == {"max": 9}
     assert "≤\u00a09 " in render("api.md", tight)
 
 
 def test_the_example_of_every_answer_is_an_answer_as_described() -> None:
-    for item in API["paths"].values():
-        for method in set(item) - {"parameters"}:
-            for content in item[method]["responses"]["200"]["content"].values():
-                if "example" in content:
-                    validate(API, content["schema"], content["example"])
+    examples = 0
+    for operation in OPERATIONS:
+        for content in operation["responses"]["200"]["content"].values():
+            if "example" in content:
+                validate(API, content["schema"], content["example"])
+                examples += 1
+    assert examples > 8
+
+
+def test_the_patterns_are_those_that_the_service_holds_requests_against() -> None:
+    components = API["components"]
+    key = components["parameters"]["IdempotencyKey"]["schema"]["pattern"]
+    user_id = components["schemas"]["SignedUp"]["properties"]["user_id"]["pattern"]
+    assert user_id == f"^{USER_ID.pattern}$"
+    assert key == f"^{SANE_IDEMPOTENCY_KEY.pattern}$"
+    assert components["headers"]["X-Request-ID"]["schema"]["pattern"] == f"^{SANE_REQUEST_ID.pattern}$"
+
+
+def objects_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Every JSON object in a value, all the way down."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from objects_in(inner)
+
+
+def test_nothing_is_written_in_a_way_that_client_generators_misread() -> None:
+    """The head of openapi.yaml gives the reasons."""
+    for one in objects_in(API):
+        assert not {"oneOf", "anyOf", "allOf", "encoding"} & set(one)
+        assert one.get("format") != "uuid"
+        assert isinstance(one.get("const", ""), str)
+        assert set(one) == {"$ref"} or "$ref" not in one
+    for operation in OPERATIONS:
+        form = operation.get("requestBody", {}).get("content", {}).get("multipart/form-data", {}).get("schema", {})
+        for field in form.get("properties", {}).values():
+            assert "default" not in field
+            assert ("contentMediaType" in field) == (field.get("format") == "binary")
+        for status, response in operation["responses"].items():
+            for content in resolved(API, response).get("content", {}).values():
+                assert "properties" not in content["schema"], "an object without a name"
+                if status != "200":
+                    assert content["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
+
+
+def test_every_operation_has_a_name_for_a_function() -> None:
+    names = [operation["operationId"] for operation in OPERATIONS]
+    assert {"signUp", "verify", "compare", "analyze", "getPerson", "erasePerson", "getHealth"} <= set(names)
+    assert len(set(names)) == len(names)
+    assert [name for name in names if not re.fullmatch(r"[a-z]+([A-Z][a-z]+)*", name)] == []
 
 
 def test_successes_are_answered_as_described(scene: Scene) -> None:
@@ -274,7 +337,7 @@ def test_the_page_needs_no_other_resource_and_its_policy_admits_its_own_alone(sc
 def test_the_page_shows_every_route_and_code_and_its_links_lead_somewhere(scene: Scene) -> None:
     page = Page(scene.send("GET", "/docs").text)
     paths = scene.api["paths"].values()
-    operations = {item[method]["operationId"] for item in paths for method in set(item) - {"parameters"}}
+    operations = {operation["operationId"] for item in paths for operation in operations_of(item).values()}
     assert operations | set(CODES) <= page.anchors
     elsewhere = {"/" + link for link in page.links if link.removeprefix("#") not in page.anchors}
     assert "/openapi.json" in elsewhere <= set(scene.api["paths"])

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from werkzeug.datastructures import MultiDict
 
 from bootstrap import wait_for_store
 from engines.base import Face, Template
@@ -86,6 +87,12 @@ def post(client: Any) -> Post:
         return client.post(route, data=data, headers=headers)
 
     return post
+
+
+def photos_of(route: str) -> dict[str, Any]:
+    """The photos that a route takes, as a form's files."""
+    names = ["file1", "file2"] if route == "/compare" else ["file"]
+    return {name: (io.BytesIO(jpeg(a_photo())), "photo.jpg") for name in names}
 
 
 class SlowStore(FailingStore):
@@ -268,6 +275,113 @@ def test_a_retry_with_the_same_idempotency_key_answers_what_the_first_attempt_an
     assert first.json == post("/signUp", headers=headers).json
     assert post("/signUp", headers={"Idempotency-Key": "other"}).json["code"] == "duplicate_face"
     assert count(store) == 1
+
+
+def test_an_idempotency_key_repeated_with_another_photo_is_a_conflict(
+    post: Post, store: FailingStore, engine: ScriptedEngine
+) -> None:
+    headers = {"Idempotency-Key": "9b2f"}
+    first = post("/signUp", headers=headers)
+    engine.template = -a_template(1)
+    response = post("/signUp", jpeg(a_photo(size=(362, 320))), headers=headers)
+    assert (response.status_code, response.json["code"]) == (409, "idempotency_conflict")
+    assert "user_id" not in response.json
+    assert post("/signUp", headers=headers).json == first.json
+    assert count(store) == 1
+
+
+FORM_ROUTES = ["/signUp", "/verify", "/compare", "/analyze"]
+
+
+@pytest.mark.parametrize("route", FORM_ROUTES)
+@pytest.mark.parametrize("name", ["userId", "User_Id", "user-id", "USER_ID", "Threshold", "File", "file_1"])
+def test_a_field_spelt_in_another_style_is_refused_by_its_name(client: Any, route: str, name: str) -> None:
+    response = client.post(route, data={**photos_of(route), name: "0.5"})
+    assert (response.status_code, response.json["code"], response.json["field"]) == (400, "unknown_field", name)
+    assert name in response.json["message"]
+    response = client.post(route, data={**photos_of(route), name: (io.BytesIO(b"0.5"), "blob")})
+    assert (response.status_code, response.json["code"]) == (400, "unknown_field")
+
+
+@pytest.mark.parametrize("route", FORM_ROUTES)
+@pytest.mark.parametrize("name", ["user_id", "threshold", "file", "userId"])
+def test_a_known_field_in_the_query_string_is_refused(client: Any, route: str, name: str) -> None:
+    response = client.post(f"{route}?{name}=0.9", data=photos_of(route))
+    assert (response.status_code, response.json["code"], response.json["field"]) == (400, "unknown_field", name)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/"), ("GET", "/health"), ("GET", "/metrics"), ("GET", "/docs"), ("GET", f"/users/{uuid.UUID(int=1)}"),
+     ("DELETE", f"/users/{uuid.UUID(int=1)}")],
+)  # fmt: skip
+def test_a_route_without_a_form_refuses_the_fields_of_the_others(client: Any, method: str, path: str) -> None:
+    assert client.open(f"{path}?user_id={uuid.uuid4()}", method=method).json["code"] == "unknown_field"
+    if "users" in path:
+        response = client.open(path, method=method, data={"user_id": str(uuid.uuid4())})
+        assert response.json["code"] == "unknown_field"
+
+
+@pytest.mark.parametrize(
+    ("route", "name"), [("/signUp", "user_id"), ("/signUp", "threshold"), ("/analyze", "user_id"), ("/verify", "file1")]
+)
+def test_a_field_of_another_route_is_refused(client: Any, route: str, name: str) -> None:
+    response = client.post(route, data={**photos_of(route), name: str(uuid.uuid4())})
+    assert (response.status_code, response.json["code"]) == (400, "unknown_field")
+
+
+@pytest.mark.parametrize("route", FORM_ROUTES)
+def test_a_callers_own_fields_are_ignored(client: Any, route: str) -> None:
+    data = {**photos_of(route), "name": "Anna", "id": "7", "user": "x", "avatar": (io.BytesIO(b"x"), "a.png")}
+    assert client.post(f"{route}?utm_source=app", data=data).json.get("code") in (None, "no_match")
+
+
+def test_a_claim_sent_as_a_blob_counts(client: Any, post: Post, engine: ScriptedEngine) -> None:
+    somebody = post("/signUp").json["user_id"]
+    engine.template = -a_template(1)
+    somebody_else = post("/signUp").json["user_id"]
+
+    def verify(**blobs: str) -> Any:
+        data = {name: (io.BytesIO(value.encode()), "blob") for name, value in blobs.items()}
+        return client.post("/verify", data={**photos_of("/verify"), **data}).json
+
+    assert verify(user_id=somebody_else)["user_id"] == somebody_else
+    assert verify(user_id=somebody)["code"] == "no_match"
+    assert verify(user_id=somebody_else, threshold="0.9")["threshold"] == 0.9
+    assert verify(threshold="2")["code"] == "invalid_threshold"
+
+
+def test_a_claim_sent_both_as_text_and_as_a_blob_is_refused(client: Any) -> None:
+    data = MultiDict([("user_id", str(uuid.uuid4())), ("user_id", (io.BytesIO(str(uuid.uuid4()).encode()), "blob"))])
+    data.update(photos_of("/verify"))
+    assert client.post("/verify", data=data).json["code"] == "invalid_user_id"
+
+
+def test_a_photo_under_another_name_is_told_by_that_name(client: Any) -> None:
+    files = {"image": (io.BytesIO(jpeg(a_photo())), "a.jpg"), "photo\u202e": (io.BytesIO(b"x"), "b.jpg")}
+    response = client.post("/verify", data=files)
+    assert response.json["code"] == "no_file"
+    assert "'file'" in response.json["message"]
+    assert "'image', 'photo?'" in response.json["message"]
+
+
+def test_a_photo_is_read_whatever_its_files_name_is(client: Any) -> None:
+    for disposition in (
+        b'name="file"; filename="J\xfcrgen.jpg"',
+        b'name="file"; filename="\xd5\xd5\xc6\xac.jpg"',
+        b'name="file"; filename="\x8e\xca\x90^\x95\x5c"',
+        b'name="file"',
+        b"name=file; filename*=UTF-8''%e5%86%99.jpg",
+    ):
+        photo = jpeg(a_photo()) + bytes(2**18)
+        body = b"--XYZ\r\nContent-Disposition: form-data; " + disposition + b"\r\n\r\n" + photo + b"\r\n--XYZ--\r\n"
+        response = client.post("/analyze", data=body, content_type="multipart/form-data; boundary=XYZ")
+        assert response.status_code == 200, (disposition, response.json)
+
+
+def test_a_text_is_bounded_even_if_it_comes_as_a_file(client: Any) -> None:
+    data = {**photos_of("/verify"), "user_id": (io.BytesIO(bytes(2**18)), "blob")}
+    assert client.post("/verify", data=data).json["code"] == "bad_request"
 
 
 def test_a_search_that_failed_is_no_answer(post: Post, store: FailingStore, engine: ScriptedEngine) -> None:

@@ -16,7 +16,7 @@ import pytest
 import requests
 from PIL import Image
 
-from api.api_keys import new_key
+from api.api_keys import new_api_key
 from errors import CODES
 from face_checks import HINTS
 from gallery.decisions import Gallery
@@ -341,7 +341,7 @@ class TestInABrowser:
         assert [entry for entry in page.get_log("browser") if "Content Security" in entry["message"]] == []
 
     def test_the_page_asks_for_a_key_where_one_is_needed(self, browser: Any, tmp_path: Path, photo: Path) -> None:
-        secret, key = new_key("page", ["app"])
+        secret, key = new_api_key("page", ["app"])
         service = Service(tmp_path, API_KEYS=key.line())
         service.start()
         try:
@@ -384,7 +384,7 @@ class TestInABrowser:
     def test_the_camera_asks_one_frame_at_a_time_and_rests_as_long_as_the_service_says(
         self, browser: Any, tmp_path: Path
     ) -> None:
-        secret, key = new_key("page", ["app"])
+        secret, key = new_api_key("page", ["app"])
         service = Service(tmp_path, API_KEYS=key.line(), RATE_LIMIT_KEY="3/hour")
         service.start()
         try:

@@ -16,8 +16,9 @@ import pytest
 from bson.datetime_ms import DatetimeMS
 
 import app
-from commands import backup
-from commands.backup import PARTIAL, BackupError, read, restore, write
+from commands.backup import backup_file
+from commands.backup.backup_file import BackupError, read_frames
+from commands.backup.command import PARTIAL, restore, write
 from engines.base import Template
 from errors import FaceError
 from gallery.decisions import Gallery
@@ -111,7 +112,7 @@ def test_frames_of_two_backups_cannot_be_mixed(full: RecordStore, keyring: Keyri
     mixed = one.read_bytes().partition(b"\n")[0] + b"\n" + other.read_bytes().partition(b"\n")[2]
     one.write_bytes(mixed)
     with pytest.raises(BackupError):
-        list(read(one, keyring))
+        list(read_frames(one, keyring))
 
 
 def test_a_sealed_backup_needs_its_key(tmp_path: Path) -> None:
@@ -258,7 +259,7 @@ def test_a_field_and_a_place_that_nobody_reads_spoil_no_backup(mongo_database: D
 def test_records_that_together_outgrow_a_frame_spoil_no_backup(
     database: Database, keyring: Keyring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backup, "MAX_FRAME", 4 * 2**20)
+    monkeypatch.setattr(backup_file, "MAX_FRAME_BYTES", 4 * 2**20)
     store = database.open(keyring=keyring)
     for place in range(1, 9):
         database.write({"seq": place, "user_id": f"huge-{place}", "embedding": bytes(1_000_000)})
@@ -272,7 +273,7 @@ def test_records_that_together_outgrow_a_frame_spoil_no_backup(
 def test_a_record_that_no_frame_holds_is_named(
     full: RecordStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backup, "MAX_FRAME", 400)
+    monkeypatch.setattr(backup_file, "MAX_FRAME_BYTES", 400)
     with pytest.raises(BackupError, match="person-1"):
         write(full, tmp_path / "backup", NO_KEYS)
     assert list(tmp_path.glob(f"{PARTIAL}*")) == []
@@ -312,7 +313,7 @@ def test_what_a_restored_backup_still_wants_of_the_keys_is_told(
         (sealed, KEYS, f"under the key {older.names[0]}"),
     ):
         caplog.clear()
-        write(source, tmp_path / "backup", keyring)
+        write(source, tmp_path / "backup", keyring, replace=True)
         restore(an_empty_store(tmp_path, keyring), tmp_path / "backup", keyring, replace=False)
         assert told in caplog.text
 
@@ -320,7 +321,7 @@ def test_what_a_restored_backup_still_wants_of_the_keys_is_told(
 KILLED = """
 import sys, time
 from pathlib import Path
-from commands.backup import write
+from commands.backup.command import write
 from store.encryption import NO_KEYS
 from store.sqlite import SqliteStore
 
@@ -332,7 +333,7 @@ class Slow(SqliteStore):
 
 store = Slow(Path(sys.argv[1]))
 store.prepare()
-write(store, Path(sys.argv[2]), NO_KEYS)
+write(store, Path(sys.argv[2]), NO_KEYS, replace=True)
 """
 
 
@@ -352,7 +353,7 @@ def test_a_backup_that_is_killed_leaves_the_one_before_and_the_next_one_clears_u
         assert list(tmp_path.glob(f"{PARTIAL}*")) == running
         process.kill()
     assert path.read_bytes() == before
-    write(store, path, NO_KEYS)
+    write(store, path, NO_KEYS, replace=True)
     assert len(running) == 1
     assert list(tmp_path.glob(f"{PARTIAL}*")) == []
     store.close()
@@ -412,8 +413,10 @@ def test_a_backup_beside_enrolments_holds_a_beginning_of_the_log_without_a_hole(
     thread.start()
     try:
         for _ in range(3):
-            count = write(store, tmp_path / "backup", NO_KEYS)
-            records = [one for content in read(tmp_path / "backup", NO_KEYS) for one in content.get("records", ())]
+            count = write(store, tmp_path / "backup", NO_KEYS, replace=True)
+            records = [
+                one for content in read_frames(tmp_path / "backup", NO_KEYS) for one in content.get("records", ())
+            ]
             assert [record["seq"] for record in records] == list(range(1, count + 1))
     finally:
         over.set()

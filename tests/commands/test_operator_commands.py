@@ -18,15 +18,16 @@ import numpy as np
 import pytest
 
 import app
-from commands import bulk, duplicates
-from commands import people as enrolled_people
-from commands.bulk import Line, Photo, Report
-from commands.duplicates import pairs_above, tiles_of
-from commands.import_photos import Importer, still_to_do
-from commands.reembed import bring_up_to_date
+from commands import duplicates, export
+from commands.bulk import processing
+from commands.bulk.import_photos import Importer, photos_to_do
+from commands.bulk.photo_list import Photo, find_photos
+from commands.bulk.processing import process_photos
+from commands.bulk.reembed import bring_up_to_date
+from commands.bulk.report import Report, ReportLine
+from commands.duplicates import blocks_of, pairs_above
 from engines.base import Engine, Face, Template
 from gallery.decisions import Gallery
-from gallery.templates import coded
 from photos.pixels import Pixels
 from settings import PROJECT, Settings
 from store.audit_log import lines_of
@@ -84,19 +85,19 @@ class Bench:
     """What an import works with, on a scripted model."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(bulk, "CoveringModel", lambda _: ScriptedCovering())
+        monkeypatch.setattr(processing, "CoveringModel", lambda _: ScriptedCovering())
         self.folder = folder
         self.settings = Settings(data_dir=folder, duplicate_threshold=0.99, verify_threshold=0.99)
         self.engine: Engine = ByBrightness()
         self.store = a_store(folder)
         self.report = folder / "report.csv"
 
-    def run(self, photos: list[Photo], stop_after: int | None = None) -> dict[str, Line]:
+    def run(self, photos: list[Photo], stop_after: int | None = None) -> dict[str, ReportLine]:
         gallery = Gallery(self.store, self.engine.name, self.engine.dimension)
         with Report(self.report) as report:
-            todo = still_to_do(photos, report, self.store, self.settings)
-            importer = Importer(self.store, self.engine, gallery, self.settings, report)
-            for number, made in enumerate(bulk.made_of(todo, self.engine, self.settings)):
+            todo = photos_to_do(photos, report, self.store, self.settings)
+            importer = Importer(self.store, self.engine, gallery, self.settings, report, None)
+            for number, made in enumerate(process_photos(todo, self.engine, self.settings)):
                 if number == stop_after:
                     return report.lines
                 importer.take(made)
@@ -116,7 +117,7 @@ def test_everybody_is_enrolled_once_and_every_photo_has_its_line(bench: Bench, t
     paths = write_people(tmp_path / "photos", 0, 64, 128, 64)
     (tmp_path / "photos" / "none.png").write_bytes(b"no picture")
     cv2.imwrite(str(tmp_path / "photos" / "small.jpg"), np.full((64, 64, 3), 200, np.uint8))
-    lines = bench.run(bulk.photos_of(tmp_path / "photos"))
+    lines = bench.run(find_photos(tmp_path / "photos"))
     codes = {Path(path).name: line.code for path, line in lines.items()}
     assert codes == {
         "000.jpg": "enrolled", "001.jpg": "enrolled", "002.jpg": "enrolled", "003.jpg": "duplicate_face",
@@ -128,7 +129,7 @@ def test_everybody_is_enrolled_once_and_every_photo_has_its_line(bench: Bench, t
 
 def test_an_import_that_is_repeated_does_nothing_again(bench: Bench, tmp_path: Path) -> None:
     write_people(tmp_path / "photos", 0, 64, 128)
-    photos = bulk.photos_of(tmp_path / "photos")
+    photos = find_photos(tmp_path / "photos")
     first = dict(bench.run(photos))
     assert bench.run(photos) == first
     assert bench.enrolled() == 3
@@ -136,7 +137,7 @@ def test_an_import_that_is_repeated_does_nothing_again(bench: Bench, tmp_path: P
 
 def test_a_photo_that_was_enrolled_and_not_reported_is_known_for_what_it_is(bench: Bench, tmp_path: Path) -> None:
     write_people(tmp_path / "photos", 0, 64, 128)
-    photos = bulk.photos_of(tmp_path / "photos")
+    photos = find_photos(tmp_path / "photos")
     before = dict(bench.run(photos))
     bench.report.unlink()
     assert bench.run(photos) == before
@@ -145,7 +146,7 @@ def test_a_photo_that_was_enrolled_and_not_reported_is_known_for_what_it_is(benc
 
 def test_a_line_that_was_cut_off_is_written_anew(bench: Bench, tmp_path: Path) -> None:
     write_people(tmp_path / "photos", 0, 64)
-    photos = bulk.photos_of(tmp_path / "photos")
+    photos = find_photos(tmp_path / "photos")
     before = dict(bench.run(photos))
     bench.report.write_bytes(bench.report.read_bytes()[:-10])
     assert bench.run(photos) == before
@@ -172,7 +173,7 @@ def test_a_photo_that_was_refused_is_tried_again_when_another_lies_under_its_nam
 
 def test_a_report_of_another_store_is_refused_instead_of_enrolling_nobody(bench: Bench, tmp_path: Path) -> None:
     write_people(tmp_path / "photos", 0, 64)
-    photos = bulk.photos_of(tmp_path / "photos")
+    photos = find_photos(tmp_path / "photos")
     bench.run(photos)
     bench.store = a_store(tmp_path / "other")
     with pytest.raises(ValueError, match="another store"):
@@ -183,7 +184,7 @@ def test_every_name_that_a_file_can_have_is_found_again_in_the_report(bench: Ben
     paths = write_people(tmp_path / "photos", 0, 64, 128)
     for path, name in zip(paths, (b"a\nb.jpg", b"\xff.jpg", 'q"ü\u2028,.HEIC'.encode()), strict=True):
         path.rename(path.parent / os.fsdecode(name))
-    photos = bulk.photos_of(tmp_path / "photos")
+    photos = find_photos(tmp_path / "photos")
     assert len(photos) == 3
     before = dict(bench.run(photos))
     written = bench.report.read_bytes()
@@ -192,14 +193,14 @@ def test_every_name_that_a_file_can_have_is_found_again_in_the_report(bench: Ben
 
 
 def test_a_csv_names_photos_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text("path,id\na.jpg,1\nsub/b.jpg,\n\n")
-    assert bulk.photos_of(tmp_path / "list.csv") == [
+    (tmp_path / "list.csv").write_text("path,user_id\na.jpg,1\nsub/b.jpg,\n\n")
+    assert find_photos(tmp_path / "list.csv") == [
         Photo(tmp_path / "a.jpg", "1"),
         Photo(tmp_path / "sub/b.jpg", None),
     ]
-    (tmp_path / "list.csv").write_text("a.jpg\na.jpg\n")
+    (tmp_path / "list.csv").write_text("path\na.jpg\na.jpg\n")
     with pytest.raises(ValueError, match="twice"):
-        bulk.photos_of(tmp_path / "list.csv")
+        find_photos(tmp_path / "list.csv")
 
 
 # The tiny pack's faces are white squares: no check may mind.
@@ -254,8 +255,8 @@ def test_an_import_interrupted_twice_ends_like_one_that_was_not(tmp_path: Path, 
 
 @pytest.mark.parametrize("least", [0.2, 0.5, 0.9, -0.1])
 def test_every_pair_that_brute_force_finds_is_found_and_no_other(monkeypatch: pytest.MonkeyPatch, least: float) -> None:
-    monkeypatch.setattr(duplicates, "ROWS", 64)
-    monkeypatch.setattr(duplicates, "COLUMNS", 128)
+    monkeypatch.setattr(duplicates, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(duplicates, "BLOCK_COLUMNS", 128)
     generator = np.random.default_rng(1)
     rows = generator.normal(size=(500, 64))
     for copy in range(40):
@@ -264,15 +265,15 @@ def test_every_pair_that_brute_force_finds_is_found_and_no_other(monkeypatch: py
     expected = {(i, j) for i, j in zip(*np.nonzero(np.triu(rows @ rows.T, 1) >= least), strict=True) if j > i}
     cosines = rows @ rows.T
     close = {(i, j) for i, j in expected if abs(cosines[i, j] - least) < 1e-6}
-    found = {(i, j) for i, j, _ in pairs_above(rows, least, iter(tiles_of(500)))}
+    found = {(i, j) for i, j, _ in pairs_above(rows, least, iter(blocks_of(500)))}
     assert found - close == expected - close
 
 
 def test_the_blocks_hold_every_pair_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "ROWS", 3)
-    monkeypatch.setattr(duplicates, "COLUMNS", 5)
+    monkeypatch.setattr(duplicates, "BLOCK_ROWS", 3)
+    monkeypatch.setattr(duplicates, "BLOCK_COLUMNS", 5)
     pairs = [
-        (i, j) for top, left in tiles_of(17) for i in range(top, min(top + 3, 17))
+        (i, j) for top, left in blocks_of(17) for i in range(top, min(top + 3, 17))
         for j in range(left, min(left + 5, 17)) if j > i
     ]  # fmt: skip
     assert sorted(pairs) == [(i, j) for i in range(17) for j in range(i + 1, 17)]
@@ -286,13 +287,6 @@ def test_people_who_look_alike_are_listed_and_the_erased_are_not(
     store.erase(6, "erased twin")
     rows = list(csv.reader(io.StringIO(commanded(tmp_path, capsys, "duplicates", "--least", "0.9"))))
     assert rows == [["user_id", "other_user_id", "similarity"], ["person-1", "twin", "1.0000"]]
-
-
-def test_no_product_of_codes_is_cut_where_two_are_added_in_16_bits() -> None:
-    most = 2 * (128 + duplicates.LARGEST_CODE) * duplicates.LARGEST_CODE
-    assert most < 2**15 <= most * (1 + 2 / duplicates.LARGEST_CODE)
-    codes, _, _ = coded(a_template(1)[None], duplicates.LARGEST_CODE)
-    assert np.abs(codes.astype(int)).max() == duplicates.LARGEST_CODE
 
 
 # --- export, erase, stats ---
@@ -318,7 +312,7 @@ def test_an_export_that_fails_leaves_the_file_of_before(
     out.write_text("of before")
     out.chmod(0o644)
     a_store(tmp_path, 1)
-    monkeypatch.setattr(enrolled_people, "utc", lambda moment: 1 / 0)
+    monkeypatch.setattr(export, "utc", lambda moment: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         commanded(tmp_path, capsys, "export", "--out", str(out))
     monkeypatch.undo()
@@ -395,7 +389,7 @@ def test_everybody_keeps_their_user_id_under_a_new_model_and_the_erased_are_eras
     bench: Bench, tmp_path: Path
 ) -> None:
     paths = write_people(tmp_path / "photos", 0, 64, 128, 200)
-    lines = bench.run(bulk.photos_of(tmp_path / "photos"))
+    lines = bench.run(find_photos(tmp_path / "photos"))
     people = [lines[str(path)].user_id for path in paths]
     photos = [Photo(path, user_id) for path, user_id in zip(paths, people, strict=True)]
     new, report = a_store(tmp_path / "new"), tmp_path / "reembed.csv"

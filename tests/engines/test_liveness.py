@@ -15,7 +15,6 @@ from insightface.addons import catalog
 from onnx import TensorProto, helper, numpy_helper
 
 import bootstrap
-from engines.compact_engine import CompactEngine
 from engines.liveness import AddOnLiveness
 from engines.model_files import ModelUnavailable
 from face_checks import liveness_check
@@ -106,11 +105,6 @@ def test_a_model_that_cannot_be_fetched_says_where_it_is_and_under_which_terms(
         AddOnLiveness(tmp_path)
 
 
-def test_the_compact_model_has_other_landmarks_and_is_refused() -> None:
-    with pytest.raises(ModelUnavailable, match="LIVENESS"):
-        bootstrap.liveness_of(Settings(liveness="enforce"), CompactEngine())
-
-
 def a_service(folder: Path, mode: str) -> tuple[Any, ScriptedEngine]:
     """A client of a service with the model in `folder`."""
     store = SqliteStore(folder / "faces.sqlite3")
@@ -118,7 +112,7 @@ def a_service(folder: Path, mode: str) -> tuple[Any, ScriptedEngine]:
     engine = ScriptedEngine()
     gallery = Gallery(store, engine.name, engine.dimension)
     settings = Settings(data_dir=folder, models_dir=folder, liveness=mode)
-    liveness = bootstrap.liveness_of(settings, engine)
+    liveness = bootstrap.liveness_of(settings)
     app = make_app(settings, engine, ScriptedCovering(), store, gallery, liveness=liveness)
     return app.test_client(), engine
 

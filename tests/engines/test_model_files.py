@@ -26,7 +26,7 @@ DETECTOR = random.Random(1).randbytes(11_000_000)
 RECOGNISER = random.Random(2).randbytes(100_000)
 CONTENT = {"det.onnx": DETECTOR, "rec.onnx": RECOGNISER}
 FILES = tuple(
-    ModelFile(name, len(content), hashlib.sha256(content).hexdigest(), task)
+    ModelFile(name, len(content), hashlib.sha256(content).hexdigest(), task, REPO)
     for (name, content), task in zip(CONTENT.items(), ("detection", "recognition"), strict=True)
 )
 RECOGNISER_ALONE = FILES[1:]
@@ -43,7 +43,6 @@ try:
     ensure(
         Path(given["folder"]),
         [ModelFile(**file) for file in given["files"]],
-        repo=given["repo"],
         hub_timeout_s=given["hub_timeout_s"],
     )
 except ModelUnavailable as error:
@@ -70,7 +69,6 @@ class Operator:
         given: dict[str, Any] = {
             "folder": str(self.folder),
             "files": [dataclasses.asdict(file) for file in files],
-            "repo": REPO,
             "hub_timeout_s": hub_timeout_s,
         }
         return subprocess.Popen(
@@ -137,7 +135,7 @@ def test_files_placed_by_hand_need_neither_hub_nor_write_access(operator: Operat
     for name, content in CONTENT.items():
         operator.place(name, content)
     operator.folder.chmod(0o500)
-    ensure(operator.folder, FILES, repo=REPO, hub_timeout_s=0)
+    ensure(operator.folder, FILES, hub_timeout_s=0)
     assert operator.placed() == CONTENT
 
 
@@ -303,7 +301,7 @@ def test_what_lies_in_the_operators_hub_cache_is_used_offline_if_it_is_right(
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file where the folder should be")
     with pytest.raises(ModelUnavailable, match="models"):
-        ensure(tmp_path / "models" / "auraface", FILES, repo=REPO, hub_timeout_s=0)
+        ensure(tmp_path / "models" / "auraface", FILES, hub_timeout_s=0)
 
 
 def test_auraface_is_a_detector_and_a_recogniser_and_nothing_else() -> None:

@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import bootstrap
 from bootstrap import load_engine
 from engines import insightface_pack, model_files, reduced_precision
 from engines.insightface_engine import InsightFaceEngine
@@ -283,12 +284,10 @@ def test_a_gpu_that_is_demanded_and_absent_stops_the_start(tmp_path: Path) -> No
         InsightFaceEngine(tmp_path / "pack", threads=1, providers="cuda")
 
 
-@pytest.mark.parametrize("wanted", [{"precision": "int8"}, {"precision": "bf16"}, {"providers": "cuda"}])
-def test_the_compact_model_says_that_it_has_neither_and_does_not_stand_in_for_one_that_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, str]
-) -> None:
-    with pytest.raises(ModelUnavailable, match="compact model has neither"):
-        load_engine("compact", models_dir=tmp_path, hub_timeout_s=1, threads=1, may_fall_back=True, **wanted)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelUnavailable, match="AuraFace"):
-        load_engine("auto", models_dir=tmp_path, hub_timeout_s=1, threads=1, may_fall_back=True, **wanted)
+@pytest.mark.parametrize("precision", [pytest.param(one, marks=needs(one)) for one in ("bf16", "int8")])
+def test_the_compact_model_runs_in_fewer_bits_as_packs_do(tmp_path: Path, precision: str) -> None:
+    model = load_engine(
+        "compact", models_dir=tmp_path, hub_timeout_s=0, threads=1, may_fall_back=False, precision=precision
+    )
+    assert model.name == {"bf16": "sface-2021dec", "int8": "sface-2021dec-int8"}[precision]
+    assert bootstrap.cosine_at_half_of(model.name) == model.cosine_at_half == 0.47

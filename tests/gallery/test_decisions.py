@@ -1,4 +1,4 @@
-"""Owns what the gallery promises: exact search, one enrolment a face, and no decision on what it could not read."""
+"""The gallery's promises: exact search, one enrolment a face, and no decision on records that cannot be read."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_what_is_no_template_can_neither_be_enrolled_nor_searched(template: Temp
 
 
 @pytest.mark.parametrize(("cosine", "duplicate"), [(0.9, True), (0.51, True), (0.49, False), (-0.9, False)])
-def test_a_duplicate_is_whoever_reaches_the_threshold(database: Database, cosine: float, duplicate: bool) -> None:
+def test_a_person_who_reaches_the_threshold_is_a_duplicate(database: Database, cosine: float, duplicate: bool) -> None:
     store = database.open()
     gallery = a_gallery(store)
     enrolled(gallery)

@@ -1,4 +1,4 @@
-"""Owns what SEARCH=mongodb promises: nobody is missed because an index lags, and nobody erased is found in it."""
+"""With SEARCH=mongodb no person is missed because the index lags, and no erased person is found in it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.vector_stand_in import VectorCollection
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mongomock.collection, "BulkOperationBuilder", BulkBuilder)
-    monkeypatch.setattr(in_mongodb, "KEPT_S", 0.0)
+    monkeypatch.setattr(in_mongodb, "MIN_TAIL_AGE_S", 0.0)
     monkeypatch.setattr(in_mongodb, "SETTLE_SECONDS", 3600.0)
     monkeypatch.setattr(in_mongodb, "LOAD_AGAIN_SECONDS", 0.01)
     monkeypatch.setattr(in_mongodb, "PLACES_AT_ONCE", 10)
@@ -89,7 +89,7 @@ class Started:
 @pytest.fixture
 def _nothing_left_to_the_tail(monkeypatch: pytest.MonkeyPatch) -> None:
     """A start waits until everybody is seen in the index."""
-    monkeypatch.setattr(in_mongodb, "TAIL_AT_START", 0)
+    monkeypatch.setattr(in_mongodb, "MAX_TAIL_AT_START", 0)
 
 
 def test_people_are_found_in_the_index_when_the_tail_holds_nobody(collection: VectorCollection) -> None:
@@ -138,7 +138,7 @@ def test_a_place_that_the_index_leaves_out_keeps_the_tail_from_there(collection:
     assert here.finds(3) == people[3]
 
 
-def test_whoever_enrolled_between_the_search_and_the_decision_is_seen_though_the_tail_has_let_them_go(
+def test_a_person_enrolled_between_search_and_decision_is_seen_though_they_left_the_tail(
     collection: VectorCollection,
 ) -> None:
     here, there = Started(collection), Started(collection)
@@ -149,10 +149,10 @@ def test_whoever_enrolled_between_the_search_and_the_decision_is_seen_though_the
     assert [one.user_id for one in found] == [user_id]
 
 
-def test_whoever_enrolled_a_moment_ago_stays_in_the_tail(
+def test_a_person_enrolled_a_moment_ago_stays_in_the_tail(
     collection: VectorCollection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(in_mongodb, "KEPT_S", 3600.0)
+    monkeypatch.setattr(in_mongodb, "MIN_TAIL_AGE_S", 3600.0)
     here = Started(collection)
     here.enrol(0)
     here.gallery.refresh()
@@ -385,7 +385,7 @@ def test_an_index_that_is_made_anew_is_not_believed_before_it_is_seen_to_hold_ev
 def test_later_places_in_the_index_do_not_vouch_for_earlier_ones_that_got_their_vectors_late(
     collection: VectorCollection, monkeypatch: pytest.MonkeyPatch, tail_at_start: int
 ) -> None:
-    monkeypatch.setattr(in_mongodb, "TAIL_AT_START", tail_at_start)
+    monkeypatch.setattr(in_mongodb, "MAX_TAIL_AT_START", tail_at_start)
     in_memory = Started(collection, in_memory=True)
     people = [in_memory.enrol(seed) for seed in range(12)]
     dying = MongoStore(collection)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Owns the enrolment log's promise under every order of events: one live template a face, nothing acknowledged lost.
+"""No order of events breaks the enrolment log: one live template a face, and nothing acknowledged is lost.
 
 Hypothesis drives several galleries on one store through enrolments, erasures, searches, overtaking between decision
 and insertion, lost answers, crashes and restarts (from snapshots too), and shrinks whatever breaks the promise.

@@ -1,4 +1,4 @@
-"""Owns what a start from the snapshot promises: what the log says, sooner; wherever there is doubt, the log itself."""
+"""A start from the snapshot gives the same gallery as the log, only sooner; in doubt the log is read."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commands import backup
+from commands.backup.command import restore, write
 from errors import FaceError
 from gallery import in_memory, snapshot_file, templates
 from gallery import snapshot as snapshot_module
 from gallery.decisions import Gallery
-from gallery.snapshot import ERASED, SnapshotFolder
+from gallery.snapshot import ERASURE_FILE, SnapshotFolder
 from gallery.snapshot_file import MappedBlock, open_block
-from store.encryption import NO_KEYS, OVERHEAD, Keyring
+from store.encryption import NO_KEYS, SEAL_BYTES, Keyring
 from store.records import Enrolment, EnrolmentLog, Entry
 from tests.gallery.test_decisions import a_face
 from tests.support.databases import Database
@@ -62,7 +62,7 @@ def keyring_of(folder: Path) -> Keyring:
 
 def rows_in(folder: Path) -> bytes:
     """Everything that is in a folder's files, read with its keys."""
-    paths = [path for path in folder.iterdir() if path.name not in ("lock", ERASED)]
+    paths = [path for path in folder.iterdir() if path.name not in ("lock", ERASURE_FILE)]
     opened = [open_block(path, D, keyring_of(folder)) for path in paths]
     raw = [path.read_bytes() for path in paths]
     return b"".join([array.tobytes() for block in opened for array in block.arrays.values()] + raw)
@@ -287,7 +287,7 @@ def test_only_the_owner_may_read_the_snapshot(database: Database, folder: Path) 
     enrol(database.open(), range(ROWS + 2))
     Started(database, folder).gallery.close()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    files = [path for path in folder.iterdir() if path.name not in ("lock", ERASED)]
+    files = [path for path in folder.iterdir() if path.name not in ("lock", ERASURE_FILE)]
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
     assert {path.name for path in files} == {"block-000000", "tail"}
 
@@ -310,7 +310,7 @@ def test_a_snapshot_that_cannot_be_written_stops_nothing(
     people.append(here.gallery.enrol(a_face(1000), duplicate_cosine=0.9))
     assert here.ids() == set(people)
     here.gallery.close()
-    assert not folder.is_dir() or not [path for path in folder.iterdir() if path.name not in ("lock", ERASED)]
+    assert not folder.is_dir() or not [path for path in folder.iterdir() if path.name not in ("lock", ERASURE_FILE)]
 
 
 def test_a_file_in_which_nobody_can_be_erased_any_more_is_removed(
@@ -329,7 +329,7 @@ def test_a_file_in_which_nobody_can_be_erased_any_more_is_removed(
     assert not (folder / "block-000000").exists()
 
 
-def test_whoever_is_erased_while_a_block_is_written_is_erased_in_it(
+def test_a_person_erased_while_a_block_is_written_is_erased_in_it(
     database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     people = enrol(database.open(), range(ROWS))
@@ -386,7 +386,7 @@ def test_a_page_of_another_sealed_file_is_not_believed(database: Database, tmp_p
     Started(database, folder).gallery.close()
     second = path.read_bytes()
     row = sum(dtype.itemsize * math.prod(shape) for dtype, shape in templates.layout(D, 1).values())
-    last_page = ROWS % snapshot_file.PAGE_ROWS * row + OVERHEAD
+    last_page = ROWS % snapshot_file.PAGE_ROWS * row + SEAL_BYTES
     path.write_bytes(second[:-last_page] + first[-last_page:])
     again = Started(database, folder)
     assert (again.ids(), again.store.read) == (set(people), ROWS)
@@ -414,12 +414,12 @@ def test_who_was_erased_after_a_backup_is_there_again_once_it_is_restored(
     people = enrol(database.open(), range(2 * ROWS))
     here = Started(database, folder)
     here.gallery.close()
-    backup.write(database.open(), tmp_path / "backup", NO_KEYS)
+    write(database.open(), tmp_path / "backup", NO_KEYS)
     here = Started(database, folder)
     here.gallery.erase(people[row])
     here.gallery.refresh()
     here.gallery.close()
-    backup.restore(database.open(), tmp_path / "backup", NO_KEYS, replace=True)
+    restore(database.open(), tmp_path / "backup", NO_KEYS, replace=True)
     assert Started(database, folder).ids() == set(people)
 
 
@@ -433,7 +433,7 @@ def test_a_damaged_note_of_the_newest_erasure_is_no_note_that_the_log_confirms(
     here.gallery.refresh()
     here.gallery.close()
     assert Started(database, folder).store.read < ROWS
-    (folder / ERASED).write_bytes(b"\xff 12")
+    (folder / ERASURE_FILE).write_bytes(b"\xff 12")
     assert Started(database, folder).store.read > ROWS
 
 

@@ -1,4 +1,4 @@
-"""Owns what search promises: the result of comparing with every row in float32, whatever the rows are."""
+"""A search gives the same result as comparing with every row in float32, whatever the rows are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.base import Template
-from gallery.templates import Block, Candidate, Probe, Templates, key_of
+from gallery.templates import Block, Candidate, Probe, Templates, id_bytes
 
 
 def normalised(vectors: npt.NDArray[np.floating]) -> Template:
@@ -110,7 +110,7 @@ def test_a_search_over_several_blocks_is_what_comparing_with_every_row_is(monkey
 
 
 @pytest.mark.parametrize("first", [0, 1, 63, 64, 65, 128, 208, 209, 500])
-def test_a_search_from_a_row_on_ignores_whoever_comes_before_it(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_from_a_row_on_ignores_the_rows_before_it(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gallery.templates.BLOCK_ROWS", 64)
     vectors = people(209, 16)
     templates = enrolled(vectors)
@@ -135,7 +135,7 @@ def test_a_user_id_of_any_text_is_kept_found_and_forgotten(user_id: str) -> None
     templates = Templates(32).extended(vectors, [an_id(0), user_id, user_id])
     assert templates.search(vectors[1])[0].user_id == user_id
     assert templates.find(user_id) == [1, 2]
-    assert templates.blocks[0].find_any({key_of(user_id)}, 3) == [1, 2]
+    assert templates.blocks[0].find_any({id_bytes(user_id)}, 3) == [1, 2]
     templates.blocks[0].wipe(1)
     assert templates.find(user_id) == [2]
     assert templates.user_id(1) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import random
 import resource
 import struct
@@ -358,23 +359,89 @@ def with_pieces(form: str, pieces: bytes) -> bytes:
     return photo[:start] + pieces + photo[start:]
 
 
-PROFILE = png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**20 - 1)))
 ENDLESS = {
     "comments": ("JPEG", segments(0xFE, b"") * 200_000),
     "pieces of Exif": ("JPEG", segments(0xE1, b"Exif\0\0" + bytes(200)) * 4000),
     "filling": ("JPEG", b"\xff" * 900_000),
     "texts": ("PNG", png_chunk(b"tEXt", b"a\0b") * 60_000),
     "unknown chunks": ("PNG", png_chunk(b"prVt", b"") * 60_000),
-    "colour profiles": ("PNG", PROFILE * 100),
-    "texts that inflate": ("PNG", png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20 - 1))) * 100),
-    "one text that inflates": ("PNG", png_chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(2**26)))),
-    "a colour profile that inflates": ("PNG", png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**26)))),
 }
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
 def test_a_photo_in_endless_pieces_is_refused_before_they_cost_minutes(kind: str) -> None:
     assert refusal(with_pieces(*ENDLESS[kind])) == "unreadable_image"
+
+
+PROFILE = png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**20 - 1)))
+ODD_CHUNKS = {
+    "colour profiles": PROFILE * 100,
+    "texts that inflate": png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20 - 1))) * 100,
+    "one text that inflates": png_chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(2**26))),
+    "a colour profile that inflates": png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**26))),
+    "a profile that is none": png_chunk(b"iCCP", b"nonsense"),
+    "an empty gamma": png_chunk(b"gAMA", b""),
+    "a short pixel size": png_chunk(b"pHYs", b"\0\0"),
+    "an animation without frames": png_chunk(b"acTL", bytes(3)),
+    "a text whose checksum is wrong": png_chunk(b"tEXt", b"a\0b")[:-1] + b"?",
+    "Exif whose checksum is wrong": png_chunk(b"eXIf", exif(6)[6:])[:-1] + b"?",
+}
+
+
+@pytest.mark.parametrize("kind", ODD_CHUNKS)
+def test_a_png_with_odd_chunks_beside_its_picture_is_read_without_them(kind: str) -> None:
+    plain = GOOD["PNG"](quadrants())
+    assert (read(plain[:33] + ODD_CHUNKS[kind] + plain[33:]) == read(plain)).all()
+
+
+def test_a_png_whose_picture_has_a_wrong_checksum_is_damaged() -> None:
+    plain = GOOD["PNG"](quadrants())
+    end = plain.index(b"IEND") - 4
+    assert refusal(plain[: end - 1] + bytes([plain[end - 1] ^ 1]) + plain[end:]) == "unreadable_image"
+
+
+MANY_SCANS = b"\xff\xda" * 101
+# How often bytes look like the beginning of a scan, where they are none.
+FALSE_SCANS = {
+    "a motion photo's video behind the picture": lambda photo: photo + b"ftypmp42" + MANY_SCANS,
+    "a colour profile": lambda photo: photo[:2] + segments(0xE2, b"ICC_PROFILE\0\1\1" + MANY_SCANS) + photo[2:],
+    "a comment": lambda photo: photo[:2] + segments(0xFE, MANY_SCANS) + photo[2:],
+    "an application's own data": lambda photo: photo[:2] + segments(0xEB, MANY_SCANS * 100) + photo[2:],
+    "Exif in the picture behind the picture": lambda photo: photo + b"Exif\0\0" * 65,
+}
+
+
+@pytest.mark.parametrize("form", ["JPEG", "progressive JPEG"])
+@pytest.mark.parametrize("kind", FALSE_SCANS)
+def test_bytes_that_only_look_like_scans_do_not_count(kind: str, form: str) -> None:
+    plain = GOOD[form](quadrants())
+    assert (read(FALSE_SCANS[kind](plain)) == read(plain)).all()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "progressive JPEG"])
+@pytest.mark.parametrize("longest_side", [math.inf, 400])
+def test_a_jpeg_that_lacks_only_its_end_is_read(form: str, longest_side: float) -> None:
+    whole = GOOD[form](quadrants(800, 600))
+    for data in (whole[:-1], whole[:-2]):
+        found = decode(data, max_bytes=2**20, max_pixels=10**6, longest_side=longest_side)
+        assert (
+            found.pixels == decode(whole, max_bytes=2**20, max_pixels=10**6, longest_side=longest_side).pixels
+        ).all()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
+def test_a_jpeg_that_lacks_more_than_its_end_is_damaged(share: float) -> None:
+    detailed = encoded(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8), "JPEG")
+    assert refusal(detailed[: int(share * len(detailed))]) == "unreadable_image"
+    assert refusal(detailed[:-12]) == "unreadable_image"
+
+
+@pytest.mark.parametrize(
+    "brands", [b"avif\0\0\0\0mif1miaf", b"avis\0\0\0\0avif", b"mif1\0\0\0\0mif1avifmiaf", b"msf1\0\0\0\0avis"]
+)
+def test_an_avif_is_a_foreign_format_whatever_its_first_brand(brands: bytes) -> None:
+    box = (8 + len(brands)).to_bytes(4, "big") + b"ftyp" + brands
+    assert refusal(box + bytes(500)) == "unsupported_format"
 
 
 @pytest.mark.parametrize(

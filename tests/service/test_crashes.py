@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap import open_store
+from bootstrap import make_store
 from errors import FaceError
 from gallery.decisions import Gallery
 from store.records import EnrolmentLog
@@ -87,7 +87,7 @@ def on_the_line(request: pytest.FixtureRequest, mongo_server: MongoServer) -> It
     line = Line(mongo_server, replica_set=getattr(request, "param", False))
     name = f"line_{uuid.uuid4().hex}"
     through, beside = (
-        open_store(uri, mongo_db=name, mongo_collection=name, data_dir=Path(), timeout=1.0)
+        make_store(uri, mongo_db=name, mongo_collection=name, data_dir=Path(), timeout=1.0)
         for uri in (line.uri, mongo_server.uri)
     )
     through.prepare()

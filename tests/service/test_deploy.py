@@ -66,7 +66,7 @@ def test_the_image_holds_every_module_that_the_service_and_its_commands_import(t
             (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
     modules = [path for path in tmp_path.rglob("*.py") if path.name != "__init__.py"]
     names = [".".join(path.relative_to(tmp_path).with_suffix("").parts) for path in modules]
-    assert {"app", *(module for module, _ in COMMANDS.values())} <= set(names)
+    assert {"app", *(place.partition(":")[0] for place in COMMANDS.values())} <= set(names)
     imported = subprocess.run(
         [sys.executable, "-c", f"import importlib; [importlib.import_module(one) for one in {names}]"],
         check=False, cwd=tmp_path, capture_output=True, text=True, timeout=300,

@@ -106,7 +106,7 @@ def test_what_a_killed_process_left_in_the_uploads_folder_is_gone_after_the_star
 
 def test_the_start_says_in_plain_words_which_model_and_which_store_it_runs_on(service: Service) -> None:
     said = "".join(service.lines)
-    assert "Model: compact" in said
+    assert "Model: sface-2021dec" in said
     assert "Store: " in said
 
 
@@ -233,7 +233,7 @@ BAD_REQUESTS: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "another field's file": ("/signUp", {"files": {"photo": ("a.png", ASTRONAUT)}}, 400, "no_file"),
     "a form sent without choosing a file": ("/signUp", {"files": {"file": ("", b"")}}, 400, "no_file"),
     "an empty file": ("/signUp", photo(b""), 400, "empty_file"),
-    "a file sent as a text field": ("/signUp", {"files": {"file": (None, b"photo")}}, 400, "no_file"),
+    "a file sent as a text field": ("/signUp", {"files": {"file": (None, b"photo")}}, 415, "unsupported_format"),
     "a JSON body": ("/signUp", {"files": None, "json": {"file": "photo"}}, 400, "no_file"),
     "two files": ("/signUp", {"files": [("file", ("a.png", ASTRONAUT))] * 2}, 400, "bad_request"),
     "a text": ("/signUp", photo(b"Hello!"), 415, "unsupported_format"),
@@ -312,7 +312,7 @@ def test_a_wrong_method_is_told_the_right_ones(service: Service, method: str, ro
         ("../../../etc/passwd", b"Hello!", (415, "unsupported_format")),
         ("a\0.jpg", b"Hello!", (415, "unsupported_format")),
         ("CON.jpg", b"Hello!", (415, "unsupported_format")),
-        ("a\nContent-Type: image/png", b"Hello!", (400, "no_file")),
+        ("a\nContent-Type: image/png", b"Hello!", (415, "unsupported_format")),
         ("n" * 1_000_000, b"Hello!", (400, "bad_request")),
     ],
     ids=["a path", "NUL", "a device", "a newline", "a million characters"],

@@ -1,4 +1,4 @@
-"""The audit log: what it tells, what it never tells, and that nobody changes it unnoticed."""
+"""The audit log: what it records, what it never records, and that every change to it is noticed."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_who_enrolled_verified_compared_and_erased_whom_is_told(tmp_path: Path) 
     assert lines(tmp_path)[0]["address"] == "127.0.0.1"
 
 
-def test_whoever_only_looks_at_the_service_leaves_no_line(tmp_path: Path) -> None:
+def test_a_request_that_only_looks_at_the_service_leaves_no_line(tmp_path: Path) -> None:
     client = client_of(tmp_path)
     for route in ("/", "/health", "/metrics"):
         client.get(route)

@@ -25,10 +25,11 @@ from gallery.decisions import Gallery
 from gallery.templates import Templates
 from settings import PROJECT, Settings, SettingsError, load_settings
 from store import template_bytes
+from store.documents import PAGE_RECORDS
 from store.encryption import MAGIC, Keyring, is_sealed, parse_keys
 from store.mongo import MongoStore
 from store.mongo_vectors import MongoVectorIndex
-from store.records import PAGE, Enrolment, EnrolmentLog, StoredEmbedding
+from store.records import Enrolment, EnrolmentLog, StoredEmbedding
 from store.sqlite import SqliteStore
 from tests.support.databases import Database
 from tests.support.fakes import ScriptedEngine
@@ -56,7 +57,7 @@ def started(folder: Path, keyring: Keyring) -> tuple[EnrolmentLog, Gallery]:
     settings = Settings(data_dir=folder, template_keys=text(keyring))
     engine = ScriptedEngine()
     engine.dimension = 512
-    store = bootstrap.connected_store(settings)
+    store = bootstrap.connect_store(settings)
     gallery = bootstrap.gallery_of(settings, store, engine)
     gallery.load()
     return store, gallery
@@ -198,7 +199,7 @@ def test_a_plain_template_that_somebody_puts_into_an_encrypted_database_matches_
         settings = Settings(data_dir=folder, template_keys=text(NEW), plain_templates=plain_templates)
         engine = ScriptedEngine()
         engine.name, engine.dimension = "m", 512
-        gallery = bootstrap.gallery_of(settings, bootstrap.connected_store(settings), engine)
+        gallery = bootstrap.gallery_of(settings, bootstrap.connect_store(settings), engine)
         gallery.load()
         best = gallery.search(a_template(66))
         assert (best is not None and best.user_id == "victim") is found
@@ -398,14 +399,14 @@ def test_a_rotation_that_is_killed_goes_on_where_it_ended(tmp_path: Path) -> Non
     )
     store = SqliteStore(tmp_path / "faces.sqlite3")
     store.prepare()
-    store.append(1, [an_enrolment(seed) for seed in range(1, PAGE + 101)])
+    store.append(1, [an_enrolment(seed) for seed in range(1, PAGE_RECORDS + 101)])
     environment = {**os.environ, "DATA_DIR": str(tmp_path), "TEMPLATE_KEYS": text(NEW), "MONGO_URI": ""}
     killed = subprocess.run(
         [sys.executable, "-c", killed_at_its_second_page], check=False, cwd=PROJECT, env=environment
     )
     assert (killed.returncode, still_to_do(tmp_path, NEW)) == (-signal.SIGKILL, 100)
-    assert rotate(tmp_path, NEW)[1].startswith(f"100 were put under the newest key, {PAGE} are")
-    assert not any(gives_away(tmp_path, a_template(seed)) for seed in (1, PAGE, PAGE + 100))
+    assert rotate(tmp_path, NEW)[1].startswith(f"100 were put under the newest key, {PAGE_RECORDS} are")
+    assert not any(gives_away(tmp_path, a_template(seed)) for seed in (1, PAGE_RECORDS, PAGE_RECORDS + 100))
     store.close()
 
 
@@ -429,7 +430,7 @@ def test_a_rotation_brings_nobody_back_who_is_erased_after_it_has_read_of_them(
             return store.replace_embeddings(changes)
 
     newest = Keyring((b"n" * 32, *BOTH.keys))
-    monkeypatch.setattr(bootstrap, "connected_store", lambda _settings: ErasingInBetween())
+    monkeypatch.setattr(bootstrap, "connect_store", lambda _settings: ErasingInBetween())
     arguments = argparse.Namespace(new_key=False, check=False, erase_lost=None)
     assert rotate_keys.run(arguments, Settings(template_keys=text(newest), data_dir=tmp_path)) == 0
     database_now = database.open(keyring=newest)

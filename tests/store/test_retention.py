@@ -16,8 +16,9 @@ from engines.base import Template
 from errors import FaceError
 from gallery.decisions import Gallery
 from store.audit_log import AuditLog, lines_of
+from store.documents import DAY_S
 from store.records import Enrolment, RecordStore
-from store.retention import DAY, Retention, RetentionError, due, erase
+from store.retention import Retention, RetentionError, due, erase
 from tests.support.databases import Database
 
 NOW = time.time()
@@ -30,7 +31,7 @@ def a_template(seed: int) -> Template:
 
 
 def enrolled_ago(*days: float) -> list[Enrolment]:
-    return [Enrolment(f"person-{n}", a_template(n), "m", NOW - ago * DAY) for n, ago in enumerate(days)]
+    return [Enrolment(f"person-{n}", a_template(n), "m", NOW - ago * DAY_S) for n, ago in enumerate(days)]
 
 
 def test_who_enrolled_long_ago_and_was_never_verified_is_due(database: Database) -> None:
@@ -42,19 +43,19 @@ def test_who_enrolled_long_ago_and_was_never_verified_is_due(database: Database)
 def test_who_was_verified_since_is_not_due(database: Database) -> None:
     store = database.open()
     store.append(1, enrolled_ago(200, 200, 200, 1))
-    store.note_seen(["person-0", "person-1"], int((NOW - 150 * DAY) // DAY))
-    store.note_seen(["person-1"], int((NOW - 5 * DAY) // DAY))
+    store.note_seen(["person-0", "person-1"], int((NOW - 150 * DAY_S) // DAY_S))
+    store.note_seen(["person-1"], int((NOW - 5 * DAY_S) // DAY_S))
     assert due(store, DAYS, NOW, 4) == ["person-0", "person-2"]
 
 
 def test_who_is_erased_is_not_due_again_and_leaves_no_note(database: Database) -> None:
     store = database.open()
     store.append(1, enrolled_ago(200, 1))
-    store.note_seen(["person-0"], int((NOW - 150 * DAY) // DAY))
+    store.note_seen(["person-0"], int((NOW - 150 * DAY_S) // DAY_S))
     assert erase(store, "person-0", None)
     assert not erase(store, "person-0", None)
     assert due(store, DAYS, NOW, 2) == []
-    assert store.newest_activity() == pytest.approx(NOW - DAY, abs=1)
+    assert store.newest_activity() == pytest.approx(NOW - DAY_S, abs=1)
 
 
 def test_a_note_that_comes_after_the_erasure_is_not_kept(database: Database) -> None:
@@ -76,7 +77,7 @@ def test_a_note_of_no_possible_day_harms_nobody(database: Database, day: object)
         database.collection.database[f"{database.collection.name}_seen"].insert_many(
             [{"_id": "person-1", "day": day}, {}]
         )
-    assert store.newest_activity() == pytest.approx(NOW - DAY, abs=1)
+    assert store.newest_activity() == pytest.approx(NOW - DAY_S, abs=1)
     assert list(store.notes()) == []
     assert due(store, DAYS, NOW, 2) == ["person-0"]
 
@@ -96,7 +97,7 @@ def test_a_clock_that_jumped_by_years_erases_nobody(database: Database, jump_day
     store = database.open()
     store.append(1, enrolled_ago(2, 1))
     with pytest.raises(RetentionError, match="clock"):
-        due(store, DAYS, NOW + jump_days * DAY, 2)
+        due(store, DAYS, NOW + jump_days * DAY_S, 2)
 
 
 def test_a_sweep_never_takes_more_than_a_small_share(database: Database) -> None:
@@ -150,12 +151,12 @@ def test_notes_of_a_clock_that_was_ahead_stop_no_sweep_any_more_once_an_operator
     database = Database("sqlite", tmp_path)
     store = database.open()
     store.append(1, enrolled_ago(200, 1))
-    store.note_seen(["person-1"], int(NOW // DAY) + 9000)
+    store.note_seen(["person-1"], int(NOW // DAY_S) + 9000)
     with pytest.raises(RetentionError, match="--now"):
         due(store, DAYS, NOW, 2)
     assert app.main(["retention", "--now", "--retention-days", str(DAYS), "--data-dir", str(tmp_path)]) == 0
     assert due(store, DAYS, NOW, 2) == []
-    assert list(store.notes()) == [("person-1", int(time.time() // DAY))]
+    assert list(store.notes()) == [("person-1", int(time.time() // DAY_S))]
     database.discard()
 
 

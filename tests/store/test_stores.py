@@ -1,4 +1,4 @@
-"""Owns the contract that every store keeps, and what only one of them can break."""
+"""The contract that every store keeps, and the faults that only one kind of store can have."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from bson.code import Code
 from bson.int64 import Int64
 from pymongo.errors import NetworkTimeout, WriteConcernError
 
-from bootstrap import open_store
+from bootstrap import make_store
 from engines.base import Template
 from errors import FaceError
+from store import documents as store_module
 from store import mongo, sqlite
-from store import records as store_module
 from store.mongo import MongoStore
 from store.records import Enrolment, EnrolmentLog, Entry
 from store.sqlite import SqliteStore
@@ -53,7 +53,7 @@ def an_enrolment(seed: int = 0, **fields: Any) -> Enrolment:
 
 def with_pages_of(records: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (store_module, mongo, sqlite):
-        monkeypatch.setattr(module, "PAGE", records)
+        monkeypatch.setattr(module, "PAGE_RECORDS", records)
 
 
 def the_log(store: EnrolmentLog, after: int = 0) -> list[Entry]:
@@ -151,6 +151,16 @@ def test_a_request_key_finds_its_enrolment_until_it_is_too_old(database: Databas
     assert store.find_request("k", 999.0) == person.user_id
     assert store.find_request("k", 1001.0) is None
     assert store.find_request("another", 0.0) is None
+
+
+def test_a_request_is_found_again_with_its_photo_alone(database: Database) -> None:
+    store = database.open()
+    person, longer = an_enrolment(request_key="k.one", timestamp=1000.0), an_enrolment(2, request_key="k1.two")
+    assert store.append(1, [person, longer]) == 2
+    assert store.find_request("k.one", 0.0) == store.find_request("k", 0.0) == person.user_id
+    assert store.find_request("k1.two", 0.0) == longer.user_id
+    with pytest.raises(FaceError, match="idempotency_conflict"):
+        store.find_request("k.two", 0.0)
 
 
 def test_preparing_again_changes_nothing(database: Database) -> None:
@@ -390,7 +400,7 @@ def test_an_erasure_that_a_crash_cut_in_two_is_finished_at_the_next_start(mongo_
     store.append(1, [person])
     store.append(2, [other])
     mongo_database.write({"user_id": "erased:x", "erases": person.user_id, "deleted_at": 1.0, "seq": Int64(3)})
-    # A pattern in this place must not erase whoever it matches.
+    # A pattern in this place must not erase the people whom it matches.
     mongo_database.write({"user_id": "erased:y", "erases": {"$regex": ""}, "deleted_at": 1.0, "seq": Int64(4)})
     mongo_database.open()
     erased = mongo_database.collection.find_one({"user_id": person.user_id})
@@ -415,7 +425,7 @@ def test_an_insert_whose_answer_is_lost_is_never_claimed_stored_and_shows_in_the
 
 def test_a_dead_server_is_unavailable_and_its_return_is_noticed(mortal_mongo_server: MongoServer) -> None:
     server = mortal_mongo_server
-    store = open_store(server.uri, mongo_db="db", mongo_collection="faces", data_dir=Path(), timeout=0.5)
+    store = make_store(server.uri, mongo_db="db", mongo_collection="faces", data_dir=Path(), timeout=0.5)
     store.prepare()
     assert store.append(1, [an_enrolment()])
     server.kill()
@@ -441,7 +451,7 @@ def test_a_dead_server_is_unavailable_and_its_return_is_noticed(mortal_mongo_ser
 
 
 def test_what_mongodb_acknowledges_is_journalled_by_a_majority_and_what_is_applied_is_too() -> None:
-    store = open_store("mongodb://127.0.0.1:1", mongo_db="db", mongo_collection="faces", data_dir=Path())
+    store = make_store("mongodb://127.0.0.1:1", mongo_db="db", mongo_collection="faces", data_dir=Path())
     assert isinstance(store, MongoStore)
     assert store.collection.write_concern.document == {"w": "majority", "j": True}
     assert store.collection.read_concern.document == {"level": "majority"}
@@ -450,7 +460,7 @@ def test_what_mongodb_acknowledges_is_journalled_by_a_majority_and_what_is_appli
 
 def test_the_description_and_the_errors_name_hosts_but_no_credentials(tmp_path: Path) -> None:
     def opened(uri: str | None) -> EnrolmentLog:
-        return open_store(uri, mongo_db="db", mongo_collection="faces", data_dir=tmp_path)
+        return make_store(uri, mongo_db="db", mongo_collection="faces", data_dir=tmp_path)
 
     store = opened("mongodb://user:p%40ss@one:27017,two:27018/db?replicaSet=rs")
     assert store.describe() == "MongoDB db.faces at one:27017,two:27018"
@@ -558,7 +568,7 @@ def test_a_start_and_a_backup_on_a_full_disk_find_everybody(tmp_path: Path, capl
         assert len(list(store.documents(29))) == 29
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "still holds what was erased" in caplog.text
+    assert "it holds erased templates until" in caplog.text
     assert store.append(30, [an_enrolment()])
     store.close()
     killed.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Flask
 
 from api.access import Access
-from api.parts import Parts
+from api.service_parts import Parts
 from app import create_app
 from engines.base import Engine
 from engines.covering import CoveringClassifier

@@ -1,4 +1,4 @@
-"""Owns holding a response against the API's description."""
+"""Checks a response against the API's description."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jsonschema_rs import Draft202012Validator
+
+from api.openapi import resolved
 
 Json = dict[str, Any]
 
@@ -20,9 +22,9 @@ def assert_described(api: Json, method: str, path: str, status: int, headers: Ma
         status, headers, body: the answer; the headers of a mapping that does not mind capitals.
     """
     responses = api["paths"][path][method.lower()]["responses"]
-    response = responses.get(str(status), responses["default"])
+    response = resolved(api, responses.get(str(status), responses["default"]))
     for name, reference in response["headers"].items():
-        header = api["components"]["headers"][reference["$ref"].rsplit("/", 1)[1]]
+        header = resolved(api, reference)
         found = headers.get(name)
         assert found is not None or not header.get("required"), f"{name} is missing from a {status}"
         if found is not None:
@@ -33,7 +35,16 @@ def assert_described(api: Json, method: str, path: str, status: int, headers: Ma
         return
     ((content_type, content),) = response["content"].items()
     assert headers["Content-Type"].partition(";")[0] == content_type
-    validate(api, content["schema"], json.loads(body) if content_type.endswith("json") else body.decode())
+    if not content_type.endswith("json"):
+        validate(api, content["schema"], body.decode())
+        return
+    answer: Json = json.loads(body)
+    validate(api, content["schema"], answer)
+    codes = api["components"]["schemas"]["Code"]["enum"]
+    if status >= 400:
+        assert answer["code"] in response.get("x-codes", codes)
+        assert ("checks" in answer) == (status == 422)
+    assert {check["code"] for check in answer.get("checks", ())} <= set(codes)
 
 
 def validate(api: Json, schema: Json, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Owns what kills and troubles the service under load, and what must hold of the log afterwards.
+"""Kills and disturbs the service under load, and checks afterwards that the log is whole.
 
 Every function here asserts what it promises, so that one that returns has found nothing lost, doubled or half-written.
 `test_crashes.py` runs them a few times, `benchmarks/crashes.py` a hundred.
@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import requests
 
-from bootstrap import open_store
+from bootstrap import make_store
 from engines.base import Template
 from settings import PROJECT
 from store.records import EnrolmentLog, Entry
@@ -95,7 +95,7 @@ def a_template(number: int) -> Template:
 def records_of(service: Service, mongo_uri: str | None = None) -> Iterator[EnrolmentLog]:
     """The service's store, opened beside it."""
     environment = service.environment
-    store = open_store(
+    store = make_store(
         environment["MONGO_URI"] if mongo_uri is None else mongo_uri,
         mongo_db="face_recognition",
         mongo_collection=environment["MONGO_COLLECTION"],
@@ -174,7 +174,7 @@ class Crowd:
             self.sign_up(self._unsettled.popleft())
 
     def check(self, store: EnrolmentLog) -> int:
-        """Assert that the log is whole, and that whoever was told to be enrolled is in it and recognised.
+        """Assert that the log is whole, and that everybody who was told to be enrolled is in it and recognised.
 
         Returns how many are enrolled although they were not told so: at most those who asked.
         """
@@ -255,12 +255,12 @@ from pathlib import Path
 import numpy as np
 from gallery import in_memory, snapshot, templates
 from gallery.decisions import Gallery
-from bootstrap import open_store
+from bootstrap import make_store
 
 # So small that kills meet the snapshot's writing as well.
 templates.BLOCK_ROWS = snapshot.BLOCK_ROWS = in_memory.BLOCK_ROWS = 16
 in_memory.SAVED_AT_ONCE = 3
-store = open_store(None, mongo_db="", mongo_collection="", data_dir=Path(sys.argv[1]))
+store = make_store(None, mongo_db="", mongo_collection="", data_dir=Path(sys.argv[1]))
 store.prepare()
 gallery = Gallery(store, "m", 512, snapshot=snapshot.SnapshotFolder(Path(sys.argv[1]) / "gallery", "", 512))
 gallery.load()
@@ -302,7 +302,7 @@ def kill_the_writer(folder: Path, kills: int) -> Figures:
 
 def _check_steps(folder: Path, done: list[str]) -> int:
     """Assert that the log holds what was done, and no more than one step beyond, which is returned."""
-    store = open_store(None, mongo_db="", mongo_collection="", data_dir=folder)
+    store = make_store(None, mongo_db="", mongo_collection="", data_dir=folder)
     store.prepare()
     entries = assert_whole(store)
     store.close()

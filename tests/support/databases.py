@@ -19,7 +19,7 @@ import mongomock.collection
 import pymongo
 import pytest
 
-from bootstrap import open_store
+from bootstrap import make_store
 from store.encryption import NO_KEYS, Keyring
 from store.mongo import MongoStore
 from store.records import RecordStore
@@ -79,7 +79,7 @@ class Database:
         if self.kind == "mongomock":
             store = MongoStore(self.collection, keyring=keyring)
         else:
-            store = open_store(
+            store = make_store(
                 self._uri, mongo_db=self._name, mongo_collection=self._name, data_dir=self.folder, keyring=keyring
             )
         self._stores.append(store)

@@ -1,4 +1,4 @@
-"""Owns the scripted stand-ins for the models, and the small real packs that tests make themselves."""
+"""Scripted stand-ins for the models, and small real packs that tests make themselves."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.base import Face, LandmarkLayout, Template
+from engines.base import MEAN_FACE, Face, Template
 from engines.covering import Covering
-from engines.insightface_engine import INSIGHTFACE_LAYOUT
 from photos.pixels import Pixels
 
 DIMENSION = 8
@@ -25,15 +24,14 @@ def a_face(
     inter_eye_distance: float = 60.0,
     centre: tuple[float, float] = (160.0, 140.0),
     roll_deg: float = 0.0,
-    layout: LandmarkLayout = INSIGHTFACE_LAYOUT,
 ) -> Face:
     """A frontal face whose eyes' midpoint lies at `centre`."""
     turn = np.deg2rad(roll_deg)
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    points = (layout.points[:, :2] * inter_eye_distance) @ rotation.T + centre
+    points = (MEAN_FACE[:, :2] * inter_eye_distance) @ rotation.T + centre
     width = 2.0 * inter_eye_distance
     box = np.array([centre[0] - width / 2, centre[1] - width / 2, centre[0] + width / 2, centre[1] + width])
-    return Face(box.astype(np.float32), 0.9, points.astype(np.float32), layout)
+    return Face(box.astype(np.float32), 0.9, points.astype(np.float32))
 
 
 def a_photo(skin_bgr: tuple[int, int, int] = (130, 160, 200), size: tuple[int, int] = (360, 320)) -> Pixels:
@@ -130,7 +128,7 @@ def _tiny_detector() -> onnx.ModelProto:
     for stride in (8, 16, 32):
         # A stride-32 cell whose mean is nearly white scores; the finer strides never do.
         slope, offset = (30.0, -25.0) if stride == 32 else (0.0, -20.0)
-        kps = INSIGHTFACE_LAYOUT.points[:, :2].ravel()
+        kps = MEAN_FACE[:, :2].ravel()
         for kind, width, bias in (
             ("score", 1, [offset, -20.0]),
             ("bbox", 4, [1.0, 1.0, 1.0, 2.0] * 2),

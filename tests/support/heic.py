@@ -1,4 +1,4 @@
-"""Owns making HEIC files as no camera does, of the pixels of the one that lies beside it."""
+"""Makes unusual HEIC files from the pixels of the HEIC file beside this module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns a stand-in for the model hub on loopback, which serves well or badly as a test asks."""
+"""A stand-in for the model hub on loopback, which serves well or badly as a test asks."""
 
 from __future__ import annotations
 

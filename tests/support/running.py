@@ -1,4 +1,4 @@
-"""Owns the running of the service as a process of its own, for the tests that use it over its socket."""
+"""Runs the service as a process of its own, for tests that use it over its socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns a MongoDB collection with a vector index that lags: `$vectorSearch` by brute force over what the index has seen.
+"""A MongoDB collection with a vector index that lags: `$vectorSearch` compares with every vector the index has seen.
 
 No server with vector search runs in tests. This stand-in answers the stage as MongoDB documents it: filtered by the
 index's fields, at most `limit`, each record fetched from the collection as it is now, which is why a record may come

@@ -29,7 +29,7 @@ from settings import Settings
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-logger = logging.getLogger("face_api")
+logger = logging.getLogger(__name__)
 
 # What a body in chunks may have besides its content, at most, beyond a sixteenth of that. The library searches an
 # unfinished chunk header anew with every packet, and takes a second for each MiB of chunks of one byte, in the one

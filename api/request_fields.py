@@ -1,0 +1,168 @@
+"""Reads and checks what a request carries: its photos, its fields and its idempotency key."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import math
+import re
+from collections.abc import Iterable
+
+from flask import Flask, request
+
+from api.multipart import PHOTO_FIELDS, TEXT_FIELDS
+from api.request_log import current_record
+from errors import FaceError
+from settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Room for everything in a form beside the photo: the other fields and the multipart framing.
+FORM_ALLOWANCE_BYTES = 64 * 1024
+SANE_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+USER_ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
+MAX_DECIMAL_CHARACTERS = 64
+# How much an answer repeats of the names that a client gave to its own fields.
+MAX_TOLD_NAMES = 5
+MAX_TOLD_CHARACTERS = 40
+
+_KNOWN_FIELDS = PHOTO_FIELDS | TEXT_FIELDS
+
+
+def _without_style(name: str) -> str:
+    """A field's name without case, hyphens and underscores, which differ between clients' habits."""
+    return re.sub(r"[-_\s]", "", name).casefold()
+
+
+_BY_STYLELESS_NAME = {_without_style(name): name for name in _KNOWN_FIELDS}
+
+
+def refuse_fields_in_urls(app: Flask) -> None:
+    """Have every route refuse a known field in the query string: no route reads one there."""
+
+    @app.before_request
+    def check_query() -> None:
+        if request.endpoint is not None:
+            _refuse_unread(request.args, read=())
+
+
+def receive_form(*read: str) -> None:
+    """Read the request's form, from which the route reads the fields `read`.
+
+    A claim that the caller sends must count or be refused: a `userId` that is silently ignored would turn a 1:1
+    verification into a search. So a field that only another route reads, or whose name differs from a known one in
+    case, hyphens or underscores, is refused. All other fields are the caller's own and are ignored.
+
+    Raises:
+        FaceError: `unknown_field`; `overloaded` if the disk has no room for a large photo.
+    """
+    try:
+        texts, files = request.form, request.files
+    except OSError as error:
+        logger.warning("A photo could not be kept in UPLOADS_DIR: %s", error.strerror)
+        raise FaceError("overloaded", headers={"Retry-After": "5"}) from error
+    _refuse_unread(texts, read=TEXT_FIELDS.intersection(read))
+    _refuse_unread(files, read=PHOTO_FIELDS.intersection(read))
+
+
+def _refuse_unread(names: Iterable[str], *, read: Iterable[str]) -> None:
+    """FaceError `unknown_field` for a name in this place that is known, or nearly, and is not read here."""
+    for name in names:
+        known = _BY_STYLELESS_NAME.get(_without_style(name or ""))
+        if known is None or name in read:
+            continue
+        sentence = "misplaced_field" if name == known else "misspelt_field"
+        raise FaceError("unknown_field", sentence, values={"field": name, "known": known}, fields={"field": name})
+
+
+def read_upload(field: str, max_bytes: int) -> bytes:
+    """Return the bytes of the one file in `field`, at most one more than `max_bytes` of them.
+
+    Raises:
+        FaceError: `no_file`, `empty_file`, `bad_request` (several files).
+    """
+    files = request.files.getlist(field)
+    if len(files) > 1:
+        raise FaceError("bad_request", "one_photo", values={"field": field})
+    if not files:
+        raise _no_file(field)
+    data = files[0].stream.read(max_bytes + 1)
+    files[0].close()
+    if not data and not files[0].filename:  # browsers send a file input without a file like this
+        raise _no_file(field)
+    if not data:
+        raise FaceError("empty_file")
+    return data
+
+
+def _no_file(field: str) -> FaceError:
+    """`no_file`, which names the files that came under other names."""
+    others = [name or "" for name in request.files if name not in PHOTO_FIELDS]
+    if not others:
+        return FaceError("no_file", "no_photo", values={"field": field})
+    told = ", ".join(f"'{_printable(name)}'" for name in others[:MAX_TOLD_NAMES])
+    return FaceError("no_file", "photo_elsewhere", values={"field": field, "received": told})
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:MAX_TOLD_CHARACTERS])
+
+
+def read_field(name: str, code: str) -> str | None:
+    """Return the one value of a form field, None if it was not sent; FaceError `code` if it was sent twice."""
+    values = request.form.getlist(name)
+    if len(values) > 1:
+        raise FaceError(code, "field_once", values={"field": name})
+    return values[0] if values else None
+
+
+def read_threshold(settings: Settings) -> float:
+    """Return the caller's threshold, or the operator's if none was sent; FaceError `invalid_threshold`."""
+    text = read_field("threshold", "invalid_threshold")
+    if text is None:
+        return settings.verify_threshold
+    # float() alone would also take nan, infinities, underscores and the digits of every script.
+    is_decimal = len(text) <= MAX_DECIMAL_CHARACTERS and DECIMAL.fullmatch(text.strip())
+    value = float(text) if is_decimal else math.nan
+    if not settings.threshold_floor <= value <= 1.0:
+        raise FaceError("invalid_threshold", "threshold_range", values={"floor": f"{settings.threshold_floor:g}"})
+    return value
+
+
+def read_user_id() -> str | None:
+    """Return the claimed user_id, None if none was sent; FaceError `invalid_user_id`."""
+    text = read_field("user_id", "invalid_user_id")
+    return None if text is None else require_user_id(text)
+
+
+def require_user_id(text: str) -> str:
+    """Return the text if it can be a user_id; FaceError `invalid_user_id`."""
+    if not USER_ID.fullmatch(text):
+        raise FaceError("invalid_user_id")
+    return text
+
+
+def read_request_key(photo: bytes) -> str | None:
+    """Return by what the store recognises a retry of this sign-up, None without an Idempotency-Key.
+
+    It is the SHA-256 of the caller's API key and the Idempotency-Key, so that two API keys never share one, a full
+    stop, and the SHA-256 of the photo, keyed with the Idempotency-Key. The header's text cannot be read from it.
+
+    Args:
+        photo: the bytes of the sign-up's photo.
+
+    Raises:
+        FaceError: `bad_request`, the header is not usable.
+    """
+    idempotency_key = request.headers.get("Idempotency-Key")
+    if idempotency_key is None:
+        return None
+    if not SANE_IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+        raise FaceError("bad_request", "idempotency_key")
+    api_key = current_record().api_key
+    # The API key's hash, not its name: after a revocation the name can be given to somebody else.
+    owner = f"{api_key.sha256}\n" if api_key else ""
+    beginning = hashlib.sha256(f"{owner}{idempotency_key}".encode()).hexdigest()
+    return f"{beginning}.{hmac.new(idempotency_key.encode(), photo, hashlib.sha256).hexdigest()}"

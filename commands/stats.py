@@ -1,0 +1,36 @@
+"""The command stats: counts the people in the store."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import deque
+
+import bootstrap
+from commands.command import Command
+from commands.people import Counts, enrolled_people, utc
+from settings import Settings
+
+
+def run(_: argparse.Namespace, settings: Settings) -> int:
+    """Write how many people are enrolled with each model, how many were erased, and since when."""
+    store = bootstrap.connect_store(settings)
+    counts = Counts()
+    try:
+        deque(enrolled_people(store, settings.keyring, counts), maxlen=0)
+        lines = [
+            f"store: {store.describe()}",
+            f"enrolled: {counts.models.total()}",
+            *(f"  with {model}: {count}" for model, count in counts.models.most_common()),
+            f"erased: {counts.erasures}",
+            f"last place in the log: {store.last_place()}",
+            f"first enrolment: {utc(counts.first) or '-'}",
+            f"last enrolment: {utc(counts.last) or '-'}",
+        ]
+    finally:
+        store.close()
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+STATS = Command("stats", "count who is enrolled", run)
