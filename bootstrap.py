@@ -17,7 +17,7 @@ from api.access import Access
 from api.service_parts import Parts
 from engines import model_files
 from engines.base import Engine
-from engines.covering import CoveringModel
+from engines.face_attributes import FaceAttributesModel
 from engines.liveness import AddOnLiveness, Liveness
 from engines.model_files import ModelUnavailable
 from errors import FaceError
@@ -309,7 +309,7 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
     prepare_uploads(settings.uploads_dir)
     decoders = Decoders(settings.model_slots, settings.max_image_pixels)
     at_the_end.callback(decoders.close)
-    covering = CoveringModel(PROJECT / "models")
+    reader = FaceAttributesModel(PROJECT / "models")
     store = connect_store(settings)
     engine = loaded_engine(settings)
     decoders.require_working()  # they have been starting meanwhile
@@ -332,5 +332,5 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
         retention.start()
         at_the_end.callback(retention.close)
     slots = ModelSlots(settings.model_slots, settings.queue_limit)
-    pipeline = Pipeline(settings, engine, covering, slots, liveness, decoders.decode)
+    pipeline = Pipeline(settings, engine, reader, slots, liveness, decoders.decode)
     return Parts(engine, store, gallery, pipeline, access, audit, retention)

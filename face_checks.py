@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.base import MEAN_FACE, Face
-from engines.covering import Covering, CoveringClassifier
+from engines.face_attributes import AttributeReader, FaceAttributes
 from errors import FaceError
 from photos.pixels import Pixels
 from photos.resampling import cut_out
@@ -66,10 +66,12 @@ HINTS = {
     "head_turned": "Turn your face towards the camera.",
     "head_raised_or_lowered": "Look straight at the camera, with your chin neither up nor down.",
     "unnatural_colour": "Take a colour photo in white light, without a filter.",
+    "distorted": "Send the photo as the camera took it: not stretched or mixed, without filter or compression.",
     "landmarks_hidden": "Make sure that your eyes, nose and mouth can be seen clearly.",
     "mask": "Take off your mask.",
     "sunglasses": "Take off your sunglasses.",
     "face_covered": "Uncover your face: something hides part of it.",
+    "eyes_closed": "Keep your eyes open and look at the camera.",
     "not_live": "Take the photo of yourself, not of a picture or a screen, in even light.",
     "liveness_not_assessed": "Leave more space around your face, and hold the camera a little further away.",
 }
@@ -80,6 +82,8 @@ NEARER_HINTS = {
     "light_on_right": "Let more light fall on the right side of your face.",
     "chin_down": "Lower your chin and look straight at the camera.",
     "chin_up": "Raise your chin and look straight at the camera.",
+    "hand": "Take your hand off your face.",
+    "glare": "Tilt your head a little until your glasses no longer reflect the light, or take them off.",
 }
 
 
@@ -287,18 +291,24 @@ class Measurements:
     uniformity: float
     pose: Pose
     colour_distance: float
-    covering: Covering
+    attributes: FaceAttributes
     darker_left: bool
 
+    @property
+    def stretch(self) -> float:
+        """How many times wider than it was, or higher, the face is against its other side: 1 for an honest photo."""
+        return max(self.attributes.stretch, 1 / self.attributes.stretch)
 
-def measure(image: Pixels, face: Face, covering_model: CoveringClassifier, reduced_by: int = 1) -> Measurements:
+
+def measure(image: Pixels, face: Face, reader: AttributeReader, reduced_by: int = 1) -> Measurements:
     """Measure one face of uint8[h, w, 3] BGR, the copy of a photo that is `reduced_by` as wide and as high.
 
     Raises:
         ValueError: the landmarks are degenerate, so that nothing can be measured.
     """
-    pose = head_pose(face)
     aligned = aligned_face(image, face)
+    attributes = reader.read(aligned)
+    pose = head_pose(face)
     grey = np.asarray(cv2.cvtColor(aligned, cv2.COLOR_BGR2GRAY), np.uint8)
     light = grey[REGION]
     inter_eye = face.inter_eye / max(0.2, math.cos(math.radians(pose.yaw)))
@@ -315,7 +325,7 @@ def measure(image: Pixels, face: Face, covering_model: CoveringClassifier, reduc
         uniformity=illumination_uniformity(grey),
         pose=pose,
         colour_distance=colour_distance(aligned),
-        covering=covering_model.classify(aligned),
+        attributes=attributes,
         darker_left=darker_on_the_left(grey),
     )
 
@@ -335,24 +345,26 @@ def _check(
     return Check(code, passed, shown, required, None if passed else hint or HINTS[code])
 
 
+# From this probability a hint names a hand, or spectacles that reflect the light.
+CLEAR_HINT = 0.5
+
+
 def judge(found: Measurements, limits: Settings) -> list[Check]:
     """Hold one face's measurements against the settings, in the order in which a refusal names its reason."""
-    covering = found.covering
+    seen = found.attributes
+    hand = NEARER_HINTS["hand"] if seen.hand >= CLEAR_HINT else None
+    glare = NEARER_HINTS["glare"] if seen.spectacles >= CLEAR_HINT else None
     named = (
-        _at_most("mask", covering.mask, limits.max_mask),
-        _at_most("sunglasses", covering.sunglasses, limits.max_sunglasses),
-        _at_most("face_covered", covering.other, limits.max_covered),
+        _at_most("mask", seen.mask, limits.max_mask),
+        _at_most("sunglasses", seen.sunglasses, limits.max_sunglasses, glare),
+        _at_most("face_covered", seen.other, limits.max_covered, hand or glare),
     )
-    hidden = covering.hidden
     light = NEARER_HINTS["light_on_left" if found.darker_left else "light_on_right"]
     chin = NEARER_HINTS["chin_up" if found.pose.pitch > 0 else "chin_down"]
     # What a named covering hides is told by that name; this check speaks where nothing nameable hides the landmarks.
-    landmarks = _check(
-        "landmarks_hidden",
-        hidden,
-        {"max": limits.max_hidden},
-        hidden <= limits.max_hidden or not all(check.passed for check in named),
-    )
+    is_named = not all(check.passed for check in named)
+    hidden = {"max": limits.max_hidden}
+    shut = {"max": limits.max_eyes_shut}
     return [
         _at_least("face_too_small", found.inter_eye_px, limits.min_inter_eye_px),
         _at_most("face_too_large", found.head_size, limits.max_head_size),
@@ -372,8 +384,15 @@ def judge(found: Measurements, limits: Settings) -> list[Check]:
         _at_most("head_turned", abs(found.pose.yaw), limits.max_yaw_deg),
         _at_most("head_raised_or_lowered", abs(found.pose.pitch), limits.max_pitch_deg, chin),
         _at_most("unnatural_colour", found.colour_distance, limits.max_colour_distance),
-        landmarks,
+        _worst(
+            _at_most("distorted", found.stretch, limits.max_stretch),
+            _at_least("distorted", seen.likeness, limits.min_likeness),
+            _at_most("distorted", seen.blend, limits.max_blend),
+        ),
+        _check("landmarks_hidden", seen.hidden, hidden, seen.hidden <= limits.max_hidden or is_named, glare),
         *named,
+        # Eyes behind dark lenses are told by their name.
+        _check("eyes_closed", seen.eyes_shut, shut, seen.eyes_shut <= limits.max_eyes_shut or not named[1].passed),
     ]
 
 
@@ -405,7 +424,7 @@ def check_photo(
     image: Pixels,
     faces: Sequence[Face],
     limits: Settings,
-    covering_model: CoveringClassifier,
+    reader: AttributeReader,
     reduced_by: int = 1,
 ) -> tuple[Face, list[Check]]:
     """Pass one photo through every gate.
@@ -414,7 +433,7 @@ def check_photo(
         image: uint8[h, w, 3], BGR, upright; at least `ENOUGH_INTER_EYE` between the eyes if it is a reduced copy.
         faces: what the engine found in it, widest first.
         limits: the settings' limits.
-        covering_model: tells what hides a face.
+        reader: tells what covers the face, and the rest of `FaceAttributes`.
         reduced_by: how many times as wide and as high the photo itself is.
 
     Returns:
@@ -425,7 +444,7 @@ def check_photo(
     """
     face, alone = require_single_face(faces, limits)
     try:
-        checks = [alone, *judge(measure(image, face, covering_model, reduced_by), limits)]
+        checks = [alone, *judge(measure(image, face, reader, reduced_by), limits)]
     except (ValueError, cv2.error) as error:
         raise refusal([alone, _check("landmarks_hidden", None, {"max": limits.max_hidden}, False)]) from error
     if not all(check.passed for check in checks):

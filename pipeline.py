@@ -14,7 +14,7 @@ import cv2
 
 import face_checks
 from engines.base import ENOUGH_SIDE, Engine, Face, Template
-from engines.covering import CoveringClassifier
+from engines.face_attributes import AttributeReader
 from engines.liveness import Liveness
 from errors import FaceError
 from face_checks import Check
@@ -119,7 +119,7 @@ class Pipeline:
 
     settings: Settings
     engine: Engine
-    covering: CoveringClassifier
+    reader: AttributeReader
     slots: ModelSlots
     liveness: Liveness | None = None
     decode: Callable[..., Photo] = images.decode
@@ -192,7 +192,7 @@ class Pipeline:
     ) -> tuple[Face, list[Check]]:
         """Pass the photo through every gate, liveness last; raises as `face_checks.check_photo`."""
         with trace.stage("check"):
-            face, checks = face_checks.check_photo(photo.pixels, faces, self.settings, self.covering, photo.reduced_by)
+            face, checks = face_checks.check_photo(photo.pixels, faces, self.settings, self.reader, photo.reduced_by)
         figures = {check.code: check.measured for check in checks}
         if liveness is not None:
             with trace.stage("liveness"):

@@ -20,7 +20,7 @@ from bootstrap import load_engine
 from commands.bulk.photo_list import SUFFIXES
 from commands.evaluate.biometrics import wilson
 from engines.base import Engine, Template, similarity_of
-from engines.covering import CoveringClassifier, CoveringModel
+from engines.face_attributes import AttributeReader, FaceAttributesModel
 from errors import FaceError
 from face_checks import Measurements, judge, measure, require_single_face
 from photos import decode
@@ -38,7 +38,7 @@ Degrade = Callable[[Pixels, Eyes, float], Pixels]
 
 @dataclass(frozen=True)
 class Photo:
-    """One labelled photo; `learned` if the covering classifier was trained on it, so that it proves nothing there."""
+    """One labelled photo; `learned` if the network was trained on it, so that it proves nothing there."""
 
     path: Path
     label: str
@@ -92,10 +92,14 @@ MEASURES = {
     "yaw": Measure("head_turned", "max_yaw_deg", "yaw, degrees", lambda m: abs(m.pose.yaw)),
     "pitch": Measure("head_raised_or_lowered", "max_pitch_deg", "pitch, degrees", lambda m: abs(m.pose.pitch)),
     "colour": Measure("unnatural_colour", "max_colour_distance", "distance from skin", lambda m: m.colour_distance),
-    "hidden": Measure("landmarks_hidden", "max_hidden", "probability", lambda m: m.covering.hidden),
-    "mask": Measure("mask", "max_mask", "probability", lambda m: m.covering.mask),
-    "sunglasses": Measure("sunglasses", "max_sunglasses", "probability", lambda m: m.covering.sunglasses),
-    "other": Measure("face_covered", "max_covered", "probability", lambda m: m.covering.other),
+    "stretch": Measure("distorted", "max_stretch", "width / height, or the inverse", lambda m: m.stretch),
+    "likeness": Measure("distorted", "min_likeness", "estimated likeness", lambda m: m.attributes.likeness),
+    "blend": Measure("distorted", "max_blend", "probability", lambda m: m.attributes.blend),
+    "hidden": Measure("landmarks_hidden", "max_hidden", "probability", lambda m: m.attributes.hidden),
+    "mask": Measure("mask", "max_mask", "probability", lambda m: m.attributes.mask),
+    "sunglasses": Measure("sunglasses", "max_sunglasses", "probability", lambda m: m.attributes.sunglasses),
+    "other": Measure("face_covered", "max_covered", "probability", lambda m: m.attributes.other),
+    "eyes": Measure("eyes_closed", "max_eyes_shut", "probability", lambda m: m.attributes.eyes_shut),
 }
 COVERING_CODES = {"landmarks_hidden", *RIGHT_CODE.values()}
 
@@ -105,7 +109,7 @@ class Gates:
     """The service's own way from a photo to a template, which here goes on after a refusal."""
 
     engine: Engine
-    covering: CoveringClassifier
+    reader: AttributeReader
     settings: Settings
 
     def see_file(self, path: Path) -> Seen:
@@ -128,7 +132,7 @@ class Gates:
         except FaceError as error:
             return Seen((error.code,))
         try:
-            found = measure(image, face, self.covering)
+            found = measure(image, face, self.reader)
             template = self.engine.embed(image, face)
         except ValueError:
             return Seen(("landmarks_hidden",))
@@ -254,6 +258,11 @@ def _tilt(image: Pixels, eyes: Eyes, degrees: float) -> Pixels:
     return np.asarray(cv2.warpAffine(image, turn, size, borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
+def _stretch(image: Pixels, _: Eyes, width: float) -> Pixels:
+    size = (max(1, round(width * image.shape[1])), image.shape[0])
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
 def _compress(image: Pixels, _: Eyes, quality: float) -> Pixels:
     data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1]
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
@@ -292,8 +301,9 @@ DEGRADATIONS = (
     Degradation("shaken across", "length / inter-eye", "sharpness", _SHAKES, _shake(0)),
     Degradation("shaken down", "length / inter-eye", "sharpness", _SHAKES, _shake(90)),
     Degradation("shaken diagonally", "length / inter-eye", "sharpness", _SHAKES, _shake(45)),
-    Degradation("JPEG", "quality", "sharpness", (30, 15, 10, 7, 4), _compress),
-    Degradation("noise", "sigma, grey levels", "sharpness", (5, 10, 20, 30, 40, 60), _noise),
+    Degradation("JPEG", "quality", "likeness", (30, 15, 10, 7, 4), _compress),
+    Degradation("noise", "sigma, grey levels", "likeness", (5, 10, 20, 30, 40, 60), _noise),
+    Degradation("stretched", "width", "stretch", (0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2), _stretch),
     Degradation("shrunk", "inter-eye, px", "inter-eye", (32, 28, 24, 20, 16, 13, 10), _shrink),
     Degradation("darkened", "factor", "luminance", _DARKER, _scale_light),
     Degradation("darkened, sensor noise", "factor", "luminance", _DARKER, _darken_noisily),
@@ -519,7 +529,7 @@ sub-folders `none`, `mask`, `sunglasses`, `other`) and, if you like, identities 
     python -m benchmarks.evaluate_checks <photos> --people <identities> --model <FACE_MODEL> --out checks.md
 
 The first model named judges all folders and is calibrated, the others the first folder (and the identities) alone.
-Shares are in per cent, with Wilson's 95 % interval in brackets. *Quality alone*: the covering classifier learned from
+Shares are in per cent, with Wilson's 95 % interval in brackets. *Quality alone*: the network learned from
 these faces, so that its verdict is left out. The photos are for research only, and none of them is shown."""
 
 
@@ -583,7 +593,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = vars(parser.parse_args(arguments))
     settings = load_settings(given, environ={}, env_file=None)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    covering = CoveringModel(settings.models_dir)
+    reader = FaceAttributesModel(settings.models_dir)
     gates = []
     for name in given["model"] or [settings.face_model]:
         engine = load_engine(
@@ -593,7 +603,7 @@ def main(arguments: list[str] | None = None) -> None:
             threads=settings.model_threads,
             may_fall_back=True,
         )
-        gates.append(Gates(engine, covering, settings))
+        gates.append(Gates(engine, reader, settings))
     write_page(
         given["out"],
         {folder.name: read_photos(folder) for folder in given["photos"]},

@@ -11,12 +11,12 @@ import pytest
 
 import face_checks
 from engines.base import MEAN_FACE, Face
-from engines.covering import Covering
+from engines.face_attributes import FaceAttributes
 from errors import FaceError
 from face_checks import check_photo, head_pose
 from photos.pixels import Pixels
 from settings import Settings
-from tests.support.fakes import ScriptedCovering, a_face, a_photo, packaged_photo
+from tests.support.fakes import ScriptedAttributes, a_face, a_photo, packaged_photo
 
 LIMITS = Settings()
 # The order in which api.md lists the reasons of a refusal.
@@ -35,10 +35,12 @@ ORDER = [
     "head_turned",
     "head_raised_or_lowered",
     "unnatural_colour",
+    "distorted",
     "landmarks_hidden",
     "mask",
     "sunglasses",
     "face_covered",
+    "eyes_closed",
 ]
 
 
@@ -52,13 +54,13 @@ PORTRAIT_FACE = a_face(42.5, (225.0, 101.0), -4.0)
 
 
 def codes_of(
-    image: Pixels, face: Face | None = None, covering: Covering | None = None, limits: Settings = LIMITS
+    image: Pixels, face: Face | None = None, seen: FaceAttributes | None = None, limits: Settings = LIMITS
 ) -> list[str]:
     """The codes of the checks that one face in `image` fails."""
-    seen = ScriptedCovering()
-    seen.seen = covering or seen.seen
+    reader = ScriptedAttributes()
+    reader.seen = seen or reader.seen
     try:
-        check_photo(image, [face or a_face()], limits, seen)
+        check_photo(image, [face or a_face()], limits, reader)
     except FaceError as error:
         return [check["code"] for check in error.fields["checks"] if not check["passed"]]
     return []
@@ -75,7 +77,7 @@ def turned(yaw: float, pitch: float, roll: float) -> Face:
 
 
 def test_a_good_photo_passes_every_check_and_each_is_reported_in_the_order_of_the_api() -> None:
-    face, checks = check_photo(a_photo(), [a_face()], LIMITS, ScriptedCovering())
+    face, checks = check_photo(a_photo(), [a_face()], LIMITS, ScriptedAttributes())
     assert [check.code for check in checks] == ORDER
     assert all(check.passed and check.hint is None and check.measured is not None for check in checks)
     assert face is not None
@@ -100,9 +102,11 @@ def test_a_head_far_from_upright_and_frontal_is_refused(yaw: float, pitch: float
     assert code in codes_of(a_photo(), turned(yaw, pitch, roll))
 
 
-def hint_of(code: str, image: Pixels, face: Face, limits: Settings = LIMITS) -> str:
+def hint_of(code: str, image: Pixels, face: Face, limits: Settings = LIMITS, seen: FaceAttributes | None = None) -> str:
+    reader = ScriptedAttributes()
+    reader.seen = seen or reader.seen
     with pytest.raises(FaceError) as refused:
-        check_photo(image, [face], limits, ScriptedCovering())
+        check_photo(image, [face], limits, reader)
     (hint,) = [str(check["hint"]) for check in refused.value.fields["checks"] if check["code"] == code]
     return hint
 
@@ -190,22 +194,56 @@ def test_no_skin_tone_is_refused(skin_bgr: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize(
     ("seen", "codes"),
     [
-        (Covering(mask=0.9, sunglasses=0.1, other=0.2, hidden=0.9), ["mask"]),
-        (Covering(mask=0.0, sunglasses=0.9, other=0.0, hidden=0.9), ["sunglasses"]),
-        (Covering(mask=0.0, sunglasses=0.0, other=0.9, hidden=0.9), ["face_covered"]),
-        (Covering(mask=0.9, sunglasses=0.9, other=0.0, hidden=0.9), ["mask", "sunglasses"]),
-        (Covering(mask=0.0, sunglasses=0.0, other=0.0, hidden=0.99), ["landmarks_hidden"]),
-        (Covering(mask=0.1, sunglasses=0.1, other=0.1, hidden=0.1), []),
+        (FaceAttributes(mask=0.9, sunglasses=0.1, other=0.2, hidden=0.9), ["mask"]),
+        (FaceAttributes(mask=0.0, sunglasses=0.9, other=0.0, hidden=0.9), ["sunglasses"]),
+        (FaceAttributes(mask=0.0, sunglasses=0.0, other=0.9, hidden=0.9), ["face_covered"]),
+        (FaceAttributes(mask=0.9, sunglasses=0.9, other=0.0, hidden=0.9), ["mask", "sunglasses"]),
+        (FaceAttributes(mask=0.0, sunglasses=0.0, other=0.0, hidden=0.99), ["landmarks_hidden"]),
+        (FaceAttributes(mask=0.1, sunglasses=0.1, other=0.1, hidden=0.1), []),
     ],
 )
-def test_a_covering_is_refused_by_its_name_and_hidden_landmarks_by_theirs(seen: Covering, codes: list[str]) -> None:
-    assert codes_of(a_photo(), covering=seen) == codes
+def test_a_covering_is_refused_by_its_name_and_hidden_landmarks_by_theirs(
+    seen: FaceAttributes, codes: list[str]
+) -> None:
+    assert codes_of(a_photo(), seen=seen) == codes
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        FaceAttributes(stretch=1.6),
+        FaceAttributes(stretch=0.6),
+        FaceAttributes(likeness=0.2),
+        FaceAttributes(blend=0.99),
+    ],
+)
+def test_a_photo_that_was_changed_to_look_like_nobody_is_refused_as_distorted(seen: FaceAttributes) -> None:
+    assert codes_of(a_photo(), seen=seen) == ["distorted"]
+
+
+def test_shut_eyes_are_refused_unless_dark_lenses_hide_them() -> None:
+    assert codes_of(a_photo(), seen=FaceAttributes(eyes_shut=0.99)) == ["eyes_closed"]
+    assert codes_of(a_photo(), seen=FaceAttributes(eyes_shut=0.99, sunglasses=0.99)) == ["sunglasses"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "code", "hint"),
+    [
+        (FaceAttributes(other=0.99, hand=0.9), "face_covered", face_checks.NEARER_HINTS["hand"]),
+        (FaceAttributes(other=0.99, hand=0.1), "face_covered", face_checks.HINTS["face_covered"]),
+        (FaceAttributes(sunglasses=0.99, spectacles=0.9), "sunglasses", face_checks.NEARER_HINTS["glare"]),
+        (FaceAttributes(sunglasses=0.99, spectacles=0.1), "sunglasses", face_checks.HINTS["sunglasses"]),
+        (FaceAttributes(eyes_shut=0.99), "eyes_closed", face_checks.HINTS["eyes_closed"]),
+    ],
+)
+def test_the_hint_follows_what_is_seen(seen: FaceAttributes, code: str, hint: str) -> None:
+    assert hint_of(code, a_photo(), a_face(), seen=seen) == hint
 
 
 def test_a_refusal_names_the_first_failure_and_lists_every_check_with_what_was_measured_and_required() -> None:
     dark = np.clip(a_photo() * 0.05, 0, 255).astype(np.uint8)
     with pytest.raises(FaceError) as caught:
-        check_photo(dark, [a_face(inter_eye_distance=12)], LIMITS, ScriptedCovering())
+        check_photo(dark, [a_face(inter_eye_distance=12)], LIMITS, ScriptedAttributes())
     checks = {check["code"]: check for check in caught.value.fields["checks"]}
     assert caught.value.code == "face_too_small"
     assert list(checks) == ORDER

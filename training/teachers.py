@@ -65,7 +65,7 @@ class Mesh:
         seen = cv2.warpAffine(crop, matrix, (MESH_INPUT, MESH_INPUT), borderMode=cv2.BORDER_REPLICATE)
         image = cv2.cvtColor(seen, cv2.COLOR_BGR2RGB).astype(np.float32)[None] / 255
         found = self._session.run(None, {"image": image})[0].reshape(468, 3).astype(np.float64) / scale
-        return np.asarray(found + (left, top, 0))
+        return np.asarray(found + np.array([left, top, 0.0]))
 
 
 def five_points(mesh: Points) -> Points:

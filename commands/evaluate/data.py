@@ -29,7 +29,7 @@ _CODE = (
     ),
     "face_checks.py",
     "pipeline.py",
-    "models/covering.onnx",
+    "models/face_attributes.onnx",
 )
 
 _REFUSED = b"refused: "  # and no float of a template of norm 1, the four bytes of each being far too large

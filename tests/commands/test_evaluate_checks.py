@@ -11,11 +11,11 @@ import pytest
 
 from benchmarks.evaluate_checks import DEGRADATIONS, MEASURES, Degradation, Gates, read_people, read_photos, write_page
 from engines.base import Face
-from engines.covering import Covering
+from engines.face_attributes import FaceAttributes
 from face_checks import judge, measure
 from photos.pixels import Pixels
 from settings import Settings
-from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
+from tests.support.fakes import ScriptedAttributes, ScriptedEngine, a_face, a_photo, jpeg
 
 LIMITS = Settings()
 
@@ -27,12 +27,12 @@ class FindsTheFaceAgain(ScriptedEngine):
         return [a_face()] if image.shape[:2] == (360, 320) else []
 
 
-class SeesRedAsAMask(ScriptedCovering):
+class SeesRedAsAMask(ScriptedAttributes):
     """Calls a face a mask where red prevails by much."""
 
-    def classify(self, aligned: Pixels) -> Covering:
+    def read(self, aligned: Pixels) -> FaceAttributes:
         blue, _, red = aligned.reshape(-1, 3).mean(axis=0)
-        return Covering(mask=float(red - blue > 100), sunglasses=0.0, other=0.0, hidden=0.0)
+        return FaceAttributes(mask=float(red - blue > 100), sunglasses=0.0, other=0.0, hidden=0.0)
 
 
 def write(path: Path, image: Pixels) -> None:
@@ -73,7 +73,7 @@ def test_what_the_classifier_learned_from_counts_only_for_quality_and_only_where
 
 
 def test_the_measures_are_exactly_those_that_the_gates_judge() -> None:
-    found = measure(a_photo(), a_face(), ScriptedCovering())
+    found = measure(a_photo(), a_face(), ScriptedAttributes())
     assert {one.code for one in MEASURES.values()} == {check.code for check in judge(found, LIMITS)}
 
 

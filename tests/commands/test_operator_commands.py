@@ -34,7 +34,7 @@ from store.audit_log import lines_of
 from store.encryption import Keyring
 from store.records import Enrolment
 from store.sqlite import SqliteStore
-from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg, write_tiny_pack
+from tests.support.fakes import ScriptedAttributes, ScriptedEngine, a_photo, jpeg, write_tiny_pack
 
 
 def a_template(seed: int, dimension: int = 64) -> Template:
@@ -85,7 +85,7 @@ class Bench:
     """What an import works with, on a scripted model."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(processing, "CoveringModel", lambda _: ScriptedCovering())
+        monkeypatch.setattr(processing, "FaceAttributesModel", lambda _: ScriptedAttributes())
         self.folder = folder
         self.settings = Settings(data_dir=folder, duplicate_threshold=0.99, verify_threshold=0.99)
         self.engine: Engine = ByBrightness()

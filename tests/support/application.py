@@ -8,7 +8,7 @@ from api.access import Access
 from api.service_parts import Parts
 from app import create_app
 from engines.base import Engine
-from engines.covering import CoveringClassifier
+from engines.face_attributes import AttributeReader
 from engines.liveness import Liveness
 from gallery.decisions import Gallery
 from pipeline import ModelSlots, Pipeline
@@ -20,7 +20,7 @@ from store.records import RecordStore
 def make_app(
     settings: Settings,
     engine: Engine,
-    covering: CoveringClassifier,
+    reader: AttributeReader,
     store: RecordStore,
     gallery: Gallery,
     *,
@@ -29,5 +29,5 @@ def make_app(
 ) -> Flask:
     """The WSGI application on these parts; it decodes photos in this process."""
     slots = ModelSlots(settings.model_slots, settings.queue_limit)
-    pipeline = Pipeline(settings, engine, covering, slots, liveness)
+    pipeline = Pipeline(settings, engine, reader, slots, liveness)
     return create_app(settings, Parts(engine, store, gallery, pipeline, Access(settings), audit))
