@@ -30,10 +30,11 @@ fix: $(VENV)/.test-ready ## mend what ruff and codespell can mend
 	$(BIN)/ruff format .
 	$(BIN)/codespell --write-changes
 
-# DATA holds photos/ (with labels.csv, or none/ mask/ sunglasses/ other/), and perhaps covering/, people/ and pack/.
+# DATA holds photos/ (with labels.csv, or none/ mask/ sunglasses/ other/), and perhaps the crops of covering/,
+# covering_more/ and eyes/, people/ and pack/.
 evaluate-checks: $(VENV)/.run-ready ## write docs/checks.md anew (DATA=folder of labelled photos)
 	@test -d "$(DATA)" || { echo "It takes a folder of photos: make $@ DATA=<folder>"; exit 1; }
-	$(BIN)/python -m benchmarks.evaluate_checks $(wildcard $(DATA)/photos $(DATA)/covering) \
+	$(BIN)/python -m benchmarks.evaluate_checks $(wildcard $(addprefix $(DATA)/,photos covering covering_more eyes)) \
 		$(if $(wildcard $(DATA)/people),--people $(DATA)/people) \
 		$(if $(wildcard $(DATA)/pack),--model $(DATA)/pack --model compact --thresholds 0.38 0.5) $(ARGS)
 

@@ -96,48 +96,6 @@ class Pose:
     roll: float
 
 
-# How far the camera of the pose fit stands away, in inter-eye distances: far enough for a nearly parallel view, since
-# no focal length is known of an uploaded photo.
-_CAMERA_DISTANCE = 20.0
-
-
-def head_pose(face: Face) -> Pose:
-    """Estimate the head pose from five landmarks: the rotation of the rigid mean face that explains them best.
-
-    Least squares of the reprojection (Levenberg-Marquardt), begun at the frontal face with the eyes' own roll.
-
-    Raises:
-        ValueError: the landmarks are degenerate.
-    """
-    left, right = face.eyes
-    between = right - left
-    inter_eye = face.inter_eye
-    if not np.isfinite(face.landmarks).all() or inter_eye < 1.0:
-        raise ValueError("degenerate landmarks")
-    tilt = math.atan2(between[1], between[0])
-    focal = inter_eye * _CAMERA_DISTANCE
-    middle = (left + right) / 2
-    camera = np.array([[focal, 0, middle[0]], [0, focal, middle[1]], [0, 0, 1]])
-    fitted, turn, _ = cv2.solvePnP(
-        MEAN_FACE,
-        face.landmarks.astype(np.float64),
-        camera,
-        None,
-        rvec=np.array([[0.0], [0.0], [tilt]]),
-        tvec=np.array([[0.0], [0.0], [_CAMERA_DISTANCE]]),
-        useExtrinsicGuess=True,
-        flags=cv2.SOLVEPNP_ITERATIVE,
-    )
-    if not fitted or not np.isfinite(turn).all():
-        raise ValueError("degenerate landmarks")
-    rotation = cv2.Rodrigues(turn)[0]
-    # rotation = roll about the line of sight, then pitch, then yaw of the head about its own axis
-    pitch = math.asin(float(np.clip(-rotation[1, 2], -1, 1)))
-    yaw = math.atan2(float(rotation[0, 2]), float(rotation[2, 2]))
-    roll = math.atan2(float(rotation[1, 0]), float(rotation[1, 1]))
-    return Pose(yaw=math.degrees(yaw), pitch=math.degrees(pitch), roll=math.degrees(roll))
-
-
 def _alignment(face: Face) -> Floats:
     """The similarity transform from the photo to the frame: least squares over the landmarks, in complex numbers."""
     source = face.landmarks.astype(np.float64) @ np.array([1, 1j])
@@ -151,6 +109,18 @@ def _alignment(face: Face) -> Floats:
         raise ValueError("degenerate landmarks")
     shift = target.mean() - turn * source.mean()
     return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
+
+
+def head_pose(face: Face, attributes: FaceAttributes) -> Pose:
+    """The head's pose in the photo: what the network sees in the aligned crop, and the turn that aligned it.
+
+    Raises:
+        ValueError: the landmarks are degenerate.
+    """
+    aligned = _alignment(face)
+    turn_deg = math.degrees(math.atan2(aligned[1, 0], aligned[0, 0]))
+    roll = (attributes.roll - turn_deg + 180) % 360 - 180
+    return Pose(yaw=attributes.yaw, pitch=attributes.pitch, roll=roll)
 
 
 def aligned_face(image: Pixels, face: Face) -> Pixels:
@@ -308,7 +278,7 @@ def measure(image: Pixels, face: Face, reader: AttributeReader, reduced_by: int 
     """
     aligned = aligned_face(image, face)
     attributes = reader.read(aligned)
-    pose = head_pose(face)
+    pose = head_pose(face, attributes)
     grey = np.asarray(cv2.cvtColor(aligned, cv2.COLOR_BGR2GRAY), np.uint8)
     light = grey[REGION]
     inter_eye = face.inter_eye / max(0.2, math.cos(math.radians(pose.yaw)))

@@ -30,7 +30,12 @@ from settings import PROJECT, Settings, add_flags, load_settings
 logger = logging.getLogger(__name__)
 
 # What a photo shows -> the code that a refusal should carry.
-RIGHT_CODE = {"none": "", "mask": "mask", "sunglasses": "sunglasses", "other": "face_covered"}
+RIGHT_CODE = {
+    "none": "", "mask": "mask", "sunglasses": "sunglasses", "other": "face_covered", "open": "", "shut": "eyes_closed",
+}  # fmt: skip
+UNDECIDED = {"half", "one_shut"}
+# What sets coverings apart in the table; other attributes do not.
+APART = {"synthetic", "mild"}
 
 Eyes = npt.NDArray[np.float64]
 Degrade = Callable[[Pixels, Eyes, float], Pixels]
@@ -155,6 +160,8 @@ def read_photos(folder: Path) -> list[Photo]:
     if (folder / "labels.csv").is_file():
         with (folder / "labels.csv").open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
+                if row["label"] in UNDECIDED:
+                    continue
                 if row["label"] not in RIGHT_CODE:
                     raise ValueError(f"{folder.name}/labels.csv: unknown label {row['label']!r}")
                 attributes = tuple(sorted(filter(None, (row.get("attributes") or "").split(";"))))
@@ -383,12 +390,15 @@ Judged = Sequence[tuple[Photo, Seen]]
 def covering_section(judged: Judged) -> list[str]:
     """Coverings refused, and how often by the right code."""
     rows = []
-    for kind in sorted({(photo.label, photo.attributes) for photo, _ in judged if photo.label != "none"}):
-        mine = [seen.codes for photo, seen in judged if (photo.label, photo.attributes) == kind]
+    groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for photo, seen in judged:
+        if RIGHT_CODE[photo.label]:
+            groups.setdefault((photo.label, *sorted(APART & {*photo.attributes})), []).append(seen.codes)
+    for kind, mine in sorted(groups.items()):
         refused, code = [codes for codes in mine if codes], RIGHT_CODE[kind[0]]
         rows.append(
             (
-                " ".join((kind[0], *kind[1])),
+                " ".join(kind),
                 len(mine),
                 _share(bool(codes) for codes in mine),
                 _per_cent(codes[0] == code for codes in refused),
@@ -404,7 +414,7 @@ def clean_section(judged: Judged) -> list[str]:
     """Clean faces accepted, in each subgroup; where the classifier learned from them, by the quality checks alone."""
     groups: dict[str, list[tuple[str, ...]]] = {"all": []}
     for photo, seen in judged:
-        if photo.label == "none" and not photo.learned:
+        if not RIGHT_CODE[photo.label] and not photo.learned:
             for name in ("all", *(photo.attributes or ("no attribute",))):
                 groups.setdefault(name, []).append(seen.codes)
     for photo, seen in judged:
@@ -562,7 +572,7 @@ def write_page(
                 break
             logger.info("%s: %s photos of %s", engine, len(photos), name)
             judged = [*one.judged(photos), *(chain.from_iterable(known) if number == 0 else ())]
-            lines += [f"## {engine}: the folder `{name}`", "", *covering_section(judged), *clean_section(judged)]
+            lines += [f"## {engine}: the folder `{name}`", "", *clean_section(judged), *covering_section(judged)]
             if number == 0:
                 lines += measures_section(judged, settings)
                 clean = [photo for photo, seen in judged if photo.label == "none" and not (photo.learned or seen.codes)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from labels import INPUT, LEFT, OUTPUTS, PROBABILITIES, ROLL, TOP, UNITS, YAW
+from labels import INPUT, LEFT, OUTPUTS, PROBABILITIES, ROLL, STRETCH, TOP, UNITS, YAW
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from overlays import Image
@@ -39,6 +40,9 @@ class Residual(nn.Module):
         return torch.relu(x + self.second(self.first(x)))
 
 
+HIDDEN = 192
+
+
 class Net(nn.Module):
     """float [n, 3, 128, 128] BGR 0..255 → float [n, 15], named by OUTPUTS: logits, then quantities in UNITS."""
 
@@ -51,17 +55,30 @@ class Net(nn.Module):
         self.coarsest = nn.Sequential(_conv(d, e, 2), Residual(e))
         self.eyes = nn.Sequential(nn.Conv2d(c, 24, 1), nn.ReLU(inplace=True))
         self.parts = nn.Sequential(nn.Conv2d(d, 24, 1), nn.ReLU(inplace=True))
-        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(24 * 48 + 24 * 64 + e * 4 + 2 * b, len(OUTPUTS)))
+        features = 24 * 48 + 24 * 64 + e * 4 + 2 * b
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(features, len(OUTPUTS)))
+        # Learned last, on what the rest has become; adds to the head above, at first nothing.
+        self.second = nn.Sequential(
+            nn.BatchNorm1d(features),
+            nn.Dropout(0.3),
+            nn.Linear(features, HIDDEN),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.3),
+        )
+        self.second_head = nn.Linear(HIDDEN, len(OUTPUTS))
+        nn.init.zeros_(self.second_head.weight)
+        nn.init.zeros_(self.second_head.bias)
 
     def finest(self, x: torch.Tensor) -> torch.Tensor:
         """float [n, 32, 32, 32]: edges and textures."""
         return self.fine((x - 127.5) / 64.0)  # type: ignore[no-any-return]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.rest(self.finest(x))
+        features = self.features(self.finest(x))
+        return self.head(features) + self.second_head(self.second(features))  # type: ignore[no-any-return]
 
-    def rest(self, fine: torch.Tensor) -> torch.Tensor:
-        """All that follows the finest maps."""
+    def features(self, fine: torch.Tensor) -> torch.Tensor:
+        """float [n, 3520]: what the heads read, from the finest maps."""
         middle = self.middle(fine)
         coarse = self.coarse(middle)
         # Where in the face something lies stays known; the eyes' own rows are read at twice the detail; noise and
@@ -70,7 +87,7 @@ class Net(nn.Module):
         spread = (((fine - mean[:, :, None, None]) ** 2).mean((2, 3)) + 1e-5).sqrt()
         whole = nn.functional.avg_pool2d(self.coarsest(coarse), 2)
         maps = (self.eyes(middle[:, :, 4:7]), self.parts(coarse), whole)
-        return self.head(torch.cat([*(each.flatten(1) for each in maps), mean, spread], 1))  # type: ignore[no-any-return]
+        return torch.cat([*(each.flatten(1) for each in maps), mean, spread], 1)
 
     def start_from(self, path: Path, images: torch.Tensor) -> None:
         """Take the first nine convolutions from an earlier network (`covering.onnx`), as long as they have its shapes.
@@ -106,15 +123,23 @@ class Net(nn.Module):
 
 
 class Exported(nn.Module):
-    """uint8 [n, 160, 160, 3] BGR, as `aligned_face` cuts it → ten probabilities and five quantities."""
+    """uint8 [n, 160, 160, 3] BGR, as `aligned_face` cuts it → ten probabilities and five quantities.
+
+    Each is the mean of what the crop and its mirror image tell: the pose is then the same for both.
+    """
 
     def __init__(self, net: Net) -> None:
         super().__init__()
         self.net = net
         self.register_buffer("units", torch.from_numpy(UNITS))
+        # Yaw and roll of a mirror image have the other sign.
+        self.register_buffer("mirrored", torch.tensor([-1.0 if name in ("yaw", "roll") else 1.0 for name in OUTPUTS]))
 
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
         part = crops[:, TOP : TOP + INPUT, LEFT : LEFT + INPUT].permute(0, 3, 1, 2).float()
+        return (self.told(part) + self.told(part.flip(3)) * self.mirrored) / 2
+
+    def told(self, part: torch.Tensor) -> torch.Tensor:
         found = self.net(part)
         ten = len(PROBABILITIES)
         return torch.cat([torch.sigmoid(found[:, :ten]), found[:, ten:] * self.units], 1)
@@ -124,19 +149,28 @@ class Exported(nn.Module):
 WEIGHTS = (1.5, 1.5, 1.5, 0.5, 0.5, 0.5, 1.5, 0.5, 0.5, 0.7, 1, 1, 1, 1.5, 1)
 
 
-def loss_of(found: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+# How much more the positives of rare outputs count in the end.
+RARE = {"shut": 5.0, "blend": 4.0, "other": 1.5, "sunglasses": 1.5}
+
+
+def loss_of(found: torch.Tensor, labels: torch.Tensor, rare: Mapping[str, float] | None = None) -> torch.Tensor:
     """Cross-entropy over the known labels, softened a little against wrong ones, and smooth L1 of the quantities."""
     ten = len(PROBABILITIES)
     weights = torch.tensor(WEIGHTS)
+    positive = torch.tensor([(rare or {}).get(name, 1.0) for name in PROBABILITIES])
     known = (labels[:, :ten] >= 0).float() * weights[:ten]
     soft = labels[:, :ten].clamp(min=0) * 0.96 + 0.02
-    each = nn.functional.binary_cross_entropy_with_logits(found[:, :ten], soft, reduction="none")
+    each = nn.functional.binary_cross_entropy_with_logits(found[:, :ten], soft, reduction="none", pos_weight=positive)
     measured = labels[:, ten:].isfinite().float() * weights[ten:]
+    if rare:  # most faces are not stretched: else the answer is drawn towards that
+        measured[:, STRETCH - ten] *= torch.where(labels[:, STRETCH] == 0, 0.1, 2.0)
     target = torch.nan_to_num(labels[:, ten:]) / torch.from_numpy(UNITS)
     off = nn.functional.smooth_l1_loss(found[:, ten:], target, reduction="none", beta=0.15)
     return (each * known).sum() / known.sum() + (off * measured).sum() / measured.sum()
 
 
+# What the first training leaves as it is.
+LATER = ("fine.", "second")
 # The finest maps are kept in bytes: eighths from 0 to 31.9, which 99.9 % of them do not reach.
 STEPS_OF_MAP = 8.0
 
@@ -166,8 +200,8 @@ def _train(rank: int, net: Net, maps: torch.Tensor, labels: torch.Tensor, shared
     torch.set_num_threads(1)
     torch.manual_seed(shared.seed * 100 + rank)
     batch, peak, apart = 64, 1.5e-3, 24
-    parameters = [*(p for name, p in net.named_parameters() if not name.startswith("fine."))]
-    buffers = [b for name, b in net.named_buffers() if not name.startswith("fine.") and b.dtype == torch.float32]
+    parameters = [*(p for name, p in net.named_parameters() if not name.startswith(LATER))]
+    buffers = [b for name, b in net.named_buffers() if not name.startswith(LATER) and b.dtype == torch.float32]
     optimiser = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.03)
     weights = [*parameters, *buffers]
     average = [w.detach().clone() for w in weights]
@@ -186,7 +220,7 @@ def _train(rank: int, net: Net, maps: torch.Tensor, labels: torch.Tensor, shared
         if torch.rand(()) < 0.4:
             x = torch.roll(x, tuple(torch.randint(-1, 2, (2,)).tolist()), (2, 3))
         with torch.autocast("cpu", torch.bfloat16):
-            found = net.rest(x)
+            found = net.head(net.features(x))
         loss = loss_of(found.float(), y)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -237,8 +271,8 @@ def fit(images: Image, labels: NDArray[np.float32], *, minutes: float, seed: int
     net.start_from(start, torch.from_numpy(images[:256]).permute(0, 3, 1, 2).float())
     net = net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload] # a layout, unknown to the stubs
     maps = finest_maps(net, images)
-    weights = [p for name, p in net.named_parameters() if not name.startswith("fine.")]
-    weights += [b for name, b in net.named_buffers() if not name.startswith("fine.") and b.dtype == torch.float32]
+    weights = [p for name, p in net.named_parameters() if not name.startswith(LATER)]
+    weights += [b for name, b in net.named_buffers() if not name.startswith(LATER) and b.dtype == torch.float32]
     flat = torch.cat([w.detach().reshape(-1) for w in weights])
     shared = Shared(
         seed,
@@ -262,6 +296,64 @@ def fit(images: Image, labels: NDArray[np.float32], *, minutes: float, seed: int
     with torch.no_grad():
         for w, value in zip(weights, _cut(shared.result, weights), strict=True):
             w.copy_(value)
+    return net.eval()
+
+
+def _keep_features(net: Net, images: Image, features: torch.Tensor, chunks: list[int]) -> None:
+    torch.set_num_threads(1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for chunk in chunks:
+            rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+            x = torch.from_numpy(np.array(images[rows])).float().permute(0, 3, 1, 2)
+            features[rows] = net.features(net.finest(x.flip(3) if chunk % 2 else x)).bfloat16()
+
+
+# Of every second so many images the mirror image is used.
+CHUNK = 250
+
+
+def refine(net: Net, images: Image, labels: NDArray[np.float32], *, epochs: int, seed: int, workers: int) -> Net:
+    """Train the second head on the features of all images, or of their mirror images; the features stay as they are.
+
+    Shut eyes, blends and stretched faces are rare among the samples: they count more here.
+    """
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    count, width = len(images), net.second[0].num_features
+    features = torch.empty(count, width, dtype=torch.bfloat16).share_memory_()
+    labels = labels.copy()
+    for first in range(CHUNK, count, 2 * CHUNK):
+        labels[first : first + CHUNK, [YAW, ROLL]] *= -1
+    chunks = list(range(-(-count // CHUNK)))
+    context = multiprocessing.get_context("fork")
+    net.eval()
+    processes = [
+        context.Process(target=_keep_features, args=(net, images, features, chunks[rank::workers]))
+        for rank in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    log.info("features of %d", count)
+    known = torch.from_numpy(labels)
+    parameters = [*net.second.parameters(), *net.second_head.parameters(), *net.head.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05)
+    batch = 256
+    steps = epochs * (count // batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=steps, pct_start=0.15)
+    for part in (net.second, net.second_head, net.head):
+        part.train()
+    for step in range(steps):
+        rows = torch.randint(count, (batch,))
+        x = features[rows].float()
+        loss = loss_of(net.head(x) + net.second_head(net.second(x)), known[rows], RARE)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        if step % 100 == 0:
+            log.info("second head: step %d of %d, loss %.4f", step, steps, loss.item())
     return net.eval()
 
 

@@ -49,6 +49,7 @@ def main() -> None:
     positives = dict(zip(OUTPUTS, (labels > 0.5).sum(0).tolist(), strict=True))
     log.info("%d samples, known positives %s", len(images), positives)
     net = network.fit(images, labels, minutes=args.minutes, seed=args.seed, start=args.start, workers=args.workers)
+    network.refine(net, images, labels, epochs=12, seed=args.seed, workers=args.workers)
     network.export(net, args.out)
 
 
