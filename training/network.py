@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from eye_network import SHUT, EyeNet
 from labels import INPUT, LEFT, OUTPUTS, PROBABILITIES, ROLL, STRETCH, TOP, UNITS, YAW
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -122,15 +123,18 @@ class Net(nn.Module):
                 hook.remove()
 
 
+EYES_SHARE = 0.5
+
+
 class Exported(nn.Module):
     """uint8 [n, 160, 160, 3] BGR, as `aligned_face` cuts it → ten probabilities and five quantities.
 
     Each is the mean of what the crop and its mirror image tell: the pose is then the same for both.
     """
 
-    def __init__(self, net: Net) -> None:
+    def __init__(self, net: Net, eyes: EyeNet) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.eyes = net, eyes
         self.register_buffer("units", torch.from_numpy(UNITS))
         # Yaw and roll of a mirror image have the other sign.
         self.register_buffer("mirrored", torch.tensor([-1.0 if name in ("yaw", "roll") else 1.0 for name in OUTPUTS]))
@@ -142,6 +146,9 @@ class Exported(nn.Module):
     def told(self, part: torch.Tensor) -> torch.Tensor:
         found = self.net(part)
         ten = len(PROBABILITIES)
+        # Both networks were taught whether the eyes are shut: the mean of their logits counts.
+        shut = EYES_SHARE * self.eyes(part)[:, None] + (1 - EYES_SHARE) * found[:, SHUT : SHUT + 1]
+        found = torch.cat([found[:, :SHUT], shut, found[:, SHUT + 1 :]], 1)
         return torch.cat([torch.sigmoid(found[:, :ten]), found[:, ten:] * self.units], 1)
 
 
@@ -357,12 +364,10 @@ def refine(net: Net, images: Image, labels: NDArray[np.float32], *, epochs: int,
     return net.eval()
 
 
-def export(net: nn.Module, path: Path) -> None:
+def export(net: Net, eyes: EyeNet, path: Path) -> None:
     """Write one ONNX file with any number of faces at once."""
-    training = net.training
-    assert isinstance(net, Net)
     torch.onnx.export(
-        Exported(net).eval(),
+        Exported(net, eyes).eval(),
         (torch.zeros(2, 160, 160, 3, dtype=torch.uint8),),
         str(path),
         input_names=["crops"],
@@ -371,4 +376,3 @@ def export(net: nn.Module, path: Path) -> None:
         opset_version=17,
         dynamo=False,
     )
-    net.train(training)

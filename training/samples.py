@@ -133,7 +133,7 @@ def ask_teachers(pictures: Pictures, folder: Path, workers: int) -> None:
 
 def _labels(**known: float) -> NDArray[np.float32]:
     given = {"eyes": 0.0, **known}
-    hidden_eyes = given["eyes"] != 0 or given.get("sunglasses", 0) != 0
+    hidden_eyes = "shut" not in given and (given["eyes"] != 0 or given.get("sunglasses", 0) != 0)
     values = [given.get(name, 0.0) for name in PROBABILITIES] + [np.nan] * len(QUANTITIES)
     labels = np.array(values, np.float32)
     labels[STRETCH] = 0
@@ -253,7 +253,7 @@ KNOWN = {
     "sunglasses": _labels(sunglasses=1, eyes=1, hand=UNKNOWN, spectacles=UNKNOWN),
     "other": _labels(other=1, eyes=UNKNOWN, nose=UNKNOWN, mouth=UNKNOWN, hand=UNKNOWN, spectacles=UNKNOWN),
     "none": _labels(),
-    "open": _labels(sunglasses=UNKNOWN, other=UNKNOWN, hand=UNKNOWN, spectacles=UNKNOWN),
+    "open": _labels(shut=0, sunglasses=UNKNOWN, other=UNKNOWN, hand=UNKNOWN, spectacles=UNKNOWN),
     "half": _labels(shut=0.5, sunglasses=UNKNOWN, other=UNKNOWN, hand=UNKNOWN, spectacles=UNKNOWN),
     "shut": _labels(shut=1, sunglasses=UNKNOWN, other=UNKNOWN, hand=UNKNOWN, spectacles=UNKNOWN),
 }

@@ -13,6 +13,7 @@ import argparse
 import logging
 from pathlib import Path
 
+import eye_network
 import network
 import numpy as np
 import samples
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--bank", type=Path, help="an .npz file that keeps the composed samples")
     parser.add_argument("--start", type=Path, required=True, help="an earlier covering.onnx: its layers begin this one")
     parser.add_argument("--minutes", type=float, default=45)
+    parser.add_argument("--eye-minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
@@ -50,7 +52,8 @@ def main() -> None:
     log.info("%d samples, known positives %s", len(images), positives)
     net = network.fit(images, labels, minutes=args.minutes, seed=args.seed, start=args.start, workers=args.workers)
     network.refine(net, images, labels, epochs=12, seed=args.seed, workers=args.workers)
-    network.export(net, args.out)
+    eyes = eye_network.fit_eyes(images, labels, minutes=args.eye_minutes, seed=args.seed)
+    network.export(net, eyes, args.out)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def test_probabilities_are_probabilities(model: FaceAttributesModel) -> None:
 def test_without_its_file_the_service_does_not_start(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "face_attributes.onnx").write_bytes(content)
-    with pytest.raises(ModelUnavailable, match=r"covering\.onnx"):
+    with pytest.raises(ModelUnavailable, match=r"face_attributes\.onnx"):
         FaceAttributesModel(tmp_path)
 
 
