@@ -16,6 +16,7 @@ WORKDIR /app
 COPY *.py ./
 COPY api/ api/
 COPY commands/ commands/
+COPY challenge/ challenge/
 COPY engines/ engines/
 COPY gallery/ gallery/
 COPY photos/ photos/

@@ -14,10 +14,10 @@ run: $(VENV)/.run-ready ## install what the service needs, and run it (ARGS="--p
 	@exec $(BIN)/python app.py $(ARGS)
 
 test: $(VENV)/.test-ready lint ## everything that CI runs: lint, types, all tests (under 10 minutes on two cores)
-	$(BIN)/python -m pytest -n $(JOBS) -m "slow or model or not slow"
+	$(BIN)/python -m pytest -n $(JOBS) -m "slow or not slow"
 
-quick: $(VENV)/.test-ready lint ## lint, types, and the tests that need no face model (under 30 seconds)
-	$(BIN)/python -m pytest -n $(JOBS) -q -m "not slow and not model"
+quick: $(VENV)/.test-ready lint ## lint, types, and the tests that need no face model (half a minute)
+	$(BIN)/python -m pytest -n $(JOBS) -q -m "not slow and not heavy"
 
 lint: $(VENV)/.test-ready ## ruff, mypy --strict, codespell
 	$(BIN)/ruff check .

@@ -1,30 +1,34 @@
-"""Puts the parts of the service together as the settings name them: store, engine, gallery, pipeline."""
+"""Puts store, model, gallery and pipeline together as the settings name them."""
 
 from __future__ import annotations
 
 import logging
+import os
+import resource
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from api import web_server
 from api.access import Access
+from api.readiness import Readiness
 from api.service_parts import Parts
 from engines import model_files
 from engines.base import Engine
 from engines.face_attributes import FaceAttributesModel
 from engines.liveness import AddOnLiveness, Liveness
 from engines.model_files import ModelUnavailable
+from engines.model_slots import ModelSlots
 from errors import FaceError
 from gallery.decisions import Gallery
 from gallery.snapshot import SnapshotFolder
 from photos.decoder_pool import Decoders
-from pipeline import ModelSlots, Pipeline
+from pipeline import Pipeline
 from settings import PROJECT, Settings
 from store.audit_log import AuditLog
 from store.encryption import NO_KEYS, Keyring
@@ -36,16 +40,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A gallery that loads within this time is there before the first request; a larger one answers `not_ready` meanwhile.
+# How the names of this service's temporary files begin.
+UPLOAD_PREFIX = "face-upload-"
+# The start waits this long for the gallery. A larger one loads on while requests get `not_ready`.
 LOAD_PATIENCE_S = 2.0
-# Git keeps no empty folder, so a clone's uploads/ holds this file.
-FOLDER_KEEPER = ".gitkeep"
 
 AnyStore = TypeVar("AnyStore", bound=EnrolmentLog)
 
 
 def wait_for_store(connect: Callable[[], AnyStore], patience_s: float) -> AnyStore:
-    """Connect and prepare the store, trying again for `patience_s` seconds; FaceError `database_unavailable` then."""
+    """Connect and prepare the store; after `patience_s` seconds of failures raise FaceError `database_unavailable`."""
     deadline = time.monotonic() + patience_s
     pause = 0.5
     while True:
@@ -85,7 +89,7 @@ def make_store(
     Raises:
         ValueError, FaceError: as `mongo.connect`.
     """
-    # A run on one store does not pay for the other's imports.
+    # A run on one store does not import the other's libraries.
     if not mongo_uri:
         from store.sqlite import SqliteStore  # noqa: PLC0415
 
@@ -114,7 +118,7 @@ def connect_store(settings: Settings) -> RecordStore:
             keyring=keyring,
         )
 
-    # A file that cannot be opened now will not be openable in a minute: only a server is waited for that long.
+    # Waiting helps with a server. A file that cannot be opened now cannot be opened in a minute either.
     store = wait_for_store(connect, settings.store_wait_s if settings.mongo_uri else min(5.0, settings.store_wait_s))
     logger.info("Store: %s", store.describe())
     if keyring:
@@ -129,6 +133,7 @@ def load_engine(
     hub_timeout_s: float,
     threads: int,
     may_fall_back: bool,
+    face_detector: str = "auto",
     precision: str = "fp32",
     providers: str = "cpu",
 ) -> Engine:
@@ -140,29 +145,38 @@ def load_engine(
         hub_timeout_s: after this long without an answer the hub counts as unreachable.
         threads: threads of one model run; 0 takes all cores.
         may_fall_back: whether `auto` may take the compact model where AuraFace cannot be had.
+        face_detector: `yunet`, `pack` for the model's own, or `auto`: YuNet for AuraFace, a folder's own for a folder.
         precision: of the recogniser.
         providers: what onnxruntime runs the models on.
 
     Raises:
         ModelUnavailable: with a message for the operator that says what to do.
     """
+    prepare_libraries()
     # Commands that need no model do not pay for the imports.
-    from engines.compact_pack import IDENTITY, compact_pack  # noqa: PLC0415
+    from engines.compact_pack import IDENTITY, YUNET, compact_pack  # noqa: PLC0415
     from engines.insightface_engine import InsightFaceEngine  # noqa: PLC0415
 
     load = partial(InsightFaceEngine, threads=threads, precision=precision, providers=providers)
+    compact = partial(compact_pack, models_dir / "compact", hub_timeout_s=hub_timeout_s)
     if face_model in ("auto", "auraface"):
-        folder = models_dir / "auraface"
+        folder, own_detector = models_dir / "auraface", face_detector == "pack"
+        wanted = [file for file in model_files.AURAFACE if own_detector or file.task == "recognition"]
         try:
-            return load(folder, files=model_files.ensure(folder, hub_timeout_s=hub_timeout_s))
+            files = model_files.ensure(folder, wanted, hub_timeout_s=hub_timeout_s)
         except ModelUnavailable as error:
             if face_model == "auraface":
                 raise
             _require_fall_back(error, may_fall_back=may_fall_back)
+        else:
+            with nullcontext() if own_detector else compact(sources=[YUNET]) as yunet:
+                return load(folder, files=files | (yunet.files if yunet else {}))
     if face_model in ("auto", "compact"):
-        with compact_pack(models_dir / "compact", hub_timeout_s=hub_timeout_s) as pack:
+        with compact() as pack:
             return load(pack.folder, files=pack.files, identity=IDENTITY)
-    return load(Path(face_model).expanduser().resolve())
+    folder = Path(face_model).expanduser().resolve()
+    with compact(sources=[YUNET]) if face_detector == "yunet" else nullcontext() as yunet:
+        return load(folder, files=yunet.files if yunet else None)
 
 
 def _require_fall_back(missing: ModelUnavailable, *, may_fall_back: bool) -> None:
@@ -188,7 +202,7 @@ def cosine_at_half_of(model: str) -> float:
     return known.get(model.removesuffix("-int8"), 0.5)
 
 
-def loaded_engine(settings: Settings) -> Engine:
+def engine_of(settings: Settings) -> Engine:
     """Load the model that the settings name; ModelUnavailable, with what to do, if it cannot be had."""
     engine = load_engine(
         settings.face_model,
@@ -196,6 +210,7 @@ def loaded_engine(settings: Settings) -> Engine:
         hub_timeout_s=settings.hub_timeout_s,
         threads=settings.model_threads,
         may_fall_back=not settings.mongo_uri,
+        face_detector=settings.face_detector,
         precision=settings.embedding_precision,
         providers=settings.ort_providers,
     )
@@ -233,7 +248,7 @@ def gallery_of(settings: Settings, store: EnrolmentLog, engine: Engine) -> Galle
 
 
 def _vector_index(settings: Settings, store: EnrolmentLog, engine: Engine) -> MongoVectorIndex | None:
-    """Return MongoDB's vector index, created, if the settings want it; ValueError where the server has none."""
+    """Create MongoDB's vector index if the settings want it, else None; ValueError if the server cannot."""
     if settings.search == "memory" or not settings.mongo_uri:
         return None
     from store.mongo import MongoStore  # noqa: PLC0415 - as above
@@ -256,10 +271,10 @@ def open_audit_log(settings: Settings) -> AuditLog | None:
 
 
 def announce(gallery: Gallery) -> None:
-    """Say how many people are enrolled, and what in the gallery cannot be used."""
+    """Log how many people are enrolled, and which records cannot be used."""
     status = gallery.status()
     logger.info("Gallery: %d people enrolled with this model", status["enrolled"])
-    # Counted by those who read every record: with SEARCH=mongodb nobody does.
+    # With SEARCH=mongodb this is not counted, because no process reads every record.
     for model, count in status.get("other_models", {}).items():
         logger.warning(
             "The gallery also holds %d records of another model (%s): they are never compared with this one's. "
@@ -271,24 +286,66 @@ def announce(gallery: Gallery) -> None:
         logger.warning("%d records could not be read and are left out of every decision", status["unreadable"])
 
 
-def prepare_uploads(folder: Path) -> None:
-    """Make `folder` the place of every temporary file of this process, and delete what a killed process left there.
+def prepare_libraries() -> None:
+    """Set up the libraries that run the models; to be called before the first of them is loaded."""
+    # From 1.32 on onnxruntime reports to Microsoft and keeps a device id in the home folder, unless this is set before
+    # it is loaded (its Privacy.md).
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import cv2  # noqa: PLC0415 - commands that need no model do not pay for it
 
-    The web server and the form parser keep there what is too large for memory, in nameless files (mode 0600, gone with
-    their last reader, even after a kill). A file system without nameless files gets random names, unlinked at once.
-    The file that keeps the folder in a clone stays.
+    # A photo is no larger than 1600 pixels here, and several are on their way at once: waking a second thread for each
+    # small step takes a tenth of a request's CPU time more.
+    cv2.setNumThreads(1)
+
+
+@contextmanager
+def explaining_missing_threads() -> Iterator[None]:
+    """Turn Python's error for a thread that cannot be started into an OSError that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        raise OSError(
+            "no thread can be started: raise the limit of processes (ulimit -u, TasksMax=, --pids-limit)"
+        ) from error
+
+
+def forbid_core_dumps() -> None:
+    """Leave no core dump of this process and its children: it would hold keys, templates and photos."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The limit does not hold for a dump that Linux pipes to a program; without memory in it, such a dump is harmless.
+    with suppress(OSError):
+        Path("/proc/self/coredump_filter").write_text("0", "ascii")
+
+
+def prepare_uploads(folder: Path) -> None:
+    """Make `folder` the place of this process's temporary files, and delete those that a killed process left there.
+
+    The web server and the form parser put there what is too large for memory, in nameless files (mode 0600), which
+    vanish with their last reader, even after a kill. On a file system without nameless files they get a random name
+    after UPLOAD_PREFIX and are unlinked at once. Only files named like that are deleted.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for left_over in folder.iterdir():
-        if left_over.name != FOLDER_KEEPER and (left_over.is_file() or left_over.is_symlink()):
+    for left_over in folder.glob(f"{UPLOAD_PREFIX}*"):
+        if left_over.is_file() and not left_over.is_symlink():
             left_over.unlink()
-    tempfile.tempdir = str(folder)
+    tempfile.tempdir, tempfile.template = str(folder), UPLOAD_PREFIX
     with tempfile.TemporaryFile():
         pass  # a folder that cannot be written to is known now, not at the first large photo
 
 
+def announce_risks(settings: Settings) -> None:
+    """Say in one line each what the settings leave open; `Access` says it of a service without API keys."""
+    level = logging.INFO if settings.is_local else logging.WARNING
+    if not settings.keyring:
+        logger.log(level, "Templates are not encrypted at rest: TEMPLATE_KEYS is empty")
+    if settings.liveness != "enforce":
+        logger.log(level, "A good photograph of a person passes for the person: LIVENESS is %s", settings.liveness)
+
+
 def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
-    """Load and connect everything that the settings name, and announce it in plain words.
+    """Load and connect everything that the settings name, and log what it is.
 
     Args:
         settings: what the operator set.
@@ -304,15 +361,17 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
         ModelUnavailable: the model cannot be had.
     """
     access = Access(settings)
+    announce_risks(settings)
     web_server.require_free(settings.host, settings.port)
     web_server.return_memory()
     prepare_uploads(settings.uploads_dir)
     decoders = Decoders(settings.model_slots, settings.max_image_pixels)
     at_the_end.callback(decoders.close)
+    prepare_libraries()
     reader = FaceAttributesModel(PROJECT / "models")
     store = connect_store(settings)
-    engine = loaded_engine(settings)
-    decoders.require_working()  # they have been starting meanwhile
+    engine = engine_of(settings)
+    decoders.require_working()  # they started while the model was loading
     liveness = liveness_of(settings)
     web_server.release_memory()
     gallery = gallery_of(settings, store, engine)
@@ -331,6 +390,6 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
         retention = Retention(store, settings.retention_days, lambda: int(gallery.status()["enrolled"]), audit)
         retention.start()
         at_the_end.callback(retention.close)
-    slots = ModelSlots(settings.model_slots, settings.queue_limit)
+    slots = ModelSlots(settings.model_slots, settings.queue_wait_s, settings.photo_requests)
     pipeline = Pipeline(settings, engine, reader, slots, liveness, decoders.decode)
-    return Parts(engine, store, gallery, pipeline, access, audit, retention)
+    return Parts(engine, store, gallery, pipeline, access, Readiness(gallery.refresh), audit, retention)

@@ -1,4 +1,4 @@
-"""Owns the one error that clients ever see, and the table of its codes."""
+"""The one error that clients see, and the table of its codes and sentences."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "forbidden": (403, "This API key does not allow that."),
         "not_found": (404, "There is nothing at this address."),
         "unknown_user": (404, "Nobody is enrolled under this user_id."),
+        "unknown_photo": (404, "This person has no photo with that number."),
         "method_not_allowed": (405, "This address does not accept that method."),
         "duplicate_face": (409, "This face already exists in the database"),
+        "last_photo": (409, "This is the person's only photo. Erase the person instead."),
         "idempotency_conflict": (409, "This Idempotency-Key was used with another photo."),
+        "challenge_used": (409, "This challenge was used already. Please ask for another one."),
         "file_too_large": (413, "The photo's file is too large."),
         "image_too_large": (413, "The photo has too many pixels."),
         "unsupported_format": (415, "Invalid file format. Please use JPG, JPEG, PNG, WebP or HEIC."),
@@ -44,22 +47,25 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "head_raised_or_lowered": (422, "The head is raised or lowered."),
         "unnatural_colour": (422, "The colours of the face are not natural."),
         "distorted": (422, "The photo was stretched, blended, or damaged by compression or noise."),
-        "landmarks_hidden": (422, "The eyes, nose or mouth cannot be seen clearly."),
         "mask": (422, "A mask covers the face."),
         "sunglasses": (422, "Sunglasses cover the eyes."),
         "face_covered": (422, "Something covers part of the face."),
+        "landmarks_hidden": (422, "The eyes, nose or mouth cannot be seen clearly."),
         "eyes_closed": (422, "The eyes are closed."),
         "not_live": (422, "The photo does not seem to show a live person in front of the camera."),
         "liveness_not_assessed": (422, "It could not be determined whether the photo shows a live person."),
+        "challenge_required": (422, "A challenge is required. Ask for one, then send it with the frames."),
+        "challenge_expired": (422, "The challenge is too old or unknown. Please ask for another one."),
+        "challenge_failed": (422, "The frames do not show what the challenge asks for."),
         "rate_limited": (429, "Too many requests. Please wait and try again."),
         "internal_error": (500, "Something went wrong on our side. Please try again."),
         "overloaded": (503, "The service is busy. Please try again shortly."),
         "database_unavailable": (503, "The database cannot be reached. Please try again shortly."),
-        "not_ready": (503, "The service is still starting. Please try again shortly."),
+        "not_ready": (503, "The service is not ready. Please try again shortly."),
     }
 )
 
-# Sentences that say more than a code's own, with named values; they are translated as those are.
+# Sentences that say more than the code's own message, with named values. Each has a translation, as the messages do.
 SENTENCES: Mapping[str, str] = MappingProxyType(
     {
         "no_photo": "No photo was sent. Post it as the form-data field '{field}'.",
@@ -72,7 +78,7 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
         "idempotency_key": "The Idempotency-Key must be 1 to 255 visible ASCII characters.",
         "unknown_key": "This API key is not known.",
         "missing_scope": "This API key does not allow that: it lacks the scope {scope}.",
-        "not_from_here": "Without API keys this service answers its own machine alone, and nobody through a proxy.",
+        "not_from_here": "Without API keys this service answers only its own machine, and no proxy.",
         "foreign_origin": "Pages of this web origin may not call this service.",
         "locked_out": "Too many failed attempts for this user_id. Please try again later.",
         "unreadable_file": "The file cannot be read.",
@@ -87,25 +93,25 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
 
 
 def english(sentence: str, values: Mapping[str, object] = MappingProxyType({})) -> str:
-    """The text of a sentence: a code's own, or one of `SENTENCES` with its values; KeyError if there is none."""
+    """The text of a sentence: the message of a code, or one of `SENTENCES` with its values; KeyError if unknown."""
     text = CODES[sentence][1] if sentence in CODES else SENTENCES[sentence]
     return text.format_map(values)
 
 
 class FaceError(Exception):
-    """A request that cannot be answered as asked, with the code, sentence and status that the client gets.
+    """The reason why a request is refused: the code, sentence and status that the client gets.
 
     Raised where the fact is known; answered in one place, `api/responses.py`.
 
     Args:
         code: a key of `CODES`.
-        sentence: which of `SENTENCES` says it; the code's own when omitted.
-        values: what that sentence names.
-        fields: further keys of the JSON body, such as `checks`.
-        headers: further response headers, such as `Retry-After`.
+        sentence: which of `SENTENCES` the answer has; the code's own message if omitted.
+        values: the values in that sentence.
+        fields: more keys for the JSON body, such as `checks`.
+        headers: more response headers, such as `Retry-After`.
 
     Raises:
-        KeyError: the code, the sentence or a value of it is not there.
+        KeyError: the code, the sentence or one of its values does not exist.
     """
 
     def __init__(
@@ -127,5 +133,5 @@ class FaceError(Exception):
 
 
 def too_large(max_file_bytes: int) -> FaceError:
-    """`file_too_large`, with the limit that a photo's file is over."""
+    """`file_too_large`, with the limit in its sentence."""
     return FaceError("file_too_large", "file_limit", values={"mebibytes": f"{max_file_bytes / 2**20:.3g}"})

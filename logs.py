@@ -1,4 +1,4 @@
-"""Owns how log lines look: text for people, JSON for machines; and what may never be in one."""
+"""Formats log lines, as text for people or JSON for machines, and keeps photos and secrets out of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TextIO
 
-# Attributes that a caller gives with `extra={"fields": {...}}` become keys of the JSON object and k=v in text.
+# A caller adds fields with `extra={FIELDS: {...}}`: keys in the JSON object, key=value in the text.
 FIELDS = "fields"
 
 
@@ -21,7 +21,7 @@ class TextFormatter(logging.Formatter):
         return line + "".join(f" {key}={_plain(value)}" for key, value in fields.items())
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the library's name
-        # A message of several lines is the service's own; whatever begins one, it cannot look like a line of the log.
+        # Only the service's own messages have several lines. The indent keeps them from looking like log lines.
         return "\n  ".join(_one_line(line) for line in super().formatMessage(record).split("\n"))
 
 
@@ -49,17 +49,17 @@ def _plain(value: object) -> str:
 
 
 def _one_line(text: str) -> str:
-    """The text without what begins a new line or commands a terminal."""
+    """The text with line breaks and terminal control characters escaped."""
     return text if text.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def configure(log_format: str, level: str, stream: TextIO | None = None) -> None:
-    """Send the process's log to `stream` (standard error by default) in one of the two forms.
+    """Send the process's log to a stream in one of the two forms.
 
     Args:
         log_format: `text` or `json`.
         level: the least severe level that is logged.
-        stream: where to.
+        stream: standard error if omitted.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(
@@ -69,7 +69,7 @@ def configure(log_format: str, level: str, stream: TextIO | None = None) -> None
     root.handlers[:] = [handler]
     root.setLevel(level)
     for chatty in (
-        "waitress",  # it tells the address that a client asked for
+        "waitress",  # it logs the URL of a request
         "waitress.queue",
         "PIL",
         "werkzeug",
@@ -80,5 +80,5 @@ def configure(log_format: str, level: str, stream: TextIO | None = None) -> None
         "urllib3",
         "huggingface_hub",
     ):
-        # A driver's debug line can carry a document, that is, an embedding; the decoder's, where a photo was taken.
+        # Debug lines of a database driver can hold embeddings; those of the decoder can hold where a photo was taken.
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -1,86 +1,38 @@
-"""Owns a photo's way through the models: how many at once, in which stages, and how long each took."""
+"""Takes a photo through the stages to its template: decode, detect, check, embed. Each stage runs at most once."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
 
 import face_checks
-from engines.base import ENOUGH_SIDE, Engine, Face, Template
+from challenge.judge import judge, require_frame_count
+from challenge.motion import Frame
+from challenge.steps import MAX_FRAME_BYTES, MAX_FRAME_PIXELS, Attempt
+from engines.base import ENOUGH_SIDE, FRAME_SIDE, Engine, Face, Template
 from engines.face_attributes import AttributeReader
 from engines.liveness import Liveness
+from engines.model_slots import NOBODY, Client, ModelSlots
 from errors import FaceError
 from face_checks import Check
 from photos import decode as images
-from photos.decode import Photo
+from photos.decoding_cost import decoding_seconds
+from photos.pixels import Photo
 from settings import Settings
-
-
-class ModelSlots:
-    """How many photos are in the models at once, and how many requests may wait for that, in the order of asking."""
-
-    def __init__(self, slots: int, queue_limit: int) -> None:
-        self._slots, self._places = slots, slots + queue_limit
-        self._lock = threading.Lock()
-        self._in_place = self._in_slot = 0
-        self._waiting: deque[threading.Event] = deque()
-
-    def queue(self) -> tuple[int, int]:
-        """How many wait for a slot, and how many hold one."""
-        with self._lock:
-            return max(0, self._in_place - self._in_slot), self._in_slot
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold a place in the bounded queue; FaceError `overloaded` when it is full."""
-        with self._lock:
-            if self._in_place == self._places:
-                raise FaceError("overloaded", headers={"Retry-After": "2"})
-            self._in_place += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._in_place -= 1
-
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold one of the slots, waiting for it; only with a place."""
-        turn = threading.Event()
-        with self._lock:
-            if self._in_slot < self._slots:
-                self._in_slot += 1
-                turn.set()
-            else:
-                self._waiting.append(turn)
-        try:
-            turn.wait()
-            yield
-        finally:
-            with self._lock:
-                if not turn.is_set():  # interrupted while it waited
-                    self._waiting.remove(turn)
-                elif self._waiting:
-                    # Handed on, not given back: a semaphore lets whoever comes just then in before those who wait.
-                    self._waiting.popleft().set()
-                else:
-                    self._in_slot -= 1
 
 
 @dataclass
 class Trace:
-    """What is kept of one photo's way: how long each stage took, and what the checks measured.
+    """Notes about one photo on its way.
 
     Attributes:
         stages_ms: stage -> milliseconds of wall time.
-        figures: check or comparison -> what was measured; None where it could not be.
+        figures: `similarity` or `liveness` -> what was measured; None where it could not be.
     """
 
     stages_ms: dict[str, float] = field(default_factory=dict)
@@ -98,7 +50,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the checks make of one photo.
+    """The checks' result for one photo.
 
     Attributes:
         code: the first failed check's, None if every check passed.
@@ -115,7 +67,7 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """From a photo's bytes to the template of its one face: each stage once, and only when the one before it passed."""
+    """From a photo's bytes to the template of its one face. A stage runs only if the one before it passed."""
 
     settings: Settings
     engine: Engine
@@ -124,106 +76,157 @@ class Pipeline:
     liveness: Liveness | None = None
     decode: Callable[..., Photo] = images.decode
 
-    def template(self, data: bytes, trace: Trace | None = None, *, picture: bool = False) -> Template:
-        """Decode, detect, check and embed.
+    def template(
+        self,
+        data: bytes,
+        trace: Trace | None = None,
+        *,
+        client: Client = NOBODY,
+        picture: bool = False,
+        attempt: Attempt | None = None,
+    ) -> Template:
+        """Decode, detect, check and embed; then judge the frames of a challenge.
 
         Args:
             data: an upload's bytes.
-            trace: is told of the stages and figures.
-            picture: whether it may show a picture of a face, such as a card's portrait: liveness is not asked then.
+            trace: gets the stages' times and the figures.
+            client: who sent the photo; clients take turns.
+            picture: whether the photo may show a picture of a face, such as a card's portrait: then liveness is not
+                checked, and the limits are those of `face_checks.limits_for_pictures`.
+            attempt: a challenge's steps and the frames that show the person doing them.
 
         Raises:
-            FaceError: the codes of `images.decode` and `face_checks.check_photo`.
+            FaceError: the codes of `images.decode` and `face_checks.check_photo`; `overloaded`; `challenge_failed`;
+                `not_live`.
         """
         trace = trace or Trace()
-        with self.slots.slot():
-            photo, faces = self._found(data, trace)
-            photo, faces = self._close_enough(data, photo, faces, trace)
-            face, checks = self._checked(photo, faces, None if picture else self.liveness, trace)
+        with self._slot(data, client):
+            photo, faces = self._detect(data, trace)
+            limits = face_checks.limits_for_pictures(self.settings) if picture else self.settings
+            photo, faces = self._enlarge(data, photo, faces, trace, limits)
+            face, checks = self._check(photo, faces, None if picture else self.liveness, trace, limits)
             with trace.stage("embed"):
                 try:
-                    return self.engine.embed(photo.pixels, face)
+                    template = self.engine.embed(photo.pixels, face)
                 except ValueError as error:
                     raise face_checks.cannot_be_embedded(checks) from error
+            if attempt is not None:
+                with trace.stage("challenge"):
+                    self._judge_attempt(attempt, template, checks, trace)
+            return template
+
+    def _judge_attempt(self, attempt: Attempt, template: Template, checks: list[Check], trace: Trace) -> None:
+        """Look at the frames of a challenge; FaceError as `template`, with the photo's checks before the frames'."""
+        require_frame_count(attempt)
+        frames = [self._frame(number, data) for number, data in enumerate(attempt.frames, 1)]
+        outcome = judge(frames, attempt.steps, template, self.engine, self.settings)
+        trace.figures.update(outcome.figures)
+        if not all(check.passed for check in outcome.checks):
+            raise face_checks.refusal([*checks, *outcome.checks])
+
+    def _frame(self, number: int, data: bytes) -> Frame:
+        """One frame, small, with the faces in it; a refusal says which frame it was."""
+        try:
+            photo = self.decode(
+                data,
+                max_bytes=MAX_FRAME_BYTES,
+                max_pixels=min(MAX_FRAME_PIXELS, self.settings.max_image_pixels),
+                longest_side=FRAME_SIDE,
+            )
+        except FaceError as error:
+            error.fields.update(field="frame", frame=number)
+            raise
+        return Frame(photo.pixels, self.engine.detect_in_frame(photo.pixels))
 
     def unchecked_template(self, data: bytes) -> Template:
-        """Decode, detect and embed the widest face, whatever the checks would say of it: to measure the model alone.
+        """Decode, detect and embed the widest face without any check, to measure the model alone.
 
         Raises:
-            FaceError: the codes of `images.decode`, `no_face`, and `landmarks_hidden`: nothing to embed.
+            FaceError: the codes of `images.decode`; `no_face`; `landmarks_hidden`: the face cannot be aligned.
         """
         trace = Trace()
-        with self.slots.slot():
-            photo, faces = self._found(data, trace)
-            photo, (face,) = self._close_enough(data, photo, faces[:1], trace)
+        with self._slot(data, NOBODY):
+            photo, faces = self._detect(data, trace)
+            photo, (face,) = self._enlarge(data, photo, faces[:1], trace, self.settings)
             with trace.stage("embed"):
                 try:
                     return self.engine.embed(photo.pixels, face)
                 except (ValueError, cv2.error) as error:
                     raise FaceError("landmarks_hidden") from error
 
-    def analysis(self, data: bytes, trace: Trace | None = None) -> Analysis:
-        """Decode, detect and check; a photo that the checks refuse is an answer here, not an error.
+    def analysis(self, data: bytes, trace: Trace | None = None, *, client: Client = NOBODY) -> Analysis:
+        """Decode, detect and check. A photo that fails a check is a result here, not an error.
+
+        Args:
+            data, trace, client: as in `template`.
 
         Raises:
-            FaceError: the codes of `images.decode`.
+            FaceError: the codes of `images.decode`; `overloaded`.
         """
         trace = trace or Trace()
-        with self.slots.slot():
-            photo, faces = self._found(data, trace)
+        with self._slot(data, client):
+            photo, faces = self._detect(data, trace)
             try:
-                photo, faces = self._close_enough(data, photo, faces, trace)
-                _, passed = self._checked(photo, faces, self.liveness, trace)
+                photo, faces = self._enlarge(data, photo, faces, trace, self.settings)
+                _, passed = self._check(photo, faces, self.liveness, trace, self.settings)
                 code, checks = None, face_checks.as_json(passed)
             except FaceError as refusal:
                 if "checks" not in refusal.fields:
                     raise
                 code, checks = refusal.code, refusal.fields["checks"]
-                trace.figures.update({check["code"]: check["measured"] for check in checks})
+        shown = photo.turned(-photo.quarter_turns)  # a client shows the file as it lies
         return Analysis(
             code=code,
             checks=checks,
-            size=photo.size,
-            faces=[face.enlarged(photo.reduced_by) for face in faces],
+            size=shown.size,
+            faces=[face.enlarged(photo.reduced_by).turned(-photo.quarter_turns, photo.size) for face in faces],
         )
 
-    def _checked(
-        self, photo: Photo, faces: list[Face], liveness: Liveness | None, trace: Trace
-    ) -> tuple[Face, list[Check]]:
-        """Pass the photo through every gate, liveness last; raises as `face_checks.check_photo`."""
-        with trace.stage("check"):
-            face, checks = face_checks.check_photo(photo.pixels, faces, self.settings, self.reader, photo.reduced_by)
-        figures = {check.code: check.measured for check in checks}
-        if liveness is not None:
-            with trace.stage("liveness"):
-                live = face_checks.liveness_check(liveness.score(photo.pixels, face), self.settings)
-            figures["liveness"] = live.measured
-            if self.settings.liveness == "enforce":
-                checks.append(live)
-                if not live.passed:
-                    raise face_checks.refusal(checks)
-        trace.figures.update(figures)
-        return face, checks
+    def _slot(self, data: bytes, client: Client) -> AbstractContextManager[None]:
+        return self.slots.slot(client, decoding_seconds(data, self.settings.max_image_pixels))
 
-    def _found(self, data: bytes, trace: Trace) -> tuple[Photo, list[Face]]:
+    def _detect(self, data: bytes, trace: Trace) -> tuple[Photo, list[Face]]:
         """The photo, reduced as far as detection allows, and the faces in it."""
         with trace.stage("decode"):
             photo = self._decode(data, ENOUGH_SIDE)
         with trace.stage("detect"):
-            return photo, self.engine.detect(photo.pixels)
+            faces = self.engine.detect(photo.pixels)
+        turns = faces[0].quarter_turns if faces else 0
+        if turns:  # the file's picture lies on its side or on its head, and no EXIF says so
+            size = photo.pixels.shape[1], photo.pixels.shape[0]
+            photo, faces = photo.turned(turns), [face.turned(turns, size) for face in faces]
+        return photo, faces
+
+    def _enlarge(
+        self, data: bytes, photo: Photo, faces: list[Face], trace: Trace, limits: Settings
+    ) -> tuple[Photo, list[Face]]:
+        """Decode the photo again, larger, if its one face is too small in the reduced copy to be measured."""
+        face, _ = face_checks.require_single_face(faces, limits)
+        missing = face_checks.MEASURABLE_INTER_EYE_PX / max(1.0, face.inter_eye)
+        if missing <= 1 or photo.reduced_by == 1:
+            return photo, faces
+        with trace.stage("decode_larger"):
+            larger = self._decode(data, missing * max(photo.pixels.shape)).turned(photo.quarter_turns)
+        return larger, [one.enlarged(photo.reduced_by / larger.reduced_by) for one in faces]
+
+    def _check(
+        self, photo: Photo, faces: list[Face], liveness: Liveness | None, trace: Trace, limits: Settings
+    ) -> tuple[Face, list[Check]]:
+        """Make every check, liveness last; raises as `face_checks.check_photo`."""
+        with trace.stage("check"):
+            face, checks = face_checks.check_photo(photo.pixels, faces, limits, self.reader, photo.reduced_by)
+        if liveness is not None:
+            with trace.stage("liveness"):
+                live = face_checks.liveness_check(liveness.score(photo.pixels, face), self.settings)
+            trace.figures["liveness"] = live.measured
+            if self.settings.liveness == "enforce":
+                checks.append(live)
+                if not live.passed:
+                    raise face_checks.refusal(checks)
+        return face, checks
 
     def _decode(self, data: bytes, longest_side: float) -> Photo:
         limits = self.settings
         return self.decode(
             data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels, longest_side=longest_side
         )
-
-    def _close_enough(self, data: bytes, photo: Photo, faces: list[Face], trace: Trace) -> tuple[Photo, list[Face]]:
-        """Decode again, larger, where the one face turned out too small in the reduced copy to be measured."""
-        face, _ = face_checks.require_single_face(faces, self.settings)
-        missing = face_checks.ENOUGH_INTER_EYE / max(1.0, face.inter_eye)
-        if missing <= 1 or photo.reduced_by == 1:
-            return photo, faces
-        with trace.stage("decode_larger"):
-            larger = self._decode(data, missing * max(photo.pixels.shape))
-        return larger, [one.enlarged(photo.reduced_by / larger.reduced_by) for one in faces]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import partial
@@ -12,11 +13,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dotenv import dotenv_values
-
+from env_file import HUB_PREFIX, EnvFile, EnvFileError, name_meant, read_env_file
 from store import encryption
 
 PROJECT = Path(__file__).resolve().parent
+ENV_FILE = PROJECT / ".env"
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 class SettingsError(ValueError):
@@ -86,6 +88,7 @@ class Settings:
     )
 
     face_model: str = _model("auto", "auto, auraface, compact or a pack's folder")
+    face_detector: str = _model("auto", "yunet, pack, or auto", choices=("auto", "yunet", "pack"))
     models_dir: Path = _model(PROJECT / "models", "folder of the models")
     hub_timeout_s: float = _model(10.0, "seconds until a silent hub is unreachable", low=0.5, high=15)
     plain_model: str = _model("", "model of records without a model name")
@@ -97,11 +100,17 @@ class Settings:
         choices=("off", "observe", "enforce"),
     )
 
+    challenge: str = _decision(
+        "accept", "several frames of a person: off, accept or require", choices=("off", "accept", "require")
+    )
+    challenge_sign_up: str = _decision("", "for /signUp alone [CHALLENGE]", choices=("off", "accept", "require"))
+    challenge_verify: str = _decision("", "for /verify alone [CHALLENGE]", choices=("off", "accept", "require"))
     verify_threshold: float = _decision(0.5, "lowest similarity that /verify accepts", low=-1, high=1)
     duplicate_threshold: float = _decision(math.nan, "of a duplicate sign-up [VERIFY_THRESHOLD]", low=-1, high=1)
+    max_photos: int = _decision(5, "photos a person may have; a further one replaces the oldest", low=1, high=100)
     threshold_floor: float = _decision(math.nan, "lowest that a caller may ask for [0.4]", low=-1, high=1)
 
-    min_face_ratio: float = _check(0.0, "ignored if narrower: share of the widest face", low=0, high=1)
+    min_face_ratio: float = _check(0.3, "ignored if narrower: share of the widest face", low=0, high=1)
     min_inter_eye_px: float = _check(16.0, "inter-eye distance / cos(yaw), pixels", low=0, high=1000)
     max_head_size: float = _check(1.3, "eyes-to-chin distance / photo height", low=0.1, high=10)
     min_face_in_frame: float = _check(0.72, "share of the face inside the photo", low=0, high=1)
@@ -131,8 +140,8 @@ class Settings:
     uploads_dir: Path = _load(PROJECT / "uploads", "folder of temporary upload files")
     model_threads: int = _load(0, "threads of one model run; 0: all cores", low=0, high=256)
     model_slots: int = _load(2, "photos in the models at once", low=1, high=256)
-    queue_limit: int = _load(24, "requests that may wait for a model slot", low=0, high=4096)
-    request_threads: int = _load(32, "requests served at once", low=2, high=512)
+    queue_wait_s: float = _load(10.0, "longest wait for a model slot, seconds", low=0, high=600)
+    request_threads: int = _load(256, "requests served at once", low=4, high=4096)
     stop_timeout_s: float = _load(30.0, "seconds for open requests at shutdown", low=0, high=600)
 
     audit: str = _keeping("on", "audit log in DATA_DIR/audit: on or off", choices=("on", "off"))
@@ -142,41 +151,71 @@ class Settings:
     log_level: str = _keeping("INFO", "least severe level", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
 
     def __post_init__(self) -> None:
+        for of_a_route in ("challenge_sign_up", "challenge_verify"):
+            object.__setattr__(self, of_a_route, getattr(self, of_a_route) or self.challenge)
         if math.isnan(self.duplicate_threshold):
             object.__setattr__(self, "duplicate_threshold", self.verify_threshold)
         if math.isnan(self.threshold_floor):
             object.__setattr__(self, "threshold_floor", min(0.4, self.verify_threshold))
         for setting in fields(self):
             _require_in_range(setting, getattr(self, setting.name))
-        for kept in (PROJECT, self.data_dir, self.models_dir):
-            if self.uploads_dir == kept or self.uploads_dir in kept.parents:
-                raise SettingsError(
-                    f"UPLOADS_DIR ({self.uploads_dir}) holds {kept}, and everything in it is deleted at start: "
-                    "give the uploads a folder of their own"
-                )
-        if self.model_slots + self.queue_limit >= self.request_threads:
+        self._require_safe_uploads_folder()
+        self._require_thresholds_in_order()
+        self._require_fitting_keys()
+        for name, uri in (("MONGO_URI", self.mongo_uri), ("LIMITS_STORAGE", self.limits_storage)):
+            _require_escaped_credentials(name, uri)
+        if self.model_slots > self.photo_requests:
             raise SettingsError(
-                f"MODEL_SLOTS ({self.model_slots}) + QUEUE_LIMIT ({self.queue_limit}) must stay below REQUEST_THREADS "
-                f"({self.request_threads}), so that GET / is answered while every slot and place is taken"
+                f"MODEL_SLOTS ({self.model_slots}) needs more REQUEST_THREADS than {self.request_threads}: some are "
+                "left for requests without a photo"
             )
         if self.search != "memory" and not self.mongo_uri:
             raise SettingsError(f"SEARCH={self.search} needs a MongoDB: give MONGO_URI, or take SEARCH=memory")
-        try:
-            keyring = self.keyring
-        except ValueError as error:
-            raise SettingsError(f"TEMPLATE_KEYS cannot be used: {error}") from error
-        if not keyring and not keyring.plain_too:
-            raise SettingsError("PLAIN_TEMPLATES=refuse needs TEMPLATE_KEYS: without keys every template is plain")
-        if keyring and self.search != "memory":
-            raise SettingsError(
-                f"SEARCH={self.search} keeps templates as MongoDB's index needs them, unencrypted: "
-                "leave TEMPLATE_KEYS empty, or take SEARCH=memory"
-            )
+
+    def _require_safe_uploads_folder(self) -> None:
+        """Refuse a folder of uploads that is or contains what must not be deleted, links followed."""
+        uploads = self.uploads_dir.resolve()
+        api_keys_file = Path(self.api_keys_file).expanduser() if self.api_keys_file else self.data_dir / "keys"
+        kept = [PROJECT, ENV_FILE, self.data_dir, self.models_dir, api_keys_file]
+        kept += [self.data_dir / "audit", self.data_dir / "gallery", self.data_dir / "faces.sqlite3"]
+        for path in kept:
+            resolved = path.resolve()
+            if uploads == resolved or uploads in resolved.parents:
+                raise SettingsError(
+                    f"UPLOADS_DIR ({self.uploads_dir}) holds {path}, and the service deletes files there at start: "
+                    "give the uploads a folder of their own"
+                )
+
+    def _require_thresholds_in_order(self) -> None:
         if self.threshold_floor > self.verify_threshold:
             raise SettingsError(
                 f"THRESHOLD_FLOOR ({self.threshold_floor}) is above VERIFY_THRESHOLD ({self.verify_threshold}): "
                 "lower the floor or raise the threshold"
             )
+
+    def _require_fitting_keys(self) -> None:
+        """Refuse encryption keys that cannot be used, alone or with the other settings."""
+        try:
+            keyring = self.keyring
+        except ValueError as error:
+            raise SettingsError(f"TEMPLATE_KEYS cannot be used: {error}") from error
+        if not keyring and not keyring.plain_too:
+            raise SettingsError("PLAIN_TEMPLATES=refuse needs TEMPLATE_KEYS: without them no template is encrypted")
+        if keyring and self.search != "memory":
+            raise SettingsError(
+                f"SEARCH={self.search} keeps templates as MongoDB's index needs them, unencrypted: "
+                "leave TEMPLATE_KEYS empty, or take SEARCH=memory"
+            )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the service."""
+        return self.host in LOOPBACK_NAMES and not self.trusted_proxies
+
+    @property
+    def photo_requests(self) -> int:
+        """How many requests with photos are served or wait at once: an eighth of the threads is left for others."""
+        return self.request_threads - max(2, self.request_threads // 8)
 
     @property
     def keyring(self) -> encryption.Keyring:
@@ -191,6 +230,19 @@ def _require_in_range(setting: Field[Any], value: Any) -> None:
         raise SettingsError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
     if choices and value not in choices:
         raise SettingsError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+
+
+def _require_escaped_credentials(name: str, uri: str) -> None:
+    """Refuse a user name or password with an unescaped character, which would become part of a host name.
+
+    Drivers look host names up and log them. The message shows nothing of the string.
+    """
+    credentials, at, hosts = uri.partition("://")[2].rpartition("@")
+    if at and (re.search(r"[@/?#\[\]]|:.*:|%(?![0-9A-Fa-f]{2})", credentials) or not hosts):
+        raise SettingsError(
+            f"{name} has a character in its user name or password that must be percent-encoded: @ as %40, / as %2F, "
+            ": as %3A, % as %25, ? as %3F, # as %23"
+        )
 
 
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -249,18 +301,58 @@ def _flag_help(setting: Field[Any]) -> str:
     return (help_ if default == "" else f"{help_} [{default}]").replace("%", "%%")
 
 
-def read_env_file(env_file: Path | None = PROJECT / ".env") -> dict[str, str | None]:
-    """The `.env` file's lines, none if there is no file; SettingsError if it cannot be read, or is no UTF-8 text."""
+def known_names() -> list[str]:
+    """The names that the environment and `.env` may hold: each setting's, and NAME_FILE for a file with its value."""
+    names = [setting.name.upper() for setting in fields(Settings)]
+    return names + [f"{name}_FILE" for name in names if f"{name}_FILE" not in names]
+
+
+def _secret_names() -> list[str]:
+    """The settings whose values nobody may see."""
+    return [setting.name.upper() for setting in fields(Settings) if not setting.repr]
+
+
+def read_settings_file(path: Path | None = ENV_FILE) -> EnvFile:
+    """The `.env` file, an empty one for None; SettingsError if it cannot be used, or a name in it is a mistake."""
+    if path is None:
+        return EnvFile(ENV_FILE)
     try:
-        return dotenv_values(env_file) if env_file is not None and env_file.is_file() else {}
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{env_file} is not UTF-8 text: save it as UTF-8") from error
-    except OSError as error:
-        raise SettingsError(f"{env_file} cannot be read ({error.strerror})") from error
+        return read_env_file(path, known_names())
+    except EnvFileError as error:
+        raise SettingsError(str(error)) from error
+
+
+def settings_warnings(environ: Mapping[str, str] | None = None, path: Path | None = ENV_FILE) -> list[str]:
+    """What an operator should know about the environment and `.env`, one line each; SettingsError.
+
+    Args:
+        environ: the environment; the process's own if omitted.
+        path: the `.env` file.
+    """
+    environ = os.environ if environ is None else environ
+    file, known = read_settings_file(path), known_names()
+    lines = []
+    if file.unknown:
+        lines.append(f"{file.path} has names that nothing here reads: {', '.join(file.unknown)}")
+    secrets = [
+        setting.name.upper()
+        for setting in fields(Settings)
+        if not setting.repr and file.values.get(setting.name.upper())
+    ]
+    if secrets and file.readable_by_others:
+        lines.append(
+            f"{file.path} holds secrets ({', '.join(secrets)}), and other users of this machine can read it: "
+            f"chmod 600 {file.path}"
+        )
+    for name in sorted(set(environ) - set(known)):
+        meant = None if name.startswith(HUB_PREFIX) else name_meant(name, known)
+        if meant is not None and meant not in environ:
+            lines.append(f"The environment has {name}, which nothing here reads. Did you mean {meant}?")
+    return lines
 
 
 def _value_in(source: Mapping[str, str | None], name: str) -> str | None:
-    """What a source says of a setting, itself or by a file that it names."""
+    """A setting's text in one source, or in the file that NAME_FILE names there; None if the source has neither."""
     value, file = source.get(name), source.get(f"{name}_FILE")
     if value or not file or f"{name}_FILE".lower() in Settings.__dataclass_fields__:
         return value
@@ -273,22 +365,23 @@ def _value_in(source: Mapping[str, str | None], name: str) -> str | None:
 def load_settings(
     flags: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
-    env_file: Path | None = PROJECT / ".env",
+    env_file: Path | None = ENV_FILE,
 ) -> Settings:
-    """Read the settings: flag > environment > `.env` > default; the first that names a
-    setting decides, and an empty value there asks for the default. In the environment and in `.env`, NAME_FILE names a
-    file that holds the value of NAME, as container secrets do.
+    """Read the settings: flag > environment > `.env` > default.
+
+    The first source that names a setting decides, and an empty value there means the default. In the environment and in
+    `.env`, NAME_FILE names a file that holds the value of NAME, as container secrets do.
 
     Args:
         flags: setting name -> text, as `vars()` of a parser that `add_flags` prepared.
         environ: the environment; the process's own when omitted.
-        env_file: the `.env` file; missing is fine.
+        env_file: the `.env` file, which may be missing; None reads none.
 
     Raises:
-        SettingsError: a value of the wrong type or out of its range.
+        SettingsError: a value of the wrong type or out of its range; a `.env` that cannot be used.
     """
     environ = os.environ if environ is None else environ
-    from_file = read_env_file(env_file)
+    from_file = read_settings_file(env_file).values
     values: dict[str, Any] = {}
     for setting in fields(Settings):
         name = setting.name.upper()

@@ -19,12 +19,11 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from api.api_keys import ApiKey, ApiKeysError, KeyChain
 from api.request_log import current_record
 from errors import FaceError
-from settings import Settings, SettingsError
+from settings import LOOPBACK_NAMES, Settings, SettingsError
 
 logger = logging.getLogger(__name__)
 
 PUBLIC = "public"
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 # A network gives a household or a phone all addresses of an IPv6 prefix of this length.
 IPV6_PREFIX_BITS = 64
 # Headers that a reverse proxy adds to a request.
@@ -74,9 +73,9 @@ class Access:
             raise SettingsError(
                 "LIMITS_STORAGE cannot be used: memory://, redis://host:6379 (with the package redis) or mongodb://..."
             ) from error
-        exposed = f"HOST={settings.host}" if settings.host not in LOOPBACK_NAMES else ""
-        exposed = exposed or (f"TRUSTED_PROXIES={settings.trusted_proxies}" if settings.trusted_proxies else "")
-        if exposed and not (self._api_keys.needed or settings.allow_no_keys):
+        if not (settings.is_local or self._api_keys.needed or settings.allow_no_keys):
+            opened_by = "TRUSTED_PROXIES" if settings.host in LOOPBACK_NAMES else "HOST"
+            exposed = f"{opened_by}={getattr(settings, opened_by.lower())}"
             raise SettingsError(
                 f"there is no API key yet, and {exposed} opens the service to other machines: make an API key with "
                 "`python app.py keys add NAME`, or set ALLOW_NO_KEYS=true to let everybody who can connect enrol people"
@@ -84,7 +83,7 @@ class Access:
         if self._api_keys.needed:
             logger.info("API keys: %s", ", ".join(api_key.name for api_key in self._api_keys.current()))
         else:
-            level = logging.WARNING if exposed else logging.INFO
+            level = logging.INFO if settings.is_local else logging.WARNING
             logger.log(level, "No API keys: everybody who can connect to %s may do everything", settings.host)
 
     def guard(self, app: Flask) -> None:
@@ -116,6 +115,8 @@ class Access:
             return None
         record = current_record()
         record.origin_accepted = True
+        network = network_of(request.remote_addr)
+        record.client = ("", network)
         if not self._needs_api_keys():
             # A proxied request is not local, even if the proxy runs on this machine. Browsers send no Origin with GET,
             # so a DNS-rebinding page is caught by its Host header.
@@ -124,8 +125,9 @@ class Access:
                 raise FaceError("forbidden", "not_from_here")
             return None
         if self._per_address:
-            self._count(self._per_address, "address", network_of(request.remote_addr))
+            self._count(self._per_address, "address", network)
         api_key = self._api_key_with(needed_scope)
+        record.client = (api_key.sha256, network)
         if self._per_api_key:
             self._count(self._per_api_key, "key", api_key.name)
         return None

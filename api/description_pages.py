@@ -18,11 +18,11 @@ from api.openapi import Json
 from settings import Settings
 
 
-def add_routes(app: Flask, settings: Settings) -> None:
+def add_description_routes(app: Flask, settings: Settings) -> None:
     """Add the routes that describe the API; to be called when every other route is there."""
     api = openapi.describe(settings, [*routes_of(app), ("GET", "/openapi.json"), ("GET", "/docs")])
     text = json.dumps(api)
-    page = functools.cache(lambda: render("docs.html", api))  # when somebody first looks at it
+    page = functools.cache(lambda: render_page("docs.html", api))  # when somebody first looks at it
 
     @app.get("/openapi.json", provide_automatic_options=False)
     @scope(PUBLIC)
@@ -49,7 +49,7 @@ def described_path(rule: str) -> str:
     return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
 
 
-def render(template: str, api: Json) -> str:
+def render_page(template: str, api: Json) -> str:
     """Render one of html/docs.html and html/api.md from an OpenAPI document of `openapi.describe`."""
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "html"),

@@ -1,4 +1,4 @@
-"""Owns what Prometheus reads: requests, stages, the queue, the gallery, refusals and similarities, as numbers alone."""
+"""Counts and times for Prometheus: requests, stages, the queue, the gallery, refusals and similarities."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-SIMILARITIES = tuple(round(-0.2 + 0.05 * step, 2) for step in range(25))
+DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+SIMILARITY_BUCKETS = tuple(round(-0.2 + 0.05 * step, 2) for step in range(25))
 
 
 class Metrics:
-    """The numbers of one application, in a registry of its own.
+    """The metrics of one application, in a registry of its own.
 
     Args:
         model: the running model's name.
-        queue: the requests that wait for a model slot, and those that hold one.
-        gallery: the gallery's status, as `Gallery.status` gives it.
-        audit_lost: how many lines the audit log could not write.
+        queue: gives how many requests wait for a model slot, and how many hold one.
+        gallery: gives the gallery's status, as `Gallery.status` does.
+        audit_lost: gives how many lines the audit log could not write.
     """
 
     def __init__(
@@ -37,20 +37,24 @@ class Metrics:
             "face_requests", "Requests answered", ["method", "route", "status", "code"], registry=self._registry
         )
         self._seconds = Histogram(
-            "face_request_seconds", "Time to the answer", ["route"], buckets=SECONDS, registry=self._registry
+            "face_request_seconds", "Time to the answer", ["route"], buckets=DURATION_BUCKETS_S, registry=self._registry
         )
         self._stages = Histogram(
-            "face_stage_seconds", "Time in one stage of a request", ["stage"], buckets=SECONDS, registry=self._registry
+            "face_stage_seconds",
+            "Time in one stage of a request",
+            ["stage"],
+            buckets=DURATION_BUCKETS_S,
+            registry=self._registry,
         )
         self._failed = Counter(
             "face_checks_failed", "Checks that a photo failed; one photo may fail several", ["check"],
             registry=self._registry,
         )  # fmt: skip
         self._similarities = Histogram(
-            "face_similarity", "Similarity of the best candidate", ["route", "accepted"], buckets=SIMILARITIES,
+            "face_similarity", "Similarity of the best candidate", ["route", "accepted"], buckets=SIMILARITY_BUCKETS,
             registry=self._registry,
         )  # fmt: skip
-        self._registry.register(_Now(model, queue, gallery, audit_lost))
+        self._registry.register(_CurrentState(model, queue, gallery, audit_lost))
         ProcessCollector(registry=self._registry)
 
     def observe(
@@ -59,8 +63,8 @@ class Metrics:
         """Count one answered request.
 
         Args:
-            method: the HTTP method; unknown ones count as one.
-            route: the route's pattern, never the path that was sent.
+            method: the HTTP method; all unknown ones count as `other`.
+            route: the route's pattern, not the path that the client sent.
             status: of the answer.
             code: of the error, or `ok`.
             seconds: to the answer.
@@ -82,12 +86,12 @@ class Metrics:
         self._similarities.labels(route, "yes" if accepted else "no").observe(similarity)
 
     def text(self) -> tuple[bytes, str]:
-        """Everything, as Prometheus reads it, and its content type."""
+        """All metrics in Prometheus' text format, and its content type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
 
-class _Now(Collector):
-    """What is looked up at the moment of asking."""
+class _CurrentState(Collector):
+    """The metrics that are read from the service when Prometheus asks."""
 
     def __init__(
         self,
@@ -103,7 +107,9 @@ class _Now(Collector):
         yield GaugeMetricFamily("face_queue_waiting", "Requests that wait for a model slot", value=waiting)
         yield GaugeMetricFamily("face_slots_used", "Photos in the models now", value=running)
         status = self._gallery()
-        yield GaugeMetricFamily("face_gallery_enrolled", "Templates of the running model", value=status["enrolled"])
+        yield GaugeMetricFamily("face_gallery_enrolled", "People of the running model", value=status["enrolled"])
+        if "photos" in status:
+            yield GaugeMetricFamily("face_gallery_photos", "Photos of these people", value=status["photos"])
         yield GaugeMetricFamily("face_log_place", "Last place of the enrolment log applied", value=status["last_seq"])
         yield GaugeMetricFamily(
             "face_gallery_unreadable", "Records that cannot be read", value=status.get("unreadable") or 0

@@ -17,8 +17,8 @@ from werkzeug.formparser import FormDataParser, MultiPartParser
 from werkzeug.sansio.multipart import Data, Epilogue, Event, Field, File, MultipartDecoder, NeedData
 
 # The form fields of all routes, by their kind.
-PHOTO_FIELDS = frozenset({"file", "file1", "file2"})
-TEXT_FIELDS = frozenset({"threshold", "user_id"})
+PHOTO_FIELDS = frozenset({"file", "file1", "file2", "frame"})
+TEXT_FIELDS = frozenset({"threshold", "user_id", "challenge_id"})
 
 READ_BYTES = 64 * 1024
 

@@ -13,8 +13,11 @@ from flask import Flask, request
 
 from api.multipart import PHOTO_FIELDS, TEXT_FIELDS
 from api.request_log import current_record
+from challenge.judge import not_attempted
+from challenge.steps import MAX_FRAME_BYTES, MAX_FRAMES, Attempt
 from errors import FaceError
 from settings import Settings
+from store.challenges import CHALLENGE_SECONDS, ChallengeStore
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +31,15 @@ MAX_DECIMAL_CHARACTERS = 64
 MAX_TOLD_NAMES = 5
 MAX_TOLD_CHARACTERS = 40
 
+# The form fields of a challenge, which the routes that take one read.
+CHALLENGE_FIELDS = ("challenge_id", "frame")
+
 _KNOWN_FIELDS = PHOTO_FIELDS | TEXT_FIELDS
 
 
 def _without_style(name: str) -> str:
-    """A field's name without case, hyphens and underscores, which differ between clients' habits."""
-    return re.sub(r"[-_\s]", "", name).casefold()
+    """A field's letters and digits in one case: hyphens, underscores and brackets depend on the client's habits."""
+    return re.sub(r"[\W_]", "", name).casefold()
 
 
 _BY_STYLELESS_NAME = {_without_style(name): name for name in _KNOWN_FIELDS}
@@ -73,8 +79,8 @@ def _refuse_unread(names: Iterable[str], *, read: Iterable[str]) -> None:
         known = _BY_STYLELESS_NAME.get(_without_style(name or ""))
         if known is None or name in read:
             continue
-        sentence = "misplaced_field" if name == known else "misspelt_field"
-        raise FaceError("unknown_field", sentence, values={"field": name, "known": known}, fields={"field": name})
+        sentence, told = ("misplaced_field" if name == known else "misspelt_field"), _printable(name)
+        raise FaceError("unknown_field", sentence, values={"field": told, "known": known}, fields={"field": told})
 
 
 def read_upload(field: str, max_bytes: int) -> bytes:
@@ -95,6 +101,18 @@ def read_upload(field: str, max_bytes: int) -> bytes:
     if not data:
         raise FaceError("empty_file")
     return data
+
+
+def read_frames() -> list[bytes]:
+    """Return the files in the field `frame`, in order: one more than a challenge takes at most, each at most one byte
+    more than a frame may have.
+    """
+    frames = list[bytes]()
+    for file in request.files.getlist("frame"):
+        if len(frames) <= MAX_FRAMES:
+            frames.append(file.stream.read(MAX_FRAME_BYTES + 1))
+        file.close()
+    return frames
 
 
 def _no_file(field: str) -> FaceError:
@@ -144,14 +162,15 @@ def require_user_id(text: str) -> str:
     return text
 
 
-def read_request_key(photo: bytes) -> str | None:
-    """Return by what the store recognises a retry of this sign-up, None without an Idempotency-Key.
+def read_request_key(photo: bytes, user_id: str = "") -> str | None:
+    """Return by what the store recognises a retry of this request, None without an Idempotency-Key.
 
     It is the SHA-256 of the caller's API key and the Idempotency-Key, so that two API keys never share one, a full
     stop, and the SHA-256 of the photo, keyed with the Idempotency-Key. The header's text cannot be read from it.
 
     Args:
-        photo: the bytes of the sign-up's photo.
+        photo: the bytes of the request's photo.
+        user_id: the person to whom the photo is added; empty for a sign-up, whose key is another one.
 
     Raises:
         FaceError: `bad_request`, the header is not usable.
@@ -164,5 +183,52 @@ def read_request_key(photo: bytes) -> str | None:
     api_key = current_record().api_key
     # The API key's hash, not its name: after a revocation the name can be given to somebody else.
     owner = f"{api_key.sha256}\n" if api_key else ""
-    beginning = hashlib.sha256(f"{owner}{idempotency_key}".encode()).hexdigest()
+    person = f"\nphotos of {user_id}" if user_id else ""
+    beginning = hashlib.sha256(f"{owner}{idempotency_key}{person}".encode()).hexdigest()
     return f"{beginning}.{hmac.new(idempotency_key.encode(), photo, hashlib.sha256).hexdigest()}"
+
+
+def allow_frames(mode: str) -> None:
+    """Let the request be larger by a challenge's frames, where the route takes challenges."""
+    if mode != "off":
+        request.max_content_length = (request.max_content_length or 0) + MAX_FRAMES * MAX_FRAME_BYTES
+
+
+def challenge_fields(mode: str) -> tuple[str, ...]:
+    """The form fields that a route reads for challenges in this mode: off, accept or require."""
+    return () if mode == "off" else CHALLENGE_FIELDS
+
+
+def read_attempt(mode: str, store: ChallengeStore) -> Attempt | None:
+    """Use the challenge that the request names, and return its steps and the frames; None if none is sent or read.
+
+    The challenge is used up whatever becomes of the request.
+
+    Args:
+        mode: off, accept or require.
+        store: where the challenges are.
+
+    Raises:
+        FaceError: `challenge_required`; `challenge_used`; `challenge_expired`; `bad_request`: the field is sent twice.
+    """
+    if mode == "off":
+        return None
+    challenge_id = read_field("challenge_id", "bad_request")
+    frames = read_frames()
+    if challenge_id is None and not frames and mode == "accept":
+        return None
+    if not challenge_id:
+        raise not_attempted("challenge_required", {"min": 1})
+    try:
+        challenge = store.use_challenge(challenge_id, challenge_owner())
+    except FaceError as error:
+        if error.code != "challenge_expired":
+            raise
+        raise not_attempted("challenge_expired", {"max": CHALLENGE_SECONDS}) from error
+    return Attempt(challenge.steps, tuple(frames))
+
+
+def challenge_owner() -> str:
+    """Whose challenge it is: the API key's hash, not its name, which another key can get after a revocation."""
+    api_key = current_record().api_key
+    return api_key.sha256 if api_key else ""

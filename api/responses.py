@@ -74,8 +74,7 @@ def error_response(error: FaceError) -> Response:
     record = current_record()
     record.code = error.code
     if "checks" in error.fields:
-        record.trace.figures = {check["code"]: check["measured"] for check in error.fields["checks"]}
-        record.failed_checks = [check["code"] for check in error.fields["checks"] if not check["passed"]]
+        record.note_checks(error.fields["checks"])
     body = {"status": "error", "code": error.code, "message": error.message, "request_id": record.request_id}
     response = localised({**body, **error.fields}, error.sentence, error.values)
     response.status_code = error.status

@@ -1,18 +1,22 @@
-"""Owns the routes: what each one reads, decides and answers."""
+"""The routes: what each one reads, decides and answers."""
 
 from __future__ import annotations
 
 import math
 import time
+from typing import overload
 
 import numpy as np
 from flask import Flask, Response, jsonify, request
 
 from api.access import PUBLIC, scope
 from api.metrics import Metrics
-from api.request_audit import audit_request
 from api.request_fields import (
     FORM_ALLOWANCE_BYTES,
+    allow_frames,
+    challenge_fields,
+    challenge_owner,
+    read_attempt,
     read_request_key,
     read_threshold,
     read_upload,
@@ -20,25 +24,31 @@ from api.request_fields import (
     receive_form,
     require_user_id,
 )
-from api.request_log import current_record
+from api.request_log import audit_request, current_record
 from api.responses import localised
 from api.service_parts import Parts
+from challenge.steps import MAX_FRAMES, draw_steps
 from engines.base import Engine, Template, cosine_of, similarity_of
 from errors import FaceError, english
 from gallery.decisions import Gallery
 from gallery.templates import Candidate
 from settings import Settings
+from store.challenges import CHALLENGE_SECONDS, new_challenge
+from store.records import Person
 
 
 def add_routes(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -> None:
-    """Give `app` every route of the API."""
+    """Add every route of the API to `app`."""
     _add_monitoring(app, parts, metrics)
     _add_enrolment(app, settings, parts, metrics)
     _add_comparison(app, settings, parts, metrics)
     _add_people(app, parts)
+    _add_photos(app, settings, parts)
+    _add_challenges(app, settings, parts)
 
 
 def _add_monitoring(app: Flask, parts: Parts, metrics: Metrics) -> None:
+
     @app.get("/", provide_automatic_options=False)
     @scope(PUBLIC)
     def running() -> Response:
@@ -47,12 +57,12 @@ def _add_monitoring(app: Flask, parts: Parts, metrics: Metrics) -> None:
     @app.get("/health", provide_automatic_options=False)
     @scope(PUBLIC)
     def health() -> Response:
-        parts.gallery.refresh()
+        parts.readiness.require()
         return jsonify(
             status="success",
             message="ready",
             model=parts.engine.name,
-            # Which database, but neither path nor host: those are the log's.
+            # The kind of database, but neither its path nor its host, which are for the log.
             store=parts.store.describe().partition(" ")[0],
             gallery=parts.gallery.status(),
         )
@@ -72,13 +82,21 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
     @scope("app")
     def sign_up() -> Response:
         record = current_record()
-        # A place comes before all work: whoever is turned away costs those in the queue nothing but the reading.
+        # The place comes first: a request that gets none is refused before its form is read.
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                receive_form("file")
+                allow_frames(settings.challenge_sign_up)
+                receive_form("file", *challenge_fields(settings.challenge_sign_up))
                 photo = read_upload("file", settings.max_file_bytes)
             request_key = read_request_key(photo)
-            template = pipeline.template(photo, record.trace)
+            try:
+                attempt = read_attempt(settings.challenge_sign_up, parts.store)
+            except FaceError as error:
+                # A retry after a lost answer sends the challenge that its first attempt has used.
+                if error.code != "challenge_used" or request_key is None or gallery.enrolled_by(request_key) is None:
+                    raise
+                attempt = None
+            template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
         with record.trace.stage("enrol"):
             user_id = gallery.enrol(
                 template,
@@ -94,10 +112,13 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         record = current_record()
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                receive_form("file", "threshold", "user_id")
+                allow_frames(settings.challenge_verify)
+                receive_form("file", "threshold", "user_id", *challenge_fields(settings.challenge_verify))
             threshold = read_threshold(settings)
             record.user_id = claimed = read_user_id()
-            template = pipeline.template(read_upload("file", settings.max_file_bytes), record.trace)
+            photo = read_upload("file", settings.max_file_bytes)
+            attempt = read_attempt(settings.challenge_verify, parts.store)
+            template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
         with record.trace.stage("search"):
             if claimed is None:
                 candidate = gallery.search(template)
@@ -106,7 +127,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
                 candidate = compare_claimed(gallery, claimed, template)
         if candidate is None:
             raise no_match()
-        similarity, matched = _compared(parts.engine, metrics, candidate.cosine, threshold)
+        similarity, matched = _judge(parts.engine, metrics, candidate.cosine, threshold)
         if not matched:
             raise no_match()
         record.user_id = candidate.user_id
@@ -124,17 +145,37 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         )
 
 
+def _add_challenges(app: Flask, settings: Settings, parts: Parts) -> None:
+    if {settings.challenge, settings.challenge_sign_up, settings.challenge_verify} == {"off"}:
+        return  # no route takes one
+
+    @app.post("/challenges", provide_automatic_options=False)
+    @scope("app")
+    def issue_challenge() -> Response:
+        receive_form()
+        challenge = new_challenge(challenge_owner(), draw_steps())
+        parts.store.add_challenge(challenge)
+        return jsonify(
+            status="success",
+            message="Do the steps in order before the camera, and send the frames with the photo.",
+            challenge_id=challenge.challenge_id,
+            steps=challenge.steps,
+            expires_in=int(CHALLENGE_SECONDS),
+            frames={"min": len(challenge.steps), "max": MAX_FRAMES},
+        )
+
+
 def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -> None:
     pipeline = parts.pipeline
 
     def template_of(field: str, *, picture: bool = False) -> Template:
-        """The template of one of several photos; a refusal says which."""
+        """The template of one of the two photos; a refusal names its field. The frames belong to the person's photo."""
         try:
-            return pipeline.template(
-                read_upload(field, settings.max_file_bytes), current_record().trace, picture=picture
-            )
+            photo, record = read_upload(field, settings.max_file_bytes), current_record()
+            attempt = None if picture else read_attempt(settings.challenge, parts.store)
+            return pipeline.template(photo, record.trace, client=record.client, picture=picture, attempt=attempt)
         except FaceError as error:
-            error.fields["field"] = field
+            error.fields.setdefault("field", field)
             raise
 
     @app.post("/compare", provide_automatic_options=False)
@@ -144,10 +185,11 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
         request.max_content_length = 2 * settings.max_file_bytes + FORM_ALLOWANCE_BYTES
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                receive_form("file1", "file2", "threshold")
+                allow_frames(settings.challenge)
+                receive_form("file1", "file2", "threshold", *challenge_fields(settings.challenge))
             threshold = read_threshold(settings)
             one, other = template_of("file1"), template_of("file2", picture=True)
-        similarity, match = _compared(parts.engine, metrics, float(np.vecdot(one, other)), threshold)
+        similarity, match = _judge(parts.engine, metrics, float(np.vecdot(one, other)), threshold)
         sentence = "faces_match" if match else "faces_differ"
         return localised(
             {
@@ -167,8 +209,9 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
         with pipeline.slots.place():
             with record.trace.stage("read"):
                 receive_form("file")
-            found = pipeline.analysis(read_upload("file", settings.max_file_bytes), record.trace)
-        record.failed_checks = [check["code"] for check in found.checks if not check["passed"]]
+            photo = read_upload("file", settings.max_file_bytes)
+            found = pipeline.analysis(photo, record.trace, client=record.client)
+        record.note_checks(found.checks)
         sentence = found.code or "accepted"
         return localised(
             {
@@ -196,16 +239,18 @@ def _add_people(app: Flask, parts: Parts) -> None:
     @scope("ops")
     def user(user_id: str) -> Response:
         receive_form()
-        current_record().user_id = require_user_id(user_id)
-        person = parts.store.find_person(user_id) or parts.store.find_person(user_id.lower())
-        if person is None:
-            raise FaceError("unknown_user")
+        person = enrolled_person(parts, user_id)
         return jsonify(
             status="success",
             message="This person is enrolled.",
             user_id=person.user_id,
-            enrolled_at=None if person.timestamp is None else utc(person.timestamp),
+            enrolled_at=utc(person.timestamp),
             model=person.model,
+            photos=len(person.photos),
+            photo_list=[
+                {"number": photo.number, "enrolled_at": utc(photo.timestamp), "model": photo.model}
+                for photo in person.photos
+            ],
         )
 
     @app.delete("/users/<user_id>", provide_automatic_options=False)
@@ -227,28 +272,91 @@ def _add_people(app: Flask, parts: Parts) -> None:
         )
 
 
-def _compared(engine: Engine, metrics: Metrics, cosine: float, threshold: float) -> tuple[float, bool]:
-    """The similarity as the API tells it, and whether it is a match.
+def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
+    gallery, pipeline, half = parts.gallery, parts.pipeline, parts.engine.cosine_at_half
 
-    It is told to four decimals, rounded to the side of the threshold that it is on: 0.49996 is no match at 0.5, and so
-    is not told as 0.5.
+    @app.post("/users/<user_id>/photos", provide_automatic_options=False)
+    @scope("app")
+    def add_photo(user_id: str) -> Response:
+        record = current_record()
+        with pipeline.slots.place():
+            with record.trace.stage("read"):
+                receive_form("file")
+                photo = read_upload("file", settings.max_file_bytes)
+            person = enrolled_person(parts, user_id)
+            request_key = read_request_key(photo, person.user_id)
+            template = pipeline.template(photo, record.trace, client=record.client)
+        with record.trace.stage("enrol"):
+            # A caller may not try faces until one of them matches: failures count as in a 1:1 verification.
+            parts.access.count_claim(person.user_id.lower())
+            try:
+                photos = gallery.add_photo(
+                    person.user_id,
+                    template,
+                    match_cosine=cosine_of(settings.verify_threshold, half),
+                    duplicate_cosine=cosine_of(settings.duplicate_threshold, half),
+                    max_photos=settings.max_photos,
+                    request_key=request_key,
+                )
+            except FaceError as error:
+                if error.code == "no_match":
+                    raise no_match() from error
+                raise
+        parts.access.forget_claims(person.user_id.lower())
+        if parts.retention is not None:
+            parts.retention.seen(person.user_id)
+        return jsonify(
+            status="success", message="The photo is added to this person.", user_id=person.user_id, photos=photos
+        )
+
+    @app.delete("/users/<user_id>/photos/<int:number>", provide_automatic_options=False)
+    @scope("ops")
+    def remove_photo(user_id: str, number: int) -> Response:
+        receive_form()
+        person = enrolled_person(parts, user_id)
+        with current_record().trace.stage("erase"):
+            photos = gallery.remove_photo(person.user_id, number)
+        return jsonify(
+            status="success", message="The photo is removed from this person.", user_id=person.user_id, photos=photos
+        )
+
+
+def enrolled_person(parts: Parts, user_id: str) -> Person:
+    """Return the person of a user_id, as it was sent or in lower case; FaceError `invalid_user_id`, `unknown_user`."""
+    current_record().user_id = require_user_id(user_id)
+    person = parts.store.find_person(user_id) or parts.store.find_person(user_id.lower())
+    if person is None:
+        raise FaceError("unknown_user")
+    current_record().user_id = person.user_id
+    return person
+
+
+def _judge(engine: Engine, metrics: Metrics, cosine: float, threshold: float) -> tuple[float, bool]:
+    """The similarity as the API shows it, and whether it is a match.
+
+    It is rounded to four decimals, away from the threshold where needed: 0.49996 does not match at 0.5, so it is not
+    shown as 0.5.
     """
     exact = similarity_of(cosine, engine.cosine_at_half)
-    matched, told = exact >= threshold, round(exact, 4)
-    if matched != (told >= threshold):
-        told = (math.ceil if matched else math.floor)(exact * 1e4) / 1e4
-    current_record().trace.figures["similarity"] = told
+    matched, shown = exact >= threshold, round(exact, 4)
+    if matched != (shown >= threshold):
+        shown = (math.ceil if matched else math.floor)(exact * 1e4) / 1e4
+    current_record().trace.figures["similarity"] = shown
     metrics.compared(request.url_rule.rule if request.url_rule else "", exact, accepted=matched)
-    return told, matched
+    return shown, matched
 
 
-def utc(moment: float) -> str:
-    """A moment (seconds since the epoch) as ISO 8601 writes it, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
+@overload
+def utc(moment: float) -> str: ...
+@overload
+def utc(moment: None) -> None: ...
+def utc(moment: float | None) -> str | None:
+    """A moment (seconds since the epoch) as ISO 8601 writes it, to the second; None for None."""
+    return None if moment is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
 
 
 def compare_claimed(gallery: Gallery, claimed: str, template: Template) -> Candidate:
-    """Compare 1:1 with a claimed user_id, as it was sent or in its canonical lower case; FaceError `unknown_user`."""
+    """Compare 1:1 with the claimed user_id, as sent or in lower case; FaceError `unknown_user`."""
     try:
         return Candidate(claimed, gallery.compare(claimed, template))
     except FaceError as error:
@@ -258,5 +366,5 @@ def compare_claimed(gallery: Gallery, claimed: str, template: Template) -> Candi
 
 
 def no_match() -> FaceError:
-    """`no_match` as the API words it; RFC 9110 asks for a challenge on every 401."""
+    """The error `no_match`; RFC 9110 asks for a challenge with every 401."""
     return FaceError("no_match", fields={"verified": False}, headers={"WWW-Authenticate": "FaceMatch"})

@@ -1,10 +1,11 @@
-"""The parts that the API works with, made by bootstrap.py and given to `create_app`."""
+"""Names the parts that the API works with; bootstrap.py makes them and gives them to `create_app`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from api.access import Access
+from api.readiness import Readiness
 from engines.base import Engine
 from gallery.decisions import Gallery
 from pipeline import Pipeline
@@ -15,7 +16,7 @@ from store.retention import Retention
 
 @dataclass(frozen=True)
 class Parts:
-    """What the routes work with; all ready but the gallery, which may still be loading.
+    """What the routes work with. All parts are ready, but the gallery may still be loading.
 
     Attributes:
         engine: the face model, warmed.
@@ -23,8 +24,9 @@ class Parts:
         gallery: who is enrolled with this model.
         pipeline: takes a photo to its template.
         access: decides who may call.
-        audit: is told who did what; None if nobody asks.
-        retention: notes who is verified; None if nobody asks.
+        readiness: tells whether decisions can be made, without waiting for long.
+        audit: writes down who did what; None if it is turned off.
+        retention: notes who is verified; None if it is turned off.
     """
 
     engine: Engine
@@ -32,5 +34,6 @@ class Parts:
     gallery: Gallery
     pipeline: Pipeline
     access: Access
+    readiness: Readiness
     audit: AuditLog | None = None
     retention: Retention | None = None

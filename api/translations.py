@@ -1,4 +1,4 @@
-"""Owns the languages of messages and hints: English in the code, every other in a file of translations/."""
+"""Translates messages and hints. English is in the code; every other language is a file in languages/."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEY_OF_HINT = {hint: key for key, hint in {**HINTS, **NEARER_HINTS}.items()}
 
 
 class Translations:
-    """What the service says, in the languages that `folder` holds: `<language>.json` with `messages` and `hints`.
+    """The texts of the languages in `folder`: each `<language>.json` has `messages` and `hints`.
 
     Raises:
         OSError, ValueError: a file cannot be read.
@@ -26,10 +26,10 @@ class Translations:
         }
 
     def preferred(self, accepted: Iterable[tuple[str, float]]) -> str:
-        """The language that a client likes best, of those that there are; English if there is none of them.
+        """The language that the client prefers among those that exist; English if none of them does.
 
         Args:
-            accepted: tags such as `ar-EG` and their qualities, the best first; of equals, the one that was sent first.
+            accepted: tags such as `ar-EG` with their qualities, the best first; equal ones in the order sent.
         """
         known = {language.lower(): language for language in (SOURCE, *self._texts)}
         for tag, quality in accepted:
@@ -42,12 +42,12 @@ class Translations:
     def translated(
         self, body: Mapping[str, Any], language: str, sentence: str, values: Mapping[str, object]
     ) -> dict[str, Any]:
-        """Return an answer's JSON, which is in English, with its message and its hints in `language`.
+        """Return an English answer's JSON with its message and hints in `language`.
 
         Args:
             body: the answer.
-            language: what `preferred` answered; what its file does not have stays English.
-            sentence, values: what the message is made of, as in `errors.english`.
+            language: the answer of `preferred`. A text that its file lacks stays English.
+            sentence, values: the sentence behind the message, as in `errors.english`.
         """
         texts = self._texts.get(language)
         if texts is None:

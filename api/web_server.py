@@ -1,4 +1,4 @@
-"""Owns the production web server: listening, refusing what is no request, and stopping without losing requests."""
+"""Runs the production web server: listens, refuses what is not a request, and stops without losing requests."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from waitress.adjustments import Adjustments
 from waitress.buffers import OverflowableBuffer
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.receiver import ChunkedReceiver
-from waitress.server import BaseWSGIServer, create_server
+from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask
 from waitress.utilities import BadRequest, Error
 from waitress.wasyncore import loop
 
+from api.request_threads import RequestThreads
 from api.responses import SECURITY_HEADERS
-from errors import CODES
+from errors import CODES, FaceError
 from settings import Settings
 
 if TYPE_CHECKING:
@@ -31,20 +34,35 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What a body in chunks may have besides its content, at most, beyond a sixteenth of that. The library searches an
-# unfinished chunk header anew with every packet, and takes a second for each MiB of chunks of one byte, in the one
-# thread that reads all connections: 64 MiB of either took minutes.
-MAX_CHUNK_HEADERS = 64 * 1024
+# The most bytes of a chunked body beside its content, beyond a sixteenth of that. The library searches an unfinished
+# chunk header anew with every packet, and takes a second for each MiB of chunks of one byte, in the one thread that
+# reads all connections: 64 MiB of either took minutes.
+MAX_CHUNK_HEADER_BYTES = 64 * 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
-# Larger bodies are not even read; up to here the client gets its answer on the same connection.
+# Larger bodies are not even read. Up to here the client gets its answer on the same connection.
 READ_ANYWAY_BYTES = 64 * 1024 * 1024
-# Whoever sends a byte now and then keeps a connection open for ever, and nobody has shown a key yet: a thousand of
-# them, or fewer with much in hand, made a service that answered nobody. Before it comes to that, those are closed that
-# have been at it for the longest; an honest upload is through long before.
+# A client that sends a byte now and then keeps a connection open for ever, and needs no API key for it. A thousand of
+# them, or fewer with large bodies, stopped the service. So the connections that have been sending for longest are
+# closed before a limit is reached; an honest upload is over long before.
 MAX_CONNECTIONS = 1000
-# One for each connection, one more for what it sends if that is much, and all others.
-DESCRIPTORS = 3 * MAX_CONNECTIONS
 MAX_BYTES_ARRIVING = 1024 * 1024 * 1024
+# Answers that clients do not read, in all connections together; then the ones that read least recently are closed.
+MAX_BYTES_UNREAD = 64 * 1024 * 1024
+# Of a limit, when connections are closed, and until how much is free again.
+CROWDED_SHARE, FREED_SHARE = 0.9, 0.75
+# Seconds after which a connection is closed on which nothing is sent or read.
+SILENT_CONNECTION_S = 60
+# A connection needs a file descriptor, and one more for a large body; the models, the store and the logs need these.
+DESCRIPTORS_OF_CONNECTION = 2
+OTHER_DESCRIPTORS = 64
+# Seconds for which no connection is accepted after one could not be.
+ACCEPT_PAUSE_S = 1.0
+# Seconds between two log lines about the same trouble with connections.
+LOG_PAUSE_S = 60.0
+# What a client that speaks TLS sends first: a handshake record of SSL 3.0 or later.
+TLS_HANDSHAKE = b"\x16\x03"
+# Seconds between two looks at whether decisions can be made, while they cannot.
+READY_PAUSE_S = 1.0
 
 
 class _NoRoomError(Error):  # type: ignore[misc]  # waitress carries no types
@@ -52,13 +70,13 @@ class _NoRoomError(Error):  # type: ignore[misc]  # waitress carries no types
     reason = "Service Unavailable"
 
 
-class _Nowhere(OverflowableBuffer):  # type: ignore[misc]  # waitress carries no types
+class _DroppingBuffer(OverflowableBuffer):  # type: ignore[misc]  # waitress carries no types
     def append(self, data: bytes) -> None:
-        """Drop what the client still sends."""
+        """Drop the rest of a body."""
 
 
 class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress carries no types
-    """Receives a request, and still answers it when the disk that a large one touches on its way is full."""
+    """Receives a request. It is answered even if the disk is full that a large body needs."""
 
     _no_room = False
     completed = False
@@ -73,23 +91,23 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress carries no t
         except OSError as error:
             logger.warning("A request could not be kept in UPLOADS_DIR while it arrived: %s", error.strerror)
             self._no_room = True
-            # Read to its end all the same: a client that is cut off in mid-sending never sees its answer.
-            self.body_rcv.buf = _Nowhere(0)
+            # Read it to its end all the same: a client that is cut off while it sends never sees its answer.
+            self.body_rcv.buf = _DroppingBuffer(0)
             consumed = int(super().received(data))
         if self.completed and self._no_room:
             self.error = _NoRoomError("")
         if self.error:
-            self.expect_continue = False  # nobody is asked to go on who is refused already
+            self.expect_continue = False  # a refused client is not asked to go on
         body = self.body_rcv
         if isinstance(body, ChunkedReceiver) and not self._no_room:
             headers = self.body_bytes_received - len(body)
-            if headers > MAX_CHUNK_HEADERS + len(body) // 16:
+            if headers > MAX_CHUNK_HEADER_BYTES + len(body) // 16:
                 self.error = BadRequest("Endless chunk headers")
                 self.completed = True
         return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
-        """Refuse what RFC 9112 has refused, because two servers in a row may read it as different requests."""
+        """Refuse what RFC 9112 wants refused, because two servers in a row may read it as different requests."""
         try:
             super().parse_header(header_plus)
         except ValueError as error:
@@ -97,17 +115,17 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress carries no t
         if self.chunked and "CONTENT_LENGTH" in self.headers:
             raise ParsingError("Two lengths")
         if self.version not in ("1.0", "1.1") or "TRANSFER_ENCODING" in self.headers:  # of 1.1 the library took it away
-            raise ParsingError("A version or a coding that is not spoken here")
+            raise ParsingError("Unknown version or coding")
         if self.version == "1.1" and "," in self.headers.get("HOST", ","):
             raise ParsingError("No Host, or several")
 
 
 class _JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress carries no types
-    """What the web server itself refuses (a malformed header, too large a body), worded as the API words errors."""
+    """Answers what the web server itself refuses, such as a malformed header, in the form of the API's errors."""
 
     def execute(self) -> None:
         status = int(self.request.error.code)
-        if status == 501:  # a Transfer-Encoding that nobody has: the request's fault, which no monitor should hear of
+        if status == 501:  # an unknown Transfer-Encoding: the client's fault, so no error of the server
             self.request.error = BadRequest("")
             status = 400
         known = {413: "file_too_large", 503: "overloaded"}
@@ -129,12 +147,114 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress carries no ty
 
 
 class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress carries no types
+    """A connection. Its next request is read when the answer to the one before is sent: no more than one waits."""
+
     error_task_class = _JsonErrorTask
     parser_class = _Parser
+    requests: list[Any]
+    request: Any
+    sent_continue: bool
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._unparsed = b""
+        super().__init__(*arguments, **options)
+
+    def readable(self) -> bool:
+        return not self._unparsed and bool(super().readable())
+
+    def received(self, data: bytes) -> bool:
+        if data.startswith(TLS_HANDSHAKE) and self.request is None and not self._unparsed and not self.requests:
+            self.server.trouble.warn("https was sent to this http port, from %s", self.addr[0])
+            self.handle_close()
+            return False
+        with self.requests_lock:
+            self._unparsed += data
+            self._parse()
+        return True
+
+    def service(self) -> None:
+        super().service()
+        with self.requests_lock:
+            pipelined = bool(self._unparsed)
+            self._parse()
+        if pipelined and self.connected:
+            self.server.pull_trigger()  # for the loop, which read nothing from this connection meanwhile
+
+    def handle_write(self) -> None:
+        super().handle_write()
+        with self.requests_lock:
+            self._parse()
+
+    def _parse(self) -> None:
+        """Parse up to the end of one request, unless there is one, or an answer, already. Called with the lock held."""
+        while self._unparsed and not self.requests and not self.total_outbufs_len:
+            if self.will_close or self.close_when_flushed or not self.connected:
+                self._unparsed = b""
+                return
+            if self.request is None:
+                self.request = _Parser(self.adj)
+            taken = self.request.received(self._unparsed)
+            self._unparsed = self._unparsed[taken:]
+            if self.request.expect_continue and self.request.headers_finished and not self.sent_continue:
+                self.send_continue()
+            if self.request.completed:
+                self.sent_continue = False
+                whole, self.request = self.request, None
+                if not whole.empty:
+                    self.requests.append(whole)
+                    self.server.add_task(self)
+
+
+class _Trouble:
+    """Warns about trouble that anybody outside can cause as often as they like: one line in LOG_PAUSE_S seconds."""
+
+    def __init__(self) -> None:
+        self._next_line: dict[str, float] = {}
+
+    def warn(self, message: str, *values: object) -> None:
+        now = time.monotonic()
+        if now >= self._next_line.get(message, 0.0):
+            self._next_line[message] = now + LOG_PAUSE_S
+            logger.warning(message, *values)
+
+
+class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress carries no types
+    channel_class = _Channel
+
+    def __init__(self, app: WSGIApplication, threads: RequestThreads, trouble: _Trouble, **options: Any) -> None:
+        self._threads, self.trouble = threads, trouble
+        self._accepting_from = 0.0
+        super().__init__(app, dispatcher=threads, **options)
+
+    def bind_server_socket(self) -> None:
+        if self.sockinfo[3][0] == "::":  # every address, those of IPv4 too
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().bind_server_socket()
+
+    def add_task(self, task: _Channel) -> None:
+        self._threads.add(task, _NoRoomError(""))
+
+    def readable(self) -> bool:
+        return bool(super().readable()) and time.monotonic() >= self._accepting_from
+
+    def handle_accept(self) -> None:
+        try:
+            connection, address = self.socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:  # no descriptor or no memory is left: trying again at once would only burn the CPU
+            self._accepting_from = time.monotonic() + ACCEPT_PAUSE_S
+            self.trouble.warn("A connection cannot be accepted: %s", error.strerror)
+            return
+        try:
+            self.set_socket_options(connection)
+            self.channel_class(self, connection, address, self.adj, map=self._map)
+        except OSError:  # the client is gone already
+            connection.close()
 
 
 def require_free(host: str, port: int) -> None:
-    """Know before the models are fetched and loaded that the address can be listened on.
+    """Check, before the models are fetched and loaded, that the service can listen on the address.
 
     Raises:
         OSError: it cannot; the message says what to do.
@@ -151,11 +271,12 @@ def require_free(host: str, port: int) -> None:
 
 
 def return_memory() -> None:
-    """Have the C library keep little of the memory that large photos took, and take that little without new pages.
+    """Set the C library's limits so that it gives the memory of large photos back to the system, but keeps a little.
 
-    By itself it keeps what was freed in a heap for each of many threads, and gives pages back only to ask for them
-    again. After 14 photos of 40 megapixels the process held 2.4 GB, and with these limits 0.3 GB; a check of a photo
-    of 12 megapixels takes 0.85 of the CPU time. The decoder's blocks for larger photos (16 MiB) go back at once.
+    By default it has one heap for each of many threads, keeps what was freed there, and otherwise gives pages back only
+    to ask for them again. After 14 photos of 40 megapixels the process held 2.4 GB, and with these limits 0.3 GB; a
+    check of a photo of 12 megapixels takes 0.85 of the CPU time. The decoder's blocks for larger photos (16 MiB) go
+    back at once.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
     if mallopt is not None:
@@ -164,55 +285,78 @@ def return_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
 
 
-def allow_descriptors() -> None:
-    """Have as many open files as connections may need, where the system's first limit (often 1,024) is lower."""
+def allow_descriptors() -> int:
+    """Raise the limit of open files (often 1,024 or less) as far as connections need and the system allows.
+
+    Returns:
+        How many connections the limit allows, at most MAX_CONNECTIONS.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    wanted = DESCRIPTORS_OF_CONNECTION * MAX_CONNECTIONS + OTHER_DESCRIPTORS
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    connections = (wanted - OTHER_DESCRIPTORS) // DESCRIPTORS_OF_CONNECTION
+    if connections < MAX_CONNECTIONS:
+        logger.warning(
+            "Only %d connections at once: the limit of open files is %d (ulimit -n)", max(1, connections), wanted
+        )
+    return max(1, min(connections, MAX_CONNECTIONS))
 
 
 def release_memory() -> None:
-    """Give back what loading the models has taken and freed: of 0.87 GB with a ResNet-100 recogniser, 0.41 GB stay."""
+    """Give the system the memory that loading the models has freed: of 0.87 GB with a ResNet-100, 0.41 GB stay."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
     if trim is not None:
         trim(0)
 
 
-def serve(app: WSGIApplication, settings: Settings) -> None:
+def serve(app: WSGIApplication, settings: Settings, require_ready: Callable[[], None]) -> None:
     """Serve `app` until SIGTERM or Ctrl-C, then finish the requests in hand (at most STOP_TIMEOUT_S) and return.
 
+    Args:
+        app: the application.
+        settings: the operator's settings.
+        require_ready: raises FaceError while no decision can be made.
+
     Raises:
-        OSError: the address cannot be listened on.
+        OSError: the service cannot listen on the address, or no thread can be started.
     """
-    allow_descriptors()
+    most_connections = allow_descriptors()
     sockets: dict[int, Any] = {}
-    create_server(
-        app,
-        map=sockets,
+    adjustments = Adjustments(
         host=settings.host,
         port=settings.port,
-        threads=settings.request_threads,
         max_request_body_size=max(READ_ANYWAY_BYTES, 2 * settings.max_file_bytes),
-        connection_limit=MAX_CONNECTIONS,
-        channel_timeout=60,
+        connection_limit=most_connections,
+        channel_timeout=SILENT_CONNECTION_S,
         ident=None,
-        clear_untrusted_proxy_headers=False,  # `Access` looks for them; they are believed by ProxyFix alone
+        clear_untrusted_proxy_headers=False,  # `Access` looks at them; only ProxyFix believes them
     )
-    listeners = [one for one in sockets.values() if isinstance(one, BaseWSGIServer)]
+    threads, trouble = RequestThreads(settings.request_threads), _Trouble()
+    listeners = [
+        _Listener(app, threads, trouble, map=sockets, adj=adjustments, sockinfo=sockinfo)
+        for sockinfo in adjustments.listen
+    ]
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    for listener in listeners:
-        listener.channel_class = _Channel
-        host = listener.effective_host
-        logger.info("Ready: listening on http://%s:%s", f"[{host}]" if ":" in host else host, listener.effective_port)
-    # poll, not select: the latter ends at 1,024 descriptors, which a crowd of slow uploads passes.
+    urls = " and ".join(_url_of(listener) for listener in listeners)
+    paths = ["/try", "/docs"] if settings.try_page == "on" else ["/docs"]
+    pages = ", ".join(f"{_url_of(listeners[0])}{path}" for path in paths)
+    threading.Thread(
+        target=_announce, args=(urls, pages, require_ready, stopping), name="announce", daemon=True
+    ).start()
+    # poll, not select: select ends at 1,024 descriptors, and a crowd of slow uploads has more.
     next_look = 0.0
     while not stopping.is_set():
         loop(timeout=0.5, use_poll=True, map=sockets, count=1)
         if time.monotonic() >= next_look:
-            _make_room([one for one in sockets.values() if isinstance(one, HTTPChannel)])
+            _make_room([one for one in sockets.values() if isinstance(one, HTTPChannel)], most_connections)
+            if threads.refused:
+                threads.refused, refused = 0, threads.refused
+                logger.warning("All request threads were busy: refused %d requests", refused)
             next_look = time.monotonic() + 0.5
     logger.info("Stopping: finishing the requests in hand")
     for listener in listeners:
@@ -225,21 +369,62 @@ def serve(app: WSGIApplication, settings: Settings) -> None:
     logger.info("Stopped")
 
 
-def _make_room(connections: list[Any]) -> None:
-    """Before all places or too much of the disk are taken, close those that have been sending or silent for longest."""
-    waiting = [one for one in connections if not one.requests]  # not those whose request is whole and being served
-    places, held = len(connections), sum(one.request.body_bytes_received for one in waiting if one.request)
-    if places < 0.9 * MAX_CONNECTIONS and held < MAX_BYTES_ARRIVING:
-        return
-    waiting.sort(key=lambda one: one.request.begun if one.request else one.last_activity)
+def _url_of(listener: _Listener) -> str:
+    host = listener.effective_host
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.effective_port}"
+
+
+def _announce(urls: str, pages: str, require_ready: Callable[[], None], stopping: threading.Event) -> None:
+    """Log that the service is ready as soon as it can decide."""
+    reason = ""
+    while True:
+        try:
+            require_ready()
+        except FaceError as error:
+            if error.code != reason:
+                reason = error.code
+                logger.warning("Listening on %s, but no decision can be made yet: %s", urls, error.message)
+        else:
+            logger.info("Ready: listening on %s", urls)
+            logger.info("The pages for people: %s", pages)
+            return
+        if stopping.wait(READY_PAUSE_S):
+            return
+
+
+def _make_room(connections: list[Any], most_connections: int) -> None:
+    """Close the oldest idle, slow or unread connections before a limit of connections, disk or memory is reached."""
+    unread = sum(one.total_outbufs_len for one in connections)
+    if unread >= MAX_BYTES_UNREAD:
+        behind = sorted((one for one in connections if one.total_outbufs_len), key=lambda one: one.last_activity)
+        _close(behind, lambda one: one.total_outbufs_len, unread - FREED_SHARE * MAX_BYTES_UNREAD, "unread answers")
+    # A request that is complete and being served is not idle.
+    idle = sorted(
+        (one for one in connections if not one.requests),
+        key=lambda one: one.request.begun if one.request else one.last_activity,
+    )
+    if len(connections) >= CROWDED_SHARE * most_connections:
+        _close(idle, lambda _: 1, len(connections) - FREED_SHARE * most_connections, "connections")
+    arriving = sum(_bytes_arriving(one) for one in idle)
+    if arriving >= MAX_BYTES_ARRIVING:
+        _close(idle, _bytes_arriving, arriving - FREED_SHARE * MAX_BYTES_ARRIVING, "unfinished uploads")
+
+
+def _bytes_arriving(connection: Any) -> int:
+    return connection.request.body_bytes_received if connection.request else 0
+
+
+def _close(connections: list[Any], size: Callable[[Any], int], excess: float, what: str) -> None:
+    """Close connections, the first ones first, until `excess` is gone by their sizes."""
     closed = 0
-    for one in waiting:
-        if places < 0.75 * MAX_CONNECTIONS and held < 0.75 * MAX_BYTES_ARRIVING:
+    for one in connections:
+        if excess <= 0:
             break
+        excess -= size(one)
         one.will_close = True
         closed += 1
-        places, held = places - 1, held - (one.request.body_bytes_received if one.request else 0)
-    logger.warning("Connections were about to run out: closed the %d that had been waiting for the longest", closed)
+    if closed:
+        logger.warning("Too many %s: closed the %d oldest connections among them", what, closed)
 
 
 def _busy(one: Any) -> bool:

@@ -25,9 +25,10 @@ sys.path.insert(0, str(PROJECT))
 from engines.base import ENOUGH_SIDE, Template
 from engines.face_attributes import FaceAttributesModel
 from engines.insightface_engine import InsightFaceEngine
+from engines.model_slots import ModelSlots
 from errors import FaceError
 from face_checks import check_photo
-from pipeline import ModelSlots, Pipeline, Trace
+from pipeline import Pipeline, Trace
 from settings import Settings
 
 ROUNDS = 3
@@ -41,7 +42,10 @@ def main() -> None:
     parsed = parser.parse_args()
     limits = Settings(max_file_bytes=2**26, max_image_pixels=10**8)
     pipeline = Pipeline(
-        limits, InsightFaceEngine(parsed.pack, threads=0), FaceAttributesModel(PROJECT / "models"), ModelSlots(1, 1)
+        limits,
+        InsightFaceEngine(parsed.pack, threads=0),
+        FaceAttributesModel(PROJECT / "models"),
+        ModelSlots(1, math.inf),
     )
 
     def read(data: bytes, longest_side: float) -> tuple[float, float, Template | None, dict[str, float | None]]:
@@ -53,7 +57,7 @@ def main() -> None:
             # The second decoding of a small face is timed too.
             faces = pipeline.engine.detect(photo.pixels)
             begun = time.perf_counter()
-            photo, faces = pipeline._close_enough(data, photo, faces, Trace())
+            photo, faces = pipeline._enlarge(data, photo, faces, Trace(), pipeline.settings)
             seconds += time.perf_counter() - begun
             face, checks = check_photo(photo.pixels, faces, limits, pipeline.reader, photo.reduced_by)
         except FaceError:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(PROJECT))
 from engines.base import Face
 from engines.insightface_engine import InsightFaceEngine
 from photos.pixels import Pixels
+from photos.resampling import to_side
 
 Box = npt.NDArray[np.float32]
 WIDTHS = (20, 24, 32, 40, 48, 64, 96)
@@ -32,11 +33,8 @@ WIDTHS = (20, 24, 32, 40, 48, 64, 96)
 class FullSearch(InsightFaceEngine):
     """The same engine without its quick look."""
 
-    def _is_all(self, traces: list[Face], image: Pixels) -> bool:
+    def _is_one_large_face(self, seen: list[Face], image: Pixels) -> bool:
         return False
-
-    def _found(self, image: Pixels, side: int, least: float) -> list[Face]:
-        return super()._found(image, side, least) if side == self.FULL_SIDE else []
 
 
 def overlap(one: Box, other: Box) -> float:
@@ -75,7 +73,8 @@ def main(pack: str, paths: list[str]) -> None:
             found[name] = engine.detect(photo)
             seconds[name] += time.process_time() - begun
         missed += sum(misses(face.box, found["quick"]) for face in found["full"])
-        ended += quick._is_all(quick._found(photo, quick.LARGE_FACE_SIDE, quick.TRACE), photo)
+        small = to_side(photo, quick.FULL_LOOK_SIDE, enlarging=1.0)[1]
+        ended += quick._is_one_large_face(quick._search(small), small)
         if len(found["full"]) == 1:
             scale = 640 / max(photo.shape[:2])
             large = np.asarray(cv2.resize(photo, None, fx=scale, fy=scale), np.uint8)

@@ -1,4 +1,4 @@
-"""Owns the evidence for the checks: runs the real gates over labelled photos and writes docs/checks.md from it."""
+"""Runs the real checks over labelled photos, and writes docs/checks.md with its figures from the results."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
 
-import cv2
+import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
+from matplotlib.figure import Figure
 
+from benchmarks.degradations import DEGRADATIONS, Degradation, Eyes
 from bootstrap import load_engine
 from commands.bulk.photo_list import SUFFIXES
 from commands.evaluate.biometrics import wilson
@@ -29,21 +30,19 @@ from settings import PROJECT, Settings, add_flags, load_settings
 
 logger = logging.getLogger(__name__)
 
-# What a photo shows -> the code that a refusal should carry.
+# What covers the face -> the code that a refusal should have.
 RIGHT_CODE = {
     "none": "", "mask": "mask", "sunglasses": "sunglasses", "other": "face_covered", "open": "", "shut": "eyes_closed",
 }  # fmt: skip
+# Rows with these labels are left out.
 UNDECIDED = {"half", "one_shut"}
-# What sets coverings apart in the table; other attributes do not.
+# Attributes that set coverings apart in the table.
 APART = {"synthetic", "mild"}
-
-Eyes = npt.NDArray[np.float64]
-Degrade = Callable[[Pixels, Eyes, float], Pixels]
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One labelled photo; `learned` if the network was trained on it, so that it proves nothing there."""
+    """One labelled photo; `learned` if the network was trained on it: its verdict proves nothing then."""
 
     path: Path
     label: str
@@ -54,7 +53,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the gates made of a photo: the codes that failed (none: accepted), and whatever could be measured."""
+    """What the checks made of a photo: the codes that failed (none: accepted), and what could be measured."""
 
     codes: tuple[str, ...]
     measures: dict[str, float] = field(default_factory=dict)
@@ -82,6 +81,10 @@ class Measure:
         return f"{'≥' if self.low_is_bad else '≤'} {self.limit(settings):g}"
 
 
+def _stretch_of(found: Measurements) -> float:
+    return max(found.attributes.stretch, 1 / found.attributes.stretch)
+
+
 MEASURES = {
     "inter-eye": Measure("face_too_small", "min_inter_eye_px", "inter-eye distance, px", lambda m: m.inter_eye_px),
     "head": Measure("face_too_large", "max_head_size", "eyes to chin / photo height", lambda m: m.head_size),
@@ -97,7 +100,7 @@ MEASURES = {
     "yaw": Measure("head_turned", "max_yaw_deg", "yaw, degrees", lambda m: abs(m.pose.yaw)),
     "pitch": Measure("head_raised_or_lowered", "max_pitch_deg", "pitch, degrees", lambda m: abs(m.pose.pitch)),
     "colour": Measure("unnatural_colour", "max_colour_distance", "distance from skin", lambda m: m.colour_distance),
-    "stretch": Measure("distorted", "max_stretch", "width / height, or the inverse", lambda m: m.stretch),
+    "stretch": Measure("distorted", "max_stretch", "width / height, or the inverse", _stretch_of),
     "likeness": Measure("distorted", "min_likeness", "estimated likeness", lambda m: m.attributes.likeness),
     "blend": Measure("distorted", "max_blend", "probability", lambda m: m.attributes.blend),
     "hidden": Measure("landmarks_hidden", "max_hidden", "probability", lambda m: m.attributes.hidden),
@@ -106,12 +109,13 @@ MEASURES = {
     "other": Measure("face_covered", "max_covered", "probability", lambda m: m.attributes.other),
     "eyes": Measure("eyes_closed", "max_eyes_shut", "probability", lambda m: m.attributes.eyes_shut),
 }
+CALIBRATED = tuple(dict.fromkeys(one.measure for one in DEGRADATIONS))
 COVERING_CODES = {"landmarks_hidden", *RIGHT_CODE.values()}
 
 
 @dataclass(frozen=True)
 class Gates:
-    """The service's own way from a photo to a template, which here goes on after a refusal."""
+    """The service's own way from a photo to a template; here it continues after a refusal."""
 
     engine: Engine
     reader: AttributeReader
@@ -197,135 +201,6 @@ def _photo_files(folder: Path) -> list[Path]:
 
 
 # --- Degrading good photos -------------------------------------------------------------------------------------------
-# Lengths are in inter-eye distances, so that a step means the same at every resolution.
-
-
-def _span(eyes: Eyes) -> float:
-    return float(np.hypot(*(eyes[1] - eyes[0])))
-
-
-def _to_pixels(values: npt.NDArray[np.floating]) -> Pixels:
-    return np.clip(np.round(values), 0, 255).astype(np.uint8)
-
-
-def _blur(image: Pixels, eyes: Eyes, sigma: float) -> Pixels:
-    return np.asarray(cv2.GaussianBlur(image, (0, 0), max(0.2, sigma * _span(eyes))), np.uint8)
-
-
-def _shake(angle: float) -> Degrade:
-    def apply(image: Pixels, eyes: Eyes, length: float) -> Pixels:
-        side = max(3, round(length * _span(eyes)) | 1)
-        line = np.zeros((side, side), np.float32)
-        line[side // 2] = 1
-        turned = cv2.warpAffine(line, cv2.getRotationMatrix2D((side // 2, side // 2), angle, 1), (side, side))
-        return np.asarray(cv2.filter2D(image, -1, turned / turned.sum()), np.uint8)
-
-    return apply
-
-
-def _shrink(image: Pixels, eyes: Eyes, inter_eye: float) -> Pixels:
-    scale = min(1.0, inter_eye / _span(eyes))
-    return np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _scale_light(image: Pixels, _: Eyes, factor: float) -> Pixels:
-    return _to_pixels(image * np.float32(factor))
-
-
-def _fade(image: Pixels, _: Eyes, contrast: float) -> Pixels:
-    return _to_pixels(128 + (image - np.float32(128)) * np.float32(contrast))
-
-
-def _noise(image: Pixels, _: Eyes, deviation: float) -> Pixels:
-    return _to_pixels(image + np.random.default_rng(1).normal(0, deviation, image.shape))
-
-
-def _darken_noisily(image: Pixels, eyes: Eyes, factor: float) -> Pixels:
-    return _noise(_scale_light(image, eyes, factor), eyes, 4.0)
-
-
-def _light_from_side(image: Pixels, eyes: Eyes, loss: float) -> Pixels:
-    across = (np.arange(image.shape[1]) - eyes[:, 0].mean()) / (1.9 * _span(eyes)) + 0.5
-    return _to_pixels(image * (1 - loss * np.clip(across, 0, 1))[None, :, None])
-
-
-def _cast(blue: float, green: float, red: float) -> Degrade:
-    return lambda image, _, share: _to_pixels(image * (1 + share * (np.array([blue, green, red]) - 1)))
-
-
-def _grey(image: Pixels, _: Eyes, share: float) -> Pixels:
-    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., None]
-    return _to_pixels(image + share * (grey - image.astype(np.float32)))
-
-
-def _tilt(image: Pixels, eyes: Eyes, degrees: float) -> Pixels:
-    x, y = eyes.mean(axis=0)
-    turn = cv2.getRotationMatrix2D((float(x), float(y)), degrees, 1)
-    size = (image.shape[1], image.shape[0])
-    return np.asarray(cv2.warpAffine(image, turn, size, borderMode=cv2.BORDER_REPLICATE), np.uint8)
-
-
-def _stretch(image: Pixels, _: Eyes, width: float) -> Pixels:
-    size = (max(1, round(width * image.shape[1])), image.shape[0])
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
-
-
-def _compress(image: Pixels, _: Eyes, quality: float) -> Pixels:
-    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1]
-    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
-
-
-def _cut(*sides: str) -> Degrade:
-    """Cut a share of the face region (1.9 x 2.25 inter-eye distances) away at these sides; below 0: leave a margin."""
-
-    def apply(image: Pixels, eyes: Eyes, share: float) -> Pixels:
-        left, top, right, bottom = (share if side in sides else -1e3 for side in _SIDES)
-        (x, y), span = eyes.mean(axis=0), _span(eyes)
-        x0, x1 = x + span * (-0.95 + 1.9 * left), x + span * (0.95 - 1.9 * right)
-        y0, y1 = y + span * (-0.65 + 2.25 * top), y + span * (1.6 - 2.25 * bottom)
-        return np.ascontiguousarray(image[max(0, round(y0)) : max(1, round(y1)), max(0, round(x0)) : max(1, round(x1))])
-
-    return apply
-
-
-@dataclass(frozen=True)
-class Degradation:
-    """Known steps of one kind of damage, and the measure that should notice it."""
-
-    name: str
-    steps: str
-    measure: str
-    strengths: tuple[float, ...]
-    apply: Degrade
-
-
-_SHAKES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-_DARKER = (0.5, 0.3, 0.2, 0.12, 0.08, 0.05, 0.03)
-_CASTS = (0.4, 0.7, 1.0)
-_SIDES = ("left", "top", "right", "bottom")
-DEGRADATIONS = (
-    Degradation("blur", "sigma / inter-eye", "sharpness", (0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25), _blur),
-    Degradation("shaken across", "length / inter-eye", "sharpness", _SHAKES, _shake(0)),
-    Degradation("shaken down", "length / inter-eye", "sharpness", _SHAKES, _shake(90)),
-    Degradation("shaken diagonally", "length / inter-eye", "sharpness", _SHAKES, _shake(45)),
-    Degradation("JPEG", "quality", "likeness", (30, 15, 10, 7, 4), _compress),
-    Degradation("noise", "sigma, grey levels", "likeness", (5, 10, 20, 30, 40, 60), _noise),
-    Degradation("stretched", "width", "stretch", (0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2), _stretch),
-    Degradation("shrunk", "inter-eye, px", "inter-eye", (32, 28, 24, 20, 16, 13, 10), _shrink),
-    Degradation("darkened", "factor", "luminance", _DARKER, _scale_light),
-    Degradation("darkened, sensor noise", "factor", "luminance", _DARKER, _darken_noisily),
-    Degradation("over-exposed", "factor", "white", (1.5, 2, 2.5, 3, 4, 6), _scale_light),
-    Degradation("faded", "contrast", "range", (0.5, 0.25, 0.15, 0.1, 0.06, 0.04, 0.02), _fade),
-    Degradation("side light", "loss on one side", "uniformity", (0.5, 0.7, 0.8, 0.9, 0.95, 1), _light_from_side),
-    Degradation("blue light", "share", "colour", _CASTS, _cast(1.6, 0.8, 0.3)),
-    Degradation("green light", "share", "colour", _CASTS, _cast(0.4, 1.5, 0.4)),
-    Degradation("red light", "share", "colour", _CASTS, _cast(0.3, 0.6, 1.6)),
-    Degradation("grey", "share", "colour", (0.5, 0.8, 1), _grey),
-    Degradation("tilted", "degrees", "roll", (-60, -45, -30, -15, 15, 30, 45, 60, 75, 90), _tilt),
-    *(Degradation(f"cut {side}", "share", "frame", (0.1, 0.2, 0.3, 0.4, 0.5), _cut(side)) for side in _SIDES),
-    Degradation("close", "cut on each side", "head", (-0.2, -0.1, 0, 0.1), _cut(*_SIDES)),
-)
-CALIBRATED = tuple(dict.fromkeys(one.measure for one in DEGRADATIONS))
 
 
 @dataclass(frozen=True)
@@ -388,7 +263,7 @@ Judged = Sequence[tuple[Photo, Seen]]
 
 
 def covering_section(judged: Judged) -> list[str]:
-    """Coverings refused, and how often by the right code."""
+    """How many coverings are refused, and how often with the right code."""
     rows = []
     groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for photo, seen in judged:
@@ -411,7 +286,7 @@ def covering_section(judged: Judged) -> list[str]:
 
 
 def clean_section(judged: Judged) -> list[str]:
-    """Clean faces accepted, in each subgroup; where the classifier learned from them, by the quality checks alone."""
+    """How many clean faces are accepted in each subgroup; those that the classifier learned: for quality alone."""
     groups: dict[str, list[tuple[str, ...]]] = {"all": []}
     for photo, seen in judged:
         if not RIGHT_CODE[photo.label] and not photo.learned:
@@ -429,7 +304,7 @@ def clean_section(judged: Judged) -> list[str]:
 
 
 def measures_section(judged: Judged, settings: Settings) -> list[str]:
-    """How far the limits are from ordinary photos."""
+    """How far ordinary photos are from the limits."""
     clean = [seen.measures for photo, seen in judged if photo.label == "none" and not photo.learned and seen.measures]
     rows = []
     for name, one in MEASURES.items():
@@ -442,7 +317,7 @@ def measures_section(judged: Judged, settings: Settings) -> list[str]:
 
 
 def calibration_section(copies: Sequence[Copy], settings: Settings, thresholds: Sequence[float]) -> list[str]:
-    """The verdicts by what the similarity had become; then each step's measure, similarity and verdict."""
+    """The verdicts by the similarity that is left; then each step's measure, similarity and verdict."""
     edges = (-2.0, *thresholds, thresholds[-1] + 0.1, thresholds[-1] + 0.2, 2.0)
     bands = (f"below {edges[1]:g}", *(f"{a:g}-{b:g}" for a, b in pairwise(edges[1:-1])), f"{edges[-2]:g} and above")
     rows = []
@@ -495,52 +370,42 @@ def pose_section(people: Sequence[Judged], cosine_at_half: float, thresholds: Se
     return _table(("", "degrees", "pairs", "similarity 5 / 50 %", *verified), rows)
 
 
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
+MAX_POINTS = 400  # of one kind in a figure: more are one cloud, and a large file
 
 
-def plot(name: str, copies: Sequence[Copy], settings: Settings, thresholds: Sequence[float]) -> str:
-    """An SVG of similarity against one measure: a point for each copy, the limit and the thresholds as lines."""
+def draw(name: str, copies: Sequence[Copy], settings: Settings, thresholds: Sequence[float], out: Path) -> None:
+    """Write an SVG of similarity against one measure: a point for each copy, the limit and the thresholds as lines."""
     shown = [copy for copy in copies if copy.degradation.measure == name and copy.seen.measures]
     limit = MEASURES[name].limit(settings)
-    values = [copy.seen.measures[name] for copy in shown] or [0.0]
-    high = max(float(np.percentile(values, 99)), 1.2 * limit)
-
-    def x(value: float) -> float:
-        return round(50 + 560 * min(max(value / high, 0), 1), 1)
-
-    def y(similarity: float) -> float:
-        return round(280 - 250 * min(max(similarity, -0.2), 1), 1)
-
-    parts = ['<rect width="800" height="380" fill="white"/>']
-    for one in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
-        parts.append(f'<path d="M50 {y(one)}H610" stroke="#ddd"/><text x="20" y="{y(one) + 4}">{one:g}</text>')
-        parts.append(f'<text x="{40 + 560 * one:g}" y="348">{one * high:.3g}</text>')
-    for number, kind in enumerate(one for one in DEGRADATIONS if one.measure == name):
-        colour, mine = COLOURS[number % len(COLOURS)], [copy for copy in shown if copy.degradation is kind]
-        few = mine[:: len(mine) // 400 + 1]
-        dots = "".join(f"M{x(copy.seen.measures[name])} {y(copy.similarity)}h0" for copy in few)
-        parts.append(f'<path d="{dots}" stroke="{colour}" stroke-width="3" stroke-linecap="round" opacity="0.5"/>')
-        parts.append(f'<text x="625" y="{50 + 18 * number}" fill="{colour}">{kind.name}</text>')
-    for one in thresholds:
-        parts.append(f'<path d="M50 {y(one)}H610" stroke="black" stroke-dasharray="4"/>')
-        parts.append(f'<text x="612" y="{y(one) + 4}">{one:g}</text>')
-    parts.append(f'<path d="M{x(limit)} 30V330" stroke="black"/><text x="{x(limit)}" y="24">limit {limit:g}</text>')
-    parts.append(f'<text x="240" y="370">{MEASURES[name].words}</text><text x="20" y="16">similarity</text>')
-    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 380" font-family="sans-serif" font-size="12">'
-    return "\n".join([head, *parts, "</svg>", ""])
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    axes = figure.add_subplot(xlabel=MEASURES[name].words, ylabel="similarity")
+    for kind in (kind for kind in DEGRADATIONS if kind.measure == name):
+        mine = [copy for copy in shown if copy.degradation is kind]
+        few = mine[:: len(mine) // MAX_POINTS + 1]
+        values = [copy.seen.measures[name] for copy in few]
+        axes.plot(values, [copy.similarity for copy in few], ".", alpha=0.5, label=kind.name)
+    axes.axvline(limit, color="black", label=f"limit: {limit:g}")
+    for threshold in thresholds:
+        axes.axhline(threshold, color="black", linestyle="--", label=f"similarity {threshold:g}")
+    highest = np.percentile([copy.seen.measures[name] for copy in shown] or [0.0], 99)
+    axes.set(xlim=(0, max(float(highest), 1.2 * limit)), ylim=(-0.2, 1.02))
+    axes.grid(color="#dddddd")
+    figure.legend(loc="outside right upper", frameon=False)
+    with mpl.rc_context({"svg.hashsalt": "face-api"}):  # the same data give the same file
+        figure.savefig(out, format="svg", metadata={"Date": None})
 
 
 INTRODUCTION = """# What the checks refuse, and what they let through
 
-Every number and figure here is written by `make evaluate-checks DATA=<folder>`, which runs the real models and the
-real gates with the default settings over whole photos. For photos of your own (a folder with a `labels.csv`, or with
-sub-folders `none`, `mask`, `sunglasses`, `other`) and, if you like, identities (a sub-folder per person):
+`make evaluate-checks DATA=<folder>` writes every number and figure here. It runs the real models and the real checks
+with the default settings over whole photos. To use your own photos, make a folder with a `labels.csv`, or with the
+sub-folders `none`, `mask`, `sunglasses` and `other`. A folder of identities (a sub-folder per person) is optional:
 
     python -m benchmarks.evaluate_checks <photos> --people <identities> --model <FACE_MODEL> --out checks.md
 
-The first model named judges all folders and is calibrated, the others the first folder (and the identities) alone.
-Shares are in per cent, with Wilson's 95 % interval in brackets. *Quality alone*: the network learned from
-these faces, so that its verdict is left out. The photos are for research only, and none of them is shown."""
+The first model judges all folders and is calibrated. The other models judge the first folder and the identities.
+Shares are in per cent, with Wilson's 95 % interval in brackets. *Quality alone*: the network learned these
+faces, so its verdict is left out. The photos are for research only, and none of them is shown."""
 
 
 def write_page(
@@ -585,8 +450,7 @@ def write_page(
             lines += pose_section(known, one.engine.cosine_at_half, thresholds)
             (out.parent / "checks").mkdir(parents=True, exist_ok=True)
             for measured in CALIBRATED:
-                figure = out.parent / "checks" / f"{measured}.svg"
-                figure.write_text(plot(measured, copies, settings, thresholds), encoding="utf-8")
+                draw(measured, copies, settings, thresholds, out.parent / "checks" / f"{measured}.svg")
     out.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

@@ -286,7 +286,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         service = Service(
             parsed.model, Path(folder), MODEL_SLOTS=str(parsed.slots), MODEL_THREADS=str(parsed.threads),
-            QUEUE_LIMIT="40", REQUEST_THREADS="64",
+            REQUEST_THREADS="64",
         )  # fmt: skip
         crowd(service.port, [request("/signUp", photo) for photo in photos[:3]], 1, 1)
         print(f"{engine.name}, {len(photos)} photos, {parsed.slots} slots of {parsed.threads or 'all'} threads")
@@ -316,7 +316,7 @@ def main() -> None:
 
 def overload(parsed: argparse.Namespace, bodies: list[bytes], folder: Path) -> None:
     """Three times as many clients as there are places, with slow and broken ones among them."""
-    service = Service(parsed.model, folder, QUEUE_LIMIT="8", MODEL_SLOTS=str(parsed.slots), REQUEST_THREADS="32")
+    service = Service(parsed.model, folder, QUEUE_WAIT_S="0.5", MODEL_SLOTS=str(parsed.slots), REQUEST_THREADS="32")
     few = crowd(service.port, bodies, parsed.slots + 8, parsed.seconds)
     # Processes, as the crowd is: one that is forked beside a thread may inherit a lock that nobody will open.
     context = multiprocessing.get_context("fork")

@@ -1,4 +1,4 @@
-"""Owns the comparison of one pass through the models with the older flow, on the same pack and photos.
+"""Compares one pass through the models with the older flow, on the same pack and photos.
 
     python benchmarks/one_pass.py PACK PHOTO [PHOTO ...]
 

@@ -1,4 +1,4 @@
-"""Owns the end-to-end count: who signs up and who is recognised, over HTTP, from a folder of identities.
+"""Counts who signs up and who is recognised, over HTTP, from a folder of identities.
 
     python benchmarks/people.py URL DIR
 

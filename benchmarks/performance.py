@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import math
 import platform
 import socket
 import statistics
@@ -32,6 +33,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from api.access import Access
+from api.readiness import Readiness
 from api.service_parts import Parts
 from app import create_app
 from benchmarks.load import Service as Process
@@ -39,8 +41,9 @@ from benchmarks.load import exchange, model_runs, request
 from bootstrap import load_engine
 from engines.base import Engine
 from engines.face_attributes import FaceAttributesModel
+from engines.model_slots import ModelSlots
 from gallery.decisions import Gallery
-from pipeline import ModelSlots, Pipeline, Trace
+from pipeline import Pipeline, Trace
 from settings import Settings
 from store.sqlite import SqliteStore
 
@@ -76,8 +79,10 @@ class Service:
         gallery = Gallery(store, engine.name, engine.dimension)
         reader = FaceAttributesModel(PROJECT / "models")
         settings = Settings()
-        pipeline = Pipeline(settings, engine, reader, ModelSlots(settings.model_slots, settings.queue_limit))
-        self._client = create_app(settings, Parts(engine, store, gallery, pipeline, Access(settings))).test_client()
+        pipeline = Pipeline(settings, engine, reader, ModelSlots(settings.model_slots, math.inf))
+        self._client = create_app(
+            settings, Parts(engine, store, gallery, pipeline, Access(settings), Readiness(gallery.refresh))
+        ).test_client()
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager

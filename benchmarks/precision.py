@@ -130,7 +130,7 @@ def main(pack: str, people: str | None = None, *strangers: str) -> None:
         for threads in (1, 2):
             of = engines(Path(scratch, "pack"), threads)
             print(f"{threads} threads")
-            times(of, of["fp32"]._some_crops())
+            times(of, of["fp32"]._some_crops(reduced_precision.photos()))
         if people is not None:
             matches(of, Path(people), [Path(one) for one in strangers])
 

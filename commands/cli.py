@@ -14,7 +14,7 @@ import logs
 from commands.command import Command
 from engines.model_files import ModelUnavailable
 from errors import FaceError
-from settings import Settings, SettingsError, add_flags, load_settings, read_env_file
+from settings import Settings, SettingsError, add_flags, load_settings, read_settings_file, settings_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def run(name: str, arguments: list[str]) -> int:
     """Run one of `COMMANDS`; returns the exit status."""
     command = command_of(name)
     parser = argparse.ArgumentParser(
-        prog=f"app.py {name}",
+        prog=f"python app.py {name}",
         description=f"{command.help[0].upper()}{command.help[1:]}. The flags of the service's settings work here too.",
     )
     command.add_arguments(parser)
@@ -74,7 +74,7 @@ def start(flags: Mapping[str, str], action: Callable[[Settings], int], command: 
     """
     try:
         # The hub's own library reads HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN from the environment.
-        for key, value in read_env_file().items():
+        for key, value in read_settings_file().values.items():
             if key.startswith("HF_") and value:
                 os.environ.setdefault(key, value)
         settings = load_settings(flags)
@@ -82,6 +82,8 @@ def start(flags: Mapping[str, str], action: Callable[[Settings], int], command: 
         sys.stderr.write(f"Settings: {error}\n")
         return 2
     logs.configure(settings.log_format, "DEBUG" if settings.debug else settings.log_level)
+    for line in settings_warnings():
+        logger.warning("%s", line)
     what = command or "The service"
     try:
         status = action(settings)
@@ -105,9 +107,7 @@ def start(flags: Mapping[str, str], action: Callable[[Settings], int], command: 
     except (OSError, ValueError) as error:
         logger.critical("%s ends: %s", what, error)
     except KeyboardInterrupt:
-        logger.info(
-            "%s", f"{command} was stopped: run it again to continue" if command else "Stopped before it was ready"
-        )
+        logger.info("%s", f"{command} was stopped: it can be run again" if command else "Stopped before it was ready")
         return 130
     else:
         return status

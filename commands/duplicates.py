@@ -1,4 +1,9 @@
-"""The command duplicates: lists every pair of enrolled people who look alike."""
+"""The command duplicates: lists every pair of enrolled people who look alike.
+
+It compares 8-bit codes first, as the search does (docs/decisions/0002): a pair's cosine is at most s * t * (c . b) plus
+what rounding to the codes left over. The integers c . b of many pairs at once are one matrix product. Where they reach
+what the threshold asks for, float32 decides.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +20,17 @@ import bootstrap
 from commands.command import Command
 from commands.progress import with_progress
 from engines.base import Template, cosine_of, similarity_of
+from engines.integer_products import LARGEST_CODE, product_of_codes
+from gallery.templates import coded
 from settings import Settings, SettingsError
 from store.records import RecordStore
 
 logger = logging.getLogger(__name__)
 
-# The pairs of one block: a product of 2,048 by 8,192 float32 cosines is 64 MiB.
-BLOCK_ROWS, BLOCK_COLUMNS = 2048, 8192
+# The pairs of one block: a product of 2,048 by 16,384 integers is 128 MiB.
+BLOCK_ROWS, BLOCK_COLUMNS = 2048, 16_384
+# Templates are normalised in float32, so their norms are 1 to within much less than this.
+MAX_NORM = 1.01
 
 
 def pairs_above(
@@ -34,11 +43,25 @@ def pairs_above(
         min_cosine: -1...1.
         blocks: where the blocks of BLOCK_ROWS by BLOCK_COLUMNS pairs begin, as `blocks_of` lists them.
     """
+    starts = range(0, len(templates), BLOCK_ROWS)
+    parts = (coded(templates[start : start + BLOCK_ROWS], LARGEST_CODE) for start in starts)
+    codes, scales, residuals = (np.concatenate(part) for part in zip(*parts, strict=True))
+    product = product_of_codes(templates.shape[1])
     for top, left in blocks:
-        cosines = templates[top : top + BLOCK_ROWS] @ templates[left : left + BLOCK_COLUMNS].T
-        for i, j in np.argwhere(cosines >= min_cosine):
-            if left + j > top + i:
-                yield int(top + i), int(left + j), float(cosines[i, j])
+        rows, columns = slice(top, top + BLOCK_ROWS), slice(left, left + BLOCK_COLUMNS)
+        products = product(codes[rows], codes[columns])
+        worst = residuals[columns].max()
+        needed = min_cosine - (MAX_NORM * (residuals[rows] + worst) + residuals[rows] * worst + 1e-5)
+        # The scale with which the smallest product is enough: the largest for a positive bound, else the smallest.
+        scale = np.where(needed > 0, scales[columns].max(), scales[columns].min())
+        enough = np.floor(needed / (scales[rows] * scale)).astype(np.int64)
+        for row in np.flatnonzero(products.max(axis=1) >= enough):
+            others = left + np.flatnonzero(products[row] >= enough[row])
+            others = others[others > top + row]
+            cosines = templates[others] @ templates[top + row]
+            similar = cosines >= min_cosine
+            for other, cosine in zip(others[similar].tolist(), cosines[similar].tolist(), strict=True):
+                yield top + int(row), other, cosine
 
 
 def blocks_of(count: int) -> list[tuple[int, int]]:
@@ -52,19 +75,20 @@ def blocks_of(count: int) -> list[tuple[int, int]]:
 
 
 def templates_of(store: RecordStore, model: str | None) -> tuple[list[str], Template, str]:
-    """Read everybody of one model; None takes the model with most people.
+    """Read every photo of one model; None takes the model with most photos.
 
     Returns:
-        The user_ids, float32[n, d], and the model.
+        The photos' user_ids, float32[n, d], and the model.
 
     Raises:
         ValueError: nobody is enrolled with it.
     """
     last = store.last_place()
-    erased = set(store.erasures(last))
+    erased, removed = set(store.erasures(last)), set(store.removals(last))
     by_model: dict[tuple[str, int], tuple[list[str], bytearray]] = {}  # a bytearray grows without a copy
     for entry in with_progress(store.entries(0), last, "records"):
-        if entry.template is not None and entry.user_id is not None and entry.user_id not in erased:
+        is_gone = entry.user_id in erased or entry.seq in removed
+        if entry.template is not None and entry.user_id is not None and not is_gone:
             user_ids, rows = by_model.setdefault((entry.model or "", len(entry.template)), ([], bytearray()))
             user_ids.append(entry.user_id)
             rows += np.ascontiguousarray(entry.template, np.float32).tobytes()
@@ -102,20 +126,24 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         store.close()
     cosine_at_half = bootstrap.cosine_at_half_of(model)
     blocks = blocks_of(len(templates))
-    found: list[tuple[int, int, float]] = []
+    # The two user_ids -> the highest cosine of any two of their photos.
+    found: dict[tuple[str, str], float] = {}
     try:
-        for pair in pairs_above(
+        for i, j, cosine in pairs_above(
             templates, cosine_of(least, cosine_at_half), with_progress(blocks, len(blocks), "blocks")
         ):
-            found.append(pair)
+            one, other = user_ids[i], user_ids[j]
+            if one != other:
+                pair = (other, one) if (other, one) in found else (one, other)
+                found[pair] = max(cosine, found.get(pair, cosine))
     finally:
-        found.sort(key=lambda pair: -pair[2])
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["user_id", "other_user_id", "similarity"])
         writer.writerows(
-            (user_ids[i], user_ids[j], f"{similarity_of(cosine, cosine_at_half):.4f}") for i, j, cosine in found
+            (*pair, f"{similarity_of(cosine, cosine_at_half):.4f}")
+            for pair, cosine in sorted(found.items(), key=lambda one: -one[1])
         )
-    logger.info("%d pairs among %d people", len(found), len(user_ids))
+    logger.info("%d pairs among %d people", len(found), len(set(user_ids)))
     return 0
 
 

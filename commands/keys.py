@@ -11,7 +11,7 @@ from settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `python app.py keys`."""
+    """Give the parser this command's arguments."""
     parser.add_argument("action", choices=("add", "list", "revoke"))
     parser.add_argument("name", nargs="?", help="of the key to add or revoke; the logs show it")
     parser.add_argument(
@@ -24,8 +24,11 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Add, list or revoke API keys; running services notice the change. ApiKeysError says what is wrong."""
     path, name = file_of(settings), arguments.name
     if arguments.action == "list":
-        for api_key in parse_setting(settings.api_keys) + read_file(path):
+        listed = parse_setting(settings.api_keys) + read_file(path)
+        for api_key in listed:
             sys.stdout.write(f"{api_key.name}\t{'+'.join(sorted(api_key.scopes))}\t{api_key.added or 'unknown date'}\n")
+        if not listed:
+            sys.stderr.write(f"There is no API key, neither in API_KEYS nor in {path}.\n")
         return 0
     if not name or not NAME.fullmatch(name):
         raise ApiKeysError("give a name of 1 to 64 letters, digits, dots, dashes or underscores")

@@ -7,7 +7,7 @@ import json
 import sys
 
 from api import openapi
-from api.description_pages import render
+from api.description_pages import render_page
 from commands.command import Command
 from settings import Settings
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Write the API's description to standard output, as OpenAPI 3.1 in JSON or as Markdown."""
     api = openapi.describe(settings)
-    sys.stdout.write(render("api.md", api) if arguments.markdown else json.dumps(api, indent=2) + "\n")
+    sys.stdout.write(render_page("api.md", api) if arguments.markdown else json.dumps(api, indent=2) + "\n")
     return 0
 
 

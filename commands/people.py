@@ -19,7 +19,7 @@ UNREADABLE = "(unreadable)"
 
 @dataclass(frozen=True)
 class EnrolledPerson:
-    """One person's record.
+    """One photo of a person, as it is stored; a person may have several.
 
     Attributes:
         user_id: the person's id.
@@ -36,8 +36,9 @@ class EnrolledPerson:
 
 @dataclass
 class Counts:
-    """What a store holds: people by model, erasures, and the first and last enrolment (seconds since the epoch)."""
+    """What a store holds: people, photos by model, erasures, and the first and last photo (seconds since the epoch)."""
 
+    people: set[str] = field(default_factory=set)
     models: Counter[str] = field(default_factory=Counter)
     erasures: int = 0
     first: float | None = None
@@ -45,7 +46,7 @@ class Counts:
 
 
 def enrolled_people(store: RecordStore, keyring: Keyring, counts: Counts | None = None) -> Iterator[EnrolledPerson]:
-    """Yield everybody enrolled, in the order of the log, and count them in `counts`.
+    """Yield every photo of everybody enrolled, in the order of the log, and count them in `counts`.
 
     Raises:
         FaceError: `database_unavailable`.
@@ -70,6 +71,7 @@ def enrolled_people(store: RecordStore, keyring: Keyring, counts: Counts | None 
         if enrolled_at is not None:
             counts.first = min(enrolled_at, counts.first or enrolled_at)
             counts.last = max(enrolled_at, counts.last or enrolled_at)
+        counts.people.add(str(user_id))
         counts.models[counted_as] += 1
         yield EnrolledPerson(str(user_id), enrolled_at, text_of(model), template)
 

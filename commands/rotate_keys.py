@@ -70,7 +70,8 @@ class _Tally:
     changed: int = 0
     current: int = 0
     unreadable: int = 0
-    lost: list[str] = field(default_factory=list)
+    # user_id -> the places of the photos under the lost key.
+    lost: dict[str, set[int]] = field(default_factory=dict)
     missing: Counter[str] = field(default_factory=Counter)
 
 
@@ -81,8 +82,8 @@ def _rotate(store: RecordStore, keyring: Keyring, audit: AuditLog | None, *, cha
         changes = [(stored, sealed) for stored in page if (sealed := _resealed(stored, keyring, lost_key, tally))]
         tally.changed += store.replace_embeddings(changes) if change else len(changes)
     if change:
-        for user_id in tally.lost:
-            retention.erase(store, user_id, audit, by="(rotate-keys)")
+        for user_id, places in tally.lost.items():
+            _erase_lost(store, user_id, places, audit)
         store.forget_overwritten()
     verb = "were" if change else "are to be"
     erased = f", {len(tally.lost)} {verb} erased" if lost_key else ""
@@ -95,13 +96,23 @@ def _rotate(store: RecordStore, keyring: Keyring, audit: AuditLog | None, *, cha
     return 1 if tally.unreadable or tally.missing or (not change and (tally.changed or tally.lost)) else 0
 
 
+def _erase_lost(store: RecordStore, user_id: str, places: set[int], audit: AuditLog | None) -> None:
+    """Remove a person's photos at these places; erase the person if these are all."""
+    for place in places:
+        while (person := store.find_person(user_id)) is not None and place in {photo.seq for photo in person.photos}:
+            if {photo.seq for photo in person.photos} <= places:
+                retention.erase(store, user_id, audit, by="(rotate-keys)")
+            else:
+                store.remove_photo(store.last_place() + 1, place)
+
+
 def _resealed(stored: StoredEmbedding, keyring: Keyring, lost_key: str | None, tally: _Tally) -> bytes | None:
     """Return the bytes to store instead, and None if there are none to store; count the record in `tally`."""
     try:
         sealed = template_bytes.reseal(stored.embedding, stored.user_id, stored.model, keyring)
     except ValueError as error:
         if isinstance(error, MissingKeyError) and error.key_name == lost_key:
-            tally.lost.append(stored.user_id)
+            tally.lost.setdefault(stored.user_id, set()).add(stored.seq)
         elif isinstance(error, MissingKeyError):
             tally.missing[error.key_name] += 1
         else:

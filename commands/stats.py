@@ -13,14 +13,15 @@ from settings import Settings
 
 
 def run(_: argparse.Namespace, settings: Settings) -> int:
-    """Write how many people are enrolled with each model, how many were erased, and since when."""
+    """Write how many people are enrolled, their photos by model, how many people were erased, and since when."""
     store = bootstrap.connect_store(settings)
     counts = Counts()
     try:
         deque(enrolled_people(store, settings.keyring, counts), maxlen=0)
         lines = [
             f"store: {store.describe()}",
-            f"enrolled: {counts.models.total()}",
+            f"enrolled: {len(counts.people)}",
+            f"photos: {counts.models.total()}",
             *(f"  with {model}: {count}" for model, count in counts.models.most_common()),
             f"erased: {counts.erasures}",
             f"last place in the log: {store.last_place()}",

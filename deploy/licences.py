@@ -1,4 +1,4 @@
-"""Owns the check of what the packages of a lock are licensed under; `make licences`."""
+"""Checks the licences of the packages of a lock; `make licences` runs it."""
 
 from __future__ import annotations
 

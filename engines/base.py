@@ -1,4 +1,4 @@
-"""Owns what a face model is: a face, the `Engine` that finds and embeds it, and what its similarities mean."""
+"""Defines a face, the `Engine` that finds and embeds it, and what similarity means."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from photos.pixels import Pixels
 # than 0.995 when halved to 2000 pixels and 16 % when quartered to 1000 (saving the photo at JPEG quality 80 instead
 # of 90 does it to 16 % as well).
 ENOUGH_SIDE = 1600
+# The longest side of a challenge's frame when faces are looked for in it: a quarter of a full search's pixels. The face
+# of somebody who holds a phone is a third of the frame and more.
+FRAME_SIDE = 320
 
 Template = npt.NDArray[np.float32]
 
@@ -24,6 +27,11 @@ Template = npt.NDArray[np.float32]
 # origin lies between the eyes. x and y are the medians of 165 near-frontal photos of 30 people; z follows from
 # anthropometry (the nose's tip stands about half an inter-eye distance in front of the eyes, the mouth a tenth).
 MEAN_FACE = np.array([[-0.5, 0, 0], [0.5, 0, 0], [0, 0.6, -0.5], [-0.45, 1.01, -0.1], [0.45, 1.01, -0.1]])
+
+
+# A face that leans by up to so much from a quarter turn stands in a picture that was turned; between them it is a head
+# that is tilted, which the checks refuse.
+QUARTER_TURN_WITHIN_DEG = 30.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,27 @@ class Face:
         box, landmarks = ((np.asarray(one) + 0.5) * times - 0.5 for one in (self.box, self.landmarks))
         return replace(self, box=box.astype(np.float32), landmarks=landmarks.astype(np.float32))
 
+    @property
+    def roll_deg(self) -> float:
+        """The slope of the line through the eyes in degrees: 0 for a face that stands, 90 for one turned clockwise."""
+        left, right = self.eyes
+        return float(np.degrees(np.arctan2(right[1] - left[1], right[0] - left[0])))
+
+    @property
+    def quarter_turns(self) -> int:
+        """How many counter-clockwise quarter turns of the picture make the face stand; 0 where none comes near."""
+        turns = round(self.roll_deg / 90)
+        return turns % 4 if abs(self.roll_deg - 90 * turns) <= QUARTER_TURN_WITHIN_DEG else 0
+
+    def turned(self, quarter_turns: int, size: tuple[int, int]) -> Face:
+        """The same face after so many counter-clockwise quarter turns of the picture of this width and height."""
+        points, (width, height) = np.concatenate([self.landmarks, self.box.reshape(2, 2)]), size
+        for _ in range(quarter_turns % 4):
+            points = np.stack([points[:, 1], width - 1 - points[:, 0]], axis=1)
+            width, height = height, width
+        box = np.concatenate([points[5:].min(axis=0), points[5:].max(axis=0)])
+        return replace(self, box=box.astype(np.float32), landmarks=points[:5].astype(np.float32))
+
 
 @dataclass(frozen=True)
 class ModelIdentity:
@@ -89,6 +118,12 @@ class Engine(Protocol):
 
     def detect(self, image: Pixels) -> list[Face]:
         """Find every face in uint8[h, w, 3] BGR, the widest first. Thread-safe."""
+
+    def detect_in_frame(self, image: Pixels) -> list[Face]:
+        """Find the faces in uint8[h, w, 3] BGR that are large in it, in one small look, the widest first. Thread-safe.
+
+        For a challenge's frames: many of them, each with a person close to the camera.
+        """
 
     def embed(self, image: Pixels, face: Face) -> Template:
         """Embed one detected face as float32[dimension] of norm 1. Thread-safe.

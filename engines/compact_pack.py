@@ -27,7 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines import model_files
 from engines.base import ModelIdentity
-from engines.model_files import Digested, ModelFile, ModelUnavailable
+from engines.model_files import HashedFile, ModelFile, ModelUnavailable
 
 logger = logging.getLogger("face_api")
 
@@ -68,7 +68,7 @@ class CompactPack:
     """The rewritten files: their folder, and by task what was verified of each."""
 
     folder: Path
-    files: dict[str, Digested]
+    files: dict[str, HashedFile]
 
 
 @contextlib.contextmanager
@@ -109,14 +109,14 @@ def compact_pack(
     yield CompactPack(folder, kept)
 
 
-def _kept(folder: Path, sources: Sequence[ModelFile]) -> dict[str, Digested]:
+def _kept(folder: Path, sources: Sequence[ModelFile]) -> dict[str, HashedFile]:
     """Those of the rewritten files in `folder` that are as they were made from these sources, by task."""
     right = {}
     for source in sources:
         made = folder / _MADE_NAMES[source.task]
         try:
             about = json.loads(made.with_suffix(".json").read_text())
-            found = model_files.digested(made)
+            found = model_files.hashed_file(made)
         except (OSError, ValueError):
             continue
         if about == _description(source, found.sha256):

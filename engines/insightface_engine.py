@@ -1,4 +1,4 @@
-"""Owns InsightFace's packs, AuraFace among them, as an `Engine`: finding faces in few passes, and embedding them."""
+"""Finds faces and embeds them with the models of an InsightFace pack, AuraFace and the compact model among them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ import numpy.typing as npt
 import onnxruntime
 
 from engines import model_files, reduced_precision
-from engines.base import Face, ModelIdentity, Template, holds_no_face, normalised, widest_first
+from engines.base import FRAME_SIDE, Face, ModelIdentity, Template, holds_no_face, normalised, widest_first
 from engines.insightface_pack import load_pack, providers_for
-from engines.model_files import Digested, ModelUnavailable
+from engines.model_files import HashedFile, ModelUnavailable
+from engines.onnx_files import session_without_prelu
 from photos.pixels import Pixels
 from photos.resampling import cut_out, to_side
 
 AURAFACE_NAME = "auraface-v1"
 AURAFACE_RECOGNISER = next(file.sha256 for file in model_files.AURAFACE if file.task == "recognition")
+
+# A recogniser that runs without PRelu must give the same embeddings of so many faces. Rounding alone moves a cosine by
+# less than 1e-6; a wrong slope by more than 1e-3.
+CHECKED_FACES, SAME_COSINE = 3, 0.99999
 
 logger = logging.getLogger(__name__)
 
@@ -29,18 +34,21 @@ logger = logging.getLogger(__name__)
 class InsightFaceEngine:
     """A detector and a recogniser of an InsightFace pack, called part by part; nothing else of it is loaded."""
 
-    # Both sides are needed: SCRFD misses faces that fill more than about 40 % of the frame at 640 alone.
-    SMALL_SIDE, FULL_SIDE = 128, 640
-    FACE = 0.5
-    # A selfie needs no full search: where a quick look (0.41 of its cost) sees one face that is 30 % of the picture
-    # wide, and no trace of another, it ends. Of 596 shared photos 503 end so, and no face is missed; all together
-    # cost 0.56. A second face pasted beside such a one, which the full search finds, is lost in 0 of 420 photos when
-    # it is 15 % of the picture wide, 1 % at 10 %, 6 % at 6 %, 13 % at 5 %, 25 % at 4 % (benchmarks/detection.py; an
-    # input of 320 loses twice as many; to ask for a score of 0.7 loses as many).
-    LARGE_FACE_SIDE, LARGE, TRACE = 384, 0.3, 0.02
-    # One face seen at both sides gives two boxes, which the detector's own suppression merges from an overlap of
-    # 0.4; what lies mostly inside a surer face is the same face too (a face within a face is no second person).
-    MOSTLY_INSIDE = 0.7
+    # The longest sides of the detector's input, pixels. The small look finds faces that fill more than about 40 % of
+    # the frame, which SCRFD misses at 640: 96 to 106 of 386 faces of the shared photos.
+    SMALL_LOOK_SIDE, QUICK_LOOK_SIDE, FULL_LOOK_SIDE = 128, 320, 640
+    MIN_FACE_SCORE = 0.5
+    # A selfie needs no look at 640: where the small look shows one large face and no trace of another, and the quick
+    # look shows nothing else, they are enough. That costs 0.31 of a look at 640 (SCRFD-2.5G, YuNet). Of 381 shared
+    # photos 346 end so with YuNet, 258 with SCRFD-500M and 278 with SCRFD-2.5G. benchmarks/detection.py
+    # counts faces that are missed.
+    LARGE_FACE_SHARE = 0.3
+    # What scores less is no trace of a face. SCRFD scores 0.04 on a grey picture and up to 0.1 in most photos, YuNet 0:
+    # a trace is at least so many times what the detector gives a grey picture.
+    MIN_TRACE_SCORE, TRACE_TO_BLANK = 0.02, 3.0
+    # One face seen in several looks gives several boxes, whose overlap (intersection over union) is higher. A box that
+    # lies mostly inside a surer one is the same face too: a face within a face is no second person.
+    MAX_OVERLAP, MAX_SHARE_INSIDE = 0.4, 0.7
 
     # A head tilted by more is looked at again in an upright crop of this side. On 165 photos of 30 people, turned by 0
     # to 45 degrees, genuine pairs are nearest at 10; at 6 the photos as they are lose 0.4 points of FNMR at FMR 10⁻³,
@@ -50,15 +58,18 @@ class InsightFaceEngine:
     # A face that the detector is less sure of is looked at turned to either side as well, small and side by side, for a
     # fifth of two looks at `UPRIGHT_SIDE`. Of 596 photos no answer differs from those, and 137, turned by 20 to 60
     # degrees, come out as similar to themselves upright; at 64, two of 1,096 such are lost.
-    SURE = 0.8
-    TRIED_DEG, TRIED_SIDE = 35.0, 96
+    CONFIDENT_SCORE = 0.8
+    TRIAL_ROTATIONS_DEG, TRIAL_SIDE = (0.0, -35.0, 35.0, -90.0, 90.0, 180.0), 96
+    # A picture that shows no face is looked at in the small look's size after each quarter turn. One turn must show a
+    # face that scores so much more than the others: of a face that stands the others score 0.1 to 0.4 less.
+    QUARTER_TURN_MARGIN = 0.1
 
     def __init__(
         self,
         folder: Path,
         *,
         threads: int,
-        files: Mapping[str, Digested] | None = None,
+        files: Mapping[str, HashedFile] | None = None,
         identity: ModelIdentity | None = None,
         precision: str = "fp32",
         providers: str = "cpu",
@@ -80,7 +91,7 @@ class InsightFaceEngine:
         self._folder = folder
         chosen = providers_for(providers, onnxruntime.get_available_providers(), precision)
         pack = load_pack(folder, files, threads=threads, providers=chosen, meanwhile=self._take_detector)
-        self._recogniser = pack.recogniser
+        self._recogniser, self._detector_file = pack.recogniser, pack.detector_file
         identity = identity or _identity_of(pack.digest)
         self.name, self.cosine_at_half = identity.name, identity.cosine_at_half
         self._provider = str(self._recogniser.session.get_providers()[0])
@@ -89,6 +100,8 @@ class InsightFaceEngine:
             if providers == "cuda":
                 raise ModelUnavailable("ORT_PROVIDERS=cuda, but onnxruntime could not use the GPU: see its warnings.")
             logger.warning("onnxruntime has CUDA and could not use it: the models run on the CPU")
+        if precision == "fp32" and chosen == ["CPUExecutionProvider"]:
+            self._take_quicker_session(pack.recogniser_file, threads)
         if precision != "fp32":
             self._recogniser.session = reduced_precision.session(
                 precision,
@@ -96,7 +109,7 @@ class InsightFaceEngine:
                 pack.digest,
                 folder / "int8",
                 threads=threads,
-                crops=self._some_crops,
+                crops=lambda: self._some_crops(reduced_precision.photos()),
                 embed=self._embedded,
             )
             self._provider = f"CPU in {precision}"
@@ -114,20 +127,37 @@ class InsightFaceEngine:
             raise ModelUnavailable(
                 f"the detector in {self._folder} gives no landmarks: a variant with key points is needed"
             )
-        detector.prepare(0, det_thresh=self.FACE)
+        detector.prepare(0, det_thresh=self.MIN_FACE_SCORE)
         warm = np.full((64, 64, 3), 127, np.uint8)
-        for side in (self.SMALL_SIDE, self.UPRIGHT_SIDE, self.LARGE_FACE_SIDE, self.FULL_SIDE):
+        for side in (self.SMALL_LOOK_SIDE, self.UPRIGHT_SIDE, FRAME_SIDE, self.QUICK_LOOK_SIDE, self.FULL_LOOK_SIDE):
             detector.detect(warm, input_size=(side, side))
+        blank, _ = detector.detect(warm, input_size=(self.SMALL_LOOK_SIDE, self.SMALL_LOOK_SIDE), det_thresh=0.001)
+        self._trace_score = max(self.MIN_TRACE_SCORE, self.TRACE_TO_BLANK * float(blank[:, 4].max(initial=0.0)))
         self._detector = detector
 
     def describe(self) -> str:
         return (
             f"{self.name}, an InsightFace pack in {self._folder}, on {self._provider.removesuffix('ExecutionProvider')}"
+            + ("" if self._detector_file.parent == self._folder else f", faces found by {self._detector_file}")
         )
 
-    def _some_crops(self) -> list[Pixels]:
-        """Aligned faces to check other precisions with."""
-        return [self._aligned(photo, face) for photo in reduced_precision.photos() for face in self.detect(photo)]
+    def _take_quicker_session(self, file: Path, threads: int) -> None:
+        """Have the recogniser run without PRelu, if a few faces come out as they did before."""
+        quicker = session_without_prelu(file, threads)
+        crops = self._some_crops(reduced_precision.photos()[-1:])[:CHECKED_FACES] if quicker else []
+        if not crops:
+            return
+        before, after = (self._embedded(session, crops) for session in (None, quicker))
+        norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+        worst = float((np.vecdot(before, after) / norms).min())
+        if worst >= SAME_COSINE:
+            self._recogniser.session = quicker
+        else:
+            logger.warning("Without PRelu %s gives other embeddings (cosine %.6f): it runs as it is", file, worst)
+
+    def _some_crops(self, photos: Sequence[Pixels]) -> list[Pixels]:
+        """Aligned faces to check another way of running the recogniser with."""
+        return [self._aligned(photo, face) for photo in photos for face in self.detect(photo)]
 
     def _embedded(self, session: Any, crops: Sequence[Pixels]) -> npt.NDArray[np.float32]:
         """What a session (None: the original's) makes of aligned faces, as float32[n, d]."""
@@ -141,31 +171,76 @@ class InsightFaceEngine:
     def detect(self, image: Pixels) -> list[Face]:
         if holds_no_face(image):
             return []
-        scale, small = to_side(image, self.FULL_SIDE, enlarging=1.0)
-        traces = self._found(small, self.LARGE_FACE_SIDE, self.TRACE)
-        found = traces if self._is_all(traces, small) else self._found(small, self.FULL_SIDE, self.FACE)
-        faces = widest_first(_without_nested(found, self.MOSTLY_INSIDE))
-        turn = self._surest_turn(small, faces[0]) if faces and faces[0].score < self.SURE else 0.0
+        faces = self._detect_as_it_lies(image)
+        quarter_turns = 0 if faces else self._quarter_turns(image)
+        if quarter_turns:
+            turned = np.ascontiguousarray(np.rot90(image, quarter_turns))
+            size = turned.shape[1], turned.shape[0]
+            faces = [face.turned(-quarter_turns, size) for face in self._detect_as_it_lies(turned)]
+        return faces
+
+    def _detect_as_it_lies(self, image: Pixels) -> list[Face]:
+        """Find every face of a picture that stands, and a surely seen one that does not, the widest first."""
+        scale, small = to_side(image, self.FULL_LOOK_SIDE, enlarging=1.0)
+        faces = widest_first([face for face in self._search(small) if face.score >= self.MIN_FACE_SCORE])
+        turn = self._surest_turn(small, faces[0]) if faces and faces[0].score < self.CONFIDENT_SCORE else 0.0
         faces = [face.enlarged(1 / scale) for face in faces]
         return [self._looked_at_upright(image, face, turn) for face in faces[:1]] + faces[1:]
 
-    def _found(self, image: Pixels, side: int, least: float) -> list[Face]:
-        """The detector's boxes of a score of at least `least`, with an input of this longest side and a small one."""
-        sizes = [(self.SMALL_SIDE, self.SMALL_SIDE), _input_size(image, side)]
-        boxes, landmarks = self._detector.detect(image, input_size=sizes, det_thresh=least)
-        return [
+    def detect_in_frame(self, image: Pixels) -> list[Face]:
+        if holds_no_face(image):
+            return []
+        scale, small = to_side(image, FRAME_SIDE, enlarging=1.0)
+        sizes = ((self.SMALL_LOOK_SIDE, self.SMALL_LOOK_SIDE), _input_size(small, FRAME_SIDE))
+        seen = self._merged([face for size in sizes for face in self._look(small, size)])
+        return [face.enlarged(1 / scale) for face in widest_first(seen) if face.score >= self.MIN_FACE_SCORE]
+
+    def _quarter_turns(self, image: Pixels) -> int:
+        """After how many quarter turns, counter-clockwise, the picture shows a face that stands; 0 where none does."""
+        side = self.SMALL_LOOK_SIDE
+        _, small = to_side(image, side, enlarging=1.0)
+        scores = [0.0]
+        for turns in (1, 2, 3):
+            seen = self._look(np.ascontiguousarray(np.rot90(small, turns)), (side, side))
+            scores.append(max((face.score for face in seen), default=0.0))
+        surest, next_best = np.argsort(scores)[::-1][:2]
+        clear = scores[surest] >= max(self.MIN_FACE_SCORE, scores[next_best] + self.QUARTER_TURN_MARGIN)
+        return int(surest) if clear else 0
+
+    def _search(self, image: Pixels) -> list[Face]:
+        """Look for faces and traces of faces in as few looks as are needed to find all faces."""
+        seen = self._look(image, (self.SMALL_LOOK_SIDE, self.SMALL_LOOK_SIDE))
+        if self._is_one_large_face(seen, image):
+            seen = self._merged([*seen, *self._look(image, _input_size(image, self.QUICK_LOOK_SIDE))])
+            if self._is_one_large_face(seen, image):
+                return seen
+        return self._merged([*seen, *self._look(image, _input_size(image, self.FULL_LOOK_SIDE))])
+
+    def _look(self, image: Pixels, input_size: tuple[int, int]) -> list[Face]:
+        """The detector's boxes that score at least as a trace of a face, with an input of this width and height."""
+        boxes, landmarks = self._detector.detect(image, input_size=input_size, det_thresh=self._trace_score)
+        faces = [
             Face(box[:4], float(box[4]), points)
             for box, points in zip(boxes, landmarks, strict=True)
             if np.isfinite(box).all() and np.isfinite(points).all() and (box[2:4] - box[:2]).min() >= 1
         ]
+        return self._merged(faces)
 
-    def _is_all(self, traces: list[Face], image: Pixels) -> bool:
-        """Whether a quick look has seen enough: one large face, and no trace of another."""
-        apart = _without_nested(traces, self.MOSTLY_INSIDE)
+    def _merged(self, faces: list[Face]) -> list[Face]:
+        """Drop each box that shows the same face as a surer one."""
+        kept: list[Face] = []
+        for face in sorted(faces, key=lambda one: -one.score):
+            overlaps, inside = _overlaps(face.box, np.array([one.box for one in kept]).reshape(-1, 4))
+            if (overlaps <= self.MAX_OVERLAP).all() and (inside < self.MAX_SHARE_INSIDE).all():
+                kept.append(face)
+        return kept
+
+    def _is_one_large_face(self, seen: list[Face], image: Pixels) -> bool:
+        """Whether there is one large face, and no trace of another."""
         return (
-            len(apart) == 1
-            and apart[0].score >= self.FACE
-            and float(apart[0].box[2] - apart[0].box[0]) >= self.LARGE * max(image.shape[:2])
+            len(seen) == 1
+            and seen[0].score >= self.MIN_FACE_SCORE
+            and float(seen[0].box[2] - seen[0].box[0]) >= self.LARGE_FACE_SHARE * max(image.shape[:2])
         )
 
     def _looked_at_upright(self, image: Pixels, face: Face, tried_deg: float) -> Face:
@@ -180,7 +255,7 @@ class InsightFaceEngine:
             if seen is not None and seen.score > face.score:
                 face, turn = seen, tried_deg
         for _ in range(2):
-            roll = _roll_deg(face)
+            roll = face.roll_deg
             if abs(roll - turn) < self.UPRIGHT_WITHIN_DEG:
                 break
             seen = self._seen_turned(image, face, roll)
@@ -191,9 +266,9 @@ class InsightFaceEngine:
 
     def _surest_turn(self, image: Pixels, face: Face) -> float:
         """Which turn (degrees) the detector is surest of the face in, of either side and none, in one small look."""
-        turns, side = (0.0, -self.TRIED_DEG, self.TRIED_DEG), self.TRIED_SIDE
+        turns, side = self.TRIAL_ROTATIONS_DEG, self.TRIAL_SIDE
         row = np.concatenate([_turned_crop(image, face, turn, side)[0] for turn in turns], axis=1)
-        boxes, _ = self._detector.detect(row, input_size=(len(turns) * side, side), det_thresh=self.TRACE)
+        boxes, _ = self._detector.detect(row, input_size=(len(turns) * side, side), det_thresh=self._trace_score)
         boxes = boxes[np.isfinite(boxes).all(axis=1)]
         places = (boxes[:, 0] + boxes[:, 2]) / 2 // side
         scores = [float(boxes[places == place, 4].max(initial=0.0)) for place in range(len(turns))]
@@ -247,23 +322,10 @@ def _turned_crop(image: Pixels, face: Face, turn_deg: float, side: int) -> tuple
     return cut_out(image, matrix, side), matrix
 
 
-def _roll_deg(face: Face) -> float:
-    """The slope of the line through the eyes, degrees."""
-    left, right = face.eyes
-    return float(np.degrees(np.arctan2(right[1] - left[1], right[0] - left[0])))
-
-
-def _without_nested(faces: list[Face], mostly: float) -> list[Face]:
-    """Drop each face most of whose box lies inside the box of a surer one."""
-    kept: list[Face] = []
-    for face in sorted(faces, key=lambda one: -one.score):
-        if not kept or bool((_shares_inside(face.box, np.stack([one.box for one in kept])) < mostly).all()):
-            kept.append(face)
-    return kept
-
-
-def _shares_inside(box: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Which share of a box lies inside each of float32[n, 4]: float32[n]."""
-    size = np.clip(box[2:] - box[:2], 1e-6, None)
-    common = np.clip(np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2]), 0, None)
-    return np.asarray(common.prod(axis=1) / size.prod(), np.float32)
+def _overlaps(
+    box: npt.NDArray[np.float32], others: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """How a box lies to each of float32[n, 4]: intersection over union, and its share that lies inside (float32[n])."""
+    area, areas = (np.clip(one[..., 2:] - one[..., :2], 1e-6, None).prod(axis=-1) for one in (box, others))
+    common = np.clip(np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2]), 0, None).prod(axis=1)
+    return common / (area + areas - common), common / area

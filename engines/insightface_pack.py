@@ -1,4 +1,4 @@
-"""Owns the files of InsightFace's packs: which does what, and loading them, each read no more often than it must be."""
+"""Tells which file of an InsightFace pack does what, and loads them, reading each as seldom as possible."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from onnx.external_data_helper import uses_external_data
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from engines import model_files
-from engines.model_files import Digested, ModelUnavailable
-from engines.onnx_outline import outline
-from engines.onnx_sessions import session_options
+from engines.model_files import HashedFile, ModelUnavailable
+from engines.onnx_files import outline, session_options
 
 TASKS = ("detection", "recognition")
 
@@ -33,13 +32,15 @@ class Pack:
     Attributes:
         recogniser: InsightFace's own object.
         recogniser_file, digest: what it was loaded from, and that file's SHA-256 in hexadecimal.
+        detector_file: what the detector was loaded from.
         files: all whose digests are known.
     """
 
     recogniser: Any
     recogniser_file: Path
     digest: str
-    files: tuple[Digested, ...]
+    detector_file: Path
+    files: tuple[HashedFile, ...]
 
     def require_unchanged(self) -> None:
         """Raise ModelUnavailable if a file was written to or replaced since it was digested."""
@@ -49,7 +50,7 @@ class Pack:
 
 def load_pack(
     folder: Path,
-    files: Mapping[str, Digested] | None,
+    files: Mapping[str, HashedFile] | None,
     *,
     threads: int,
     providers: list[str],
@@ -59,7 +60,7 @@ def load_pack(
 
     Args:
         folder: holds a manifest.json (version 2) or just the weights.
-        files: by task, where they are known and verified already; found in the folder otherwise.
+        files: by task, where they are known and verified already; the others are found in the folder.
         threads: of one model run; 0 takes all cores.
         providers: onnxruntime's, in their order.
         meanwhile: is given the detector while the recogniser is still being loaded.
@@ -69,7 +70,10 @@ def load_pack(
     """
     options = session_options(threads)
     onnxruntime.set_default_logger_severity(3)
-    parts = {task: _Part(task, file.path, known=file) for task, file in (files or {}).items()} or _parts_of(folder)
+    parts = {task: _Part(task, file.path, known=file) for task, file in (files or {}).items()}
+    missing = [task for task in TASKS if task not in parts]
+    if missing:
+        parts = _parts_of(folder, missing) | parts
     recogniser = parts["recognition"]
     if providers[0] == "CUDAExecutionProvider":
         from insightface.model_zoo import preload_cuda_libraries  # noqa: PLC0415 - see `_loaded`
@@ -78,15 +82,20 @@ def load_pack(
     # The recogniser is nearly all of a pack. onnxruntime and hashlib let go of the interpreter, which imports
     # InsightFace and warms the detector meanwhile.
     with ThreadPoolExecutor(2) as beside:
-        digesting = beside.submit(_digested, recogniser, model_files.state(recogniser.path))
-        session = beside.submit(_session, recogniser, providers, options)
+        hashing = beside.submit(_hashed, recogniser, model_files.state(recogniser.path))
+        recogniser_options = session_options(threads, keep_memory=False)
         # The aligner's own library warns of the aligner's way of calling it, on every start.
         warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
-        meanwhile(_loaded(parts["detection"], None, providers, options))
-        loaded = _loaded(recogniser, session.result(), providers, options)
-        known = digesting.result()
+        detecting = beside.submit(lambda: meanwhile(_loaded(parts["detection"], None, providers, options)))
+        # In this thread, whose heap gives back what a session leaves that another one takes the place of: a worker's
+        # heap kept 36 MiB of SFace.
+        session = _session(recogniser, providers, recogniser_options)
+        detecting.result()
+        loaded = _loaded(recogniser, session, providers, recogniser_options)
+        known = hashing.result()
     detector = parts["detection"].known
-    return Pack(loaded, recogniser.path, known.sha256, (known,) if detector is None else (known, detector))
+    digested = (known,) if detector is None else (known, detector)
+    return Pack(loaded, recogniser.path, known.sha256, parts["detection"].path, digested)
 
 
 def providers_for(wanted: str, available: Sequence[str], precision: str) -> list[str]:
@@ -119,12 +128,12 @@ class _Part:
 
     task: str
     path: Path
-    known: Digested | None = None
+    known: HashedFile | None = None
     descriptor: Any = None
 
 
-def _parts_of(folder: Path) -> dict[str, _Part]:
-    """Which file of a pack does which task.
+def _parts_of(folder: Path, needed: Sequence[str]) -> dict[str, _Part]:
+    """Which file of a pack does which of the needed tasks.
 
     Without a manifest the file's own inputs and outputs tell, by the rule of InsightFace's router, so that no
     session is built for a model that is not needed.
@@ -140,10 +149,10 @@ def _parts_of(folder: Path) -> dict[str, _Part]:
         for path in sorted(folder.glob("*.onnx")):
             task = _task_of(path)
             parts.setdefault(task, _Part(task, path))
-    for task in TASKS:
+    for task in needed:
         if task not in parts:
             raise ModelUnavailable(f"{folder} holds no {task} model; an InsightFace pack has one for each of {TASKS}")
-    return parts
+    return {task: parts[task] for task in needed}
 
 
 def _declared_parts(folder: Path) -> dict[str, _Part] | None:
@@ -228,13 +237,13 @@ def _session(part: _Part, providers: list[str], options: Any) -> Any:
         return onnxruntime.InferenceSession(str(part.path), options, providers=providers)
 
 
-def _digested(part: _Part, before: tuple[int, ...]) -> Digested:
+def _hashed(part: _Part, before: tuple[int, ...]) -> HashedFile:
     """A part's digest, for which its file is read only if nobody has; `before` is its state before anything was."""
     if part.known is not None:
         return part.known
     # InsightFace loads no file of another digest than a manifest declares.
     declared = part.descriptor.sha256 if part.descriptor is not None else None
-    return Digested(part.path, declared or model_files.digest(part.path), before)
+    return HashedFile(part.path, declared or model_files.sha256_of(part.path), before)
 
 
 def _loaded(part: _Part, session: Any, providers: list[str], options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Owns liveness: whether a face is a person before the camera or a picture of one, by InsightFace's add-on."""
+"""Tells a person before the camera from a picture of one, by InsightFace's add-on."""
 
 from __future__ import annotations
 

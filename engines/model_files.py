@@ -1,4 +1,4 @@
-"""Owns the model files: which they are, whether they are right, and fetching them; only importer of huggingface_hub."""
+"""Verifies the model files by their digests, and fetches those that are missing or damaged from the hub."""
 
 from __future__ import annotations
 
@@ -13,10 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
-
-# From 1.32 on onnxruntime reports to Microsoft and keeps a device id in the home folder, unless it is told before it is
-# loaded (its Privacy.md). Whoever loads it has this module first, for ModelUnavailable.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 PARTIAL = ".partial"  # hidden folder, in the model's own folder, where unverified files lie; nothing loads from it
 
@@ -56,7 +52,7 @@ AURAFACE: tuple[ModelFile, ...] = (
 
 
 @dataclass(frozen=True)
-class Digested:
+class HashedFile:
     """A file that was read for its SHA-256.
 
     Attributes:
@@ -73,7 +69,7 @@ class Digested:
         """Raise ModelUnavailable unless whatever was loaded from the path since are the bytes that were digested."""
         try:
             # A backup's hard link or a chmod touches a file, too, and changes nothing of it.
-            unchanged = state(self.path) == self.state or digest(self.path) == self.sha256
+            unchanged = state(self.path) == self.state or sha256_of(self.path) == self.sha256
         except OSError:
             unchanged = False
         if not unchanged:
@@ -87,13 +83,13 @@ def state(path: Path) -> tuple[int, ...]:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def digested(path: Path) -> Digested:
+def hashed_file(path: Path) -> HashedFile:
     """Read a file for its SHA-256. Raises OSError."""
     before = state(path)
-    return Digested(path, digest(path), before)
+    return HashedFile(path, sha256_of(path), before)
 
 
-def digest(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """SHA-256 of a file as 64 hexadecimal digits. Raises OSError."""
     sha256 = hashlib.sha256()
     with path.open("rb") as stream:
@@ -102,7 +98,9 @@ def digest(path: Path) -> str:
     return sha256.hexdigest()
 
 
-def ensure(folder: Path, files: Sequence[ModelFile] = AURAFACE, *, hub_timeout_s: float = 15.0) -> dict[str, Digested]:
+def ensure(
+    folder: Path, files: Sequence[ModelFile] = AURAFACE, *, hub_timeout_s: float = 15.0
+) -> dict[str, HashedFile]:
     """See to it that every file lies in `folder` with its right SHA-256.
 
     Files that are right already need neither network nor write access. The others are taken from the hub library's
@@ -123,51 +121,53 @@ def ensure(folder: Path, files: Sequence[ModelFile] = AURAFACE, *, hub_timeout_s
     """
     why = ""
     try:
-        right, flaws = _judged(files, folder)
-        if flaws:
-            why = _mend(folder, files, hub_timeout_s)
-            right, flaws = _judged(files, folder)
+        right, problems = _verify_all(files, folder)
+        if problems:
+            why = _repair(folder, files, hub_timeout_s)
+            right, problems = _verify_all(files, folder)
     except OSError as error:
         raise ModelUnavailable(f"The model files in {folder} cannot be read or written: {error}") from error
-    if flaws:
-        state = "".join(f"\n  {file.name}: {flaw}" for file, flaw in flaws.items())
-        needed = "".join(f"\n  {file.name}  {file.size} bytes  SHA-256 {file.sha256}  of {file.repo}" for file in flaws)
+    if problems:
+        state = "".join(f"\n  {file.name}: {problem}" for file, problem in problems.items())
+        needed = "".join(
+            f"\n  {file.name}  {file.size} bytes  SHA-256 {file.sha256}  of {file.repo}" for file in problems
+        )
         repos = " and ".join(dict.fromkeys(file.repo for file in files))
         raise ModelUnavailable(
             f"The model {repos} is not complete in {folder}:{state}\n{why}\n"
-            "Mend that and start again (HF_ENDPOINT names a mirror of the hub, HTTPS_PROXY a proxy), or put these "
+            "Repair that and start again (HF_ENDPOINT names a mirror of the hub, HTTPS_PROXY a proxy), or put these "
             f"files into that folder by hand:{needed}"
         )
     return right
 
 
-def _judged(files: Sequence[ModelFile], folder: Path) -> tuple[dict[str, Digested], dict[ModelFile, str]]:
+def _verify_all(files: Sequence[ModelFile], folder: Path) -> tuple[dict[str, HashedFile], dict[ModelFile, str]]:
     """Those files in `folder` that are right, by their tasks, and what is wrong with the others."""
-    right: dict[str, Digested] = {}
-    flaws: dict[ModelFile, str] = {}
+    right: dict[str, HashedFile] = {}
+    problems: dict[ModelFile, str] = {}
     for file in files:
         path = folder / file.name
         if not path.is_file():
-            flaws[file] = "missing"
+            problems[file] = "missing"
             continue
-        found = digested(path)
+        found = hashed_file(path)
         if found.sha256 == file.sha256:
             right[file.task] = found
             continue
         size = path.stat().st_size
-        flaws[file] = (
+        problems[file] = (
             f"damaged ({size} bytes, SHA-256 {found.sha256}; the right one has {file.size} bytes, "
             f"SHA-256 {file.sha256})"
         )
-    return right, flaws
+    return right, problems
 
 
-def _flaw(file: ModelFile, folder: Path) -> str | None:
+def _problem_with(file: ModelFile, folder: Path) -> str | None:
     """What is wrong with the file in `folder`; None when it is right."""
-    return _judged([file], folder)[1].get(file)
+    return _verify_all([file], folder)[1].get(file)
 
 
-def _mend(folder: Path, files: Sequence[ModelFile], hub_timeout_s: float) -> str:
+def _repair(folder: Path, files: Sequence[ModelFile], hub_timeout_s: float) -> str:
     """Put right what is missing or damaged in `folder`, as far as possible; return why it went no further, or ''."""
     # The library reads its environment when it is imported. Xet, the hub's own storage protocol, keeps a second copy
     # in a cache and retries a stalled line by rules of its own; plain HTTP serves two files as well. Telemetry would
@@ -189,12 +189,12 @@ def _mend(folder: Path, files: Sequence[ModelFile], hub_timeout_s: float) -> str
         try:
             partial.mkdir()
             # Judged anew: another process may have mended them while this one waited for the lock.
-            wanted = [file for file in files if _flaw(file, folder)]
+            wanted = [file for file in files if _problem_with(file, folder)]
             for file in list(wanted):
                 cached = try_to_load_from_cache(file.repo, file.name)
                 if isinstance(cached, str):
                     shutil.copyfile(cached, partial / file.name)
-                    if not _flaw(file, partial):
+                    if not _problem_with(file, partial):
                         (partial / file.name).replace(folder / file.name)
                         wanted.remove(file)
             if not wanted:
@@ -249,16 +249,16 @@ def _fetch(file: ModelFile, folder: Path) -> str | None:
         try:
             # Forced: otherwise a damaged copy in the cache would be taken, and a silent hub asked for minutes.
             hf_hub_download(file.repo, file.name, local_dir=partial, force_download=True)
-            flaw = _flaw(file, partial)
+            damage = _problem_with(file, partial)
         except httpx2.ReadError as error:  # a connection reset: the one break that the library does not resume from
             problem = _in_words(error)
         except (httpx2.HTTPError, OSError, ValueError) as error:
             return _in_words(error)
         else:
-            if flaw is None:
+            if damage is None:
                 (partial / file.name).replace(folder / file.name)
                 return None
-            problem = f"it arrived {flaw}"
+            problem = f"it arrived {damage}"
         logger.warning("fetching %s: %s", file.name, problem)
     return f"{problem}, at the second try too"
 

@@ -1,4 +1,4 @@
-"""Owns a recogniser in less than 32 bits: running it in OpenVINO, the 8-bit copy, and the check against the original.
+"""Runs a recogniser in less than 32 bits in OpenVINO, makes its 8-bit copy, and compares both with the original.
 
 bf16 runs the verified file itself, its numbers rounded to 16 bits; what it embeds compares with what the original
 does. int8 runs a copy that is made of it once: convolutions in 8 bits, one scale a channel, all between in 32. What the
@@ -201,7 +201,7 @@ def _int8_copy(
             made = Path(scratch) / "int8.onnx"
             _convert(source, made, _varied(calibrating), embed)
             _check("int8", OpenVinoSession(made, bf16=False, threads=threads), _varied(held_out), embed)
-            facts = {"source_sha256": digest, "sha256": model_files.digest(made)}
+            facts = {"source_sha256": digest, "sha256": model_files.sha256_of(made)}
             (Path(scratch) / "about.json").write_text(json.dumps(facts))
             # The description first: a copy without its own is made again.
             (Path(scratch) / "about.json").replace(about)
@@ -219,7 +219,7 @@ def _is_as_made(copy: Path, about: Path, digest: str) -> bool:
         return False
     try:
         facts = json.loads(about.read_text())
-        sound = bool(facts["source_sha256"] == digest and facts["sha256"] == model_files.digest(copy))
+        sound = bool(facts["source_sha256"] == digest and facts["sha256"] == model_files.sha256_of(copy))
     except (ValueError, KeyError, TypeError):
         sound = False
     if not sound:

@@ -7,14 +7,15 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from engines.base import Template
 from errors import FaceError
-from gallery.in_memory import InMemoryCopy, ModelFilter
-from gallery.in_mongodb import IndexedCopy
+from gallery.in_memory import InMemoryCopy, InMemoryView, ModelFilter
+from gallery.in_mongodb import IndexedCopy, IndexedView
 from gallery.snapshot import SnapshotFolder
 from gallery.templates import Candidate
 from store.records import Enrolment, EnrolmentLog
@@ -29,21 +30,12 @@ MAX_LOST_RACES = 1000
 MAX_DECISION_WAIT_SECONDS = 10.0
 
 
-class GalleryView(Protocol):
-    """The gallery up to a place in the log: an `InMemoryView` or an `IndexedView`."""
-
-    @property
-    def last(self) -> int: ...
-
-    def search(
-        self, probe: Template, k: int | None = 1, least: float = -np.inf, since: Any = None
-    ) -> list[Candidate]: ...
-
-    def cosine(self, user_id: str, probe: Template) -> float | None: ...
+# The gallery up to a place in the log.
+GalleryView: TypeAlias = InMemoryView | IndexedView
 
 
 class Gallery:
-    """The enrolled people of one model, for any number of threads.
+    """The enrolled people of one model, each with one or several photos, for any number of threads.
 
     Every decision is made on a view that was caught up with the log after the request asked.
     Every method but `load`, `status` and `close` raises FaceError `database_unavailable` when the log cannot be read,
@@ -93,6 +85,8 @@ class Gallery:
     def search(self, probe: Template) -> Candidate | None:
         """Return the best candidate of the whole gallery (1:N), or None when nobody is enrolled.
 
+        The `cosine` of a person with several photos is their `person_score`.
+
         Args:
             probe: float32[d], L2-normalised; ValueError otherwise.
         """
@@ -110,7 +104,7 @@ class Gallery:
         return self._copy.caught_up().search(probe, k, least)
 
     def compare(self, user_id: str, probe: Template) -> float:
-        """Return the cosine of `probe` to one person (1:1), the best of their templates; FaceError `unknown_user`.
+        """Return the `person_score` of one person (1:1); FaceError `unknown_user`.
 
         Args:
             user_id: the person whom the probe claims to show.
@@ -155,6 +149,10 @@ class Gallery:
                     return enrolment.user_id
                 searched = view
         raise _overloaded()
+
+    def enrolled_by(self, request_key: str) -> str | None:
+        """Return the user_id that an earlier sign-up with this request key got, or None; raises as `find_request`."""
+        return self._store.find_request(request_key, time.time() - REQUEST_KEY_SECONDS)
 
     def _settled(
         self,
@@ -220,8 +218,115 @@ class Gallery:
                 start = list(chosen)[stored]
         raise _overloaded()
 
+    def add_photo(
+        self,
+        user_id: str,
+        template: Template,
+        *,
+        match_cosine: float,
+        duplicate_cosine: float,
+        max_photos: int,
+        request_key: str | None = None,
+    ) -> int:
+        """Add a photo to an enrolled person, as one decision among all processes on the store.
+
+        At `max_photos` it takes the place of the oldest photo. Which one goes made no difference to the misses that
+        could be measured (docs/concepts.md), and so a face that changes over the years is followed.
+
+        Args:
+            user_id: the person.
+            template: float32[d], L2-normalised; ValueError otherwise.
+            match_cosine: from this score up, the photo shows that person.
+            duplicate_cosine: from this score up, the photo shows another person.
+            max_photos: how many photos a person may have; at least 1.
+            request_key: the hash of the client's Idempotency-Key. A request with the same hash that added a photo
+                within 24 hours is answered alike.
+
+        Returns:
+            How many photos the person has now.
+
+        Raises:
+            FaceError: `unknown_user`; `no_match`; `duplicate_face`; `idempotency_conflict`; `database_unavailable`,
+                after which the photo may be added or not; `overloaded`.
+        """
+        template = self._checked(template)
+        # The long search comes first, as in `enrol`.
+        searched = self._copy.caught_up()
+        if self._is_somebody_else(searched, None, user_id, template, duplicate_cosine):
+            raise FaceError("duplicate_face")
+        with self._deciding():
+            for attempt in range(MAX_LOST_RACES):
+                view = self._copy.caught_up(attempt)
+                score = view.cosine(user_id, template)
+                if score is None:
+                    raise FaceError("unknown_user")
+                photos = view.photos(user_id)
+                if self._is_added_already(user_id, request_key):
+                    return len(photos)
+                # `not >=`, so that a threshold that is not a number refuses.
+                if not score >= match_cosine:
+                    raise FaceError("no_match")
+                if self._is_somebody_else(view, searched, user_id, template, duplicate_cosine):
+                    raise FaceError("duplicate_face")
+                removes = photos[0] if len(photos) >= max_photos else None
+                enrolment = replace(
+                    self._enrolment(template, request_key), user_id=user_id, photo_id=str(uuid.uuid4()), removes=removes
+                )
+                if self._store.append(view.last + 1, [enrolment]):
+                    if removes is not None:
+                        self._copy.caught_up()  # as in `erase`
+                    return len(photos) + (removes is None)
+                searched = view
+        raise _overloaded()
+
+    def _is_added_already(self, user_id: str, request_key: str | None) -> bool:
+        """Whether an earlier attempt of this request has added its photo."""
+        if request_key is None:
+            return False
+        earlier = self._store.find_request(request_key, time.time() - REQUEST_KEY_SECONDS)
+        if earlier is not None and earlier != user_id:
+            raise FaceError("idempotency_conflict")
+        return earlier is not None
+
+    @staticmethod
+    def _is_somebody_else(
+        view: GalleryView, searched: GalleryView | None, user_id: str, template: Template, duplicate_cosine: float
+    ) -> bool:
+        found = view.search(template, 2, after=_unsearched_after(view, searched))
+        return any(one.user_id != user_id and not one.cosine < duplicate_cosine for one in found)
+
+    def remove_photo(self, user_id: str, number: int) -> int:
+        """Remove one photo of a person, here and in every process; return how many are left.
+
+        Args:
+            user_id: the person.
+            number: the photo's `StoredPhoto.number`.
+
+        Raises:
+            FaceError: `unknown_user`; `unknown_photo`; `last_photo`, the person could not be found any more without it;
+                `database_unavailable`, after which asking again is safe; `overloaded`.
+        """
+        with self._deciding():
+            for attempt in range(MAX_LOST_RACES):
+                view = self._copy.caught_up(attempt)
+                person = self._store.find_person(user_id)
+                if person is None:
+                    raise FaceError("unknown_user")
+                removed = next((photo for photo in person.photos if photo.number == number), None)
+                if removed is None:
+                    raise FaceError("unknown_photo")
+                searchable = view.photos(user_id)
+                if len(searchable if removed.seq in searchable else person.photos) == 1:
+                    raise FaceError("last_photo")
+                if self._store.remove_photo(view.last + 1, removed.seq):
+                    self._copy.caught_up()  # as in `erase`
+                    return len(person.photos) - 1
+        raise _overloaded()
+
     def erase(self, user_id: str) -> None:
-        """Erase a person, of any model, here and in every process.
+        """Erase a person, of any model: from the store and from this process' memory and snapshot.
+
+        Other processes apply the erasure before their next decision.
 
         Raises:
             FaceError: `unknown_user`; `database_unavailable`, after which asking again is safe; `overloaded`.
@@ -234,6 +339,8 @@ class Gallery:
                     self._store.finish_erasures(user_id)
                     raise FaceError("unknown_user")
                 if self._store.erase(view.last + 1, user_id):
+                    # This process' own copy and snapshot hold the template until the erasure is applied to them.
+                    self._copy.caught_up()
                     return
         raise _overloaded()
 
@@ -268,9 +375,15 @@ class Gallery:
 def _is_duplicate(
     view: GalleryView, template: Template, duplicate_cosine: float, searched: GalleryView | None = None
 ) -> bool:
-    best = view.search(template, since=searched)
+    best = view.search(template, after=_unsearched_after(view, searched))
     # `not <`, so that a threshold that is not a number refuses.
     return bool(best) and not best[0].cosine < duplicate_cosine
+
+
+def _unsearched_after(view: GalleryView, searched: GalleryView | None) -> int:
+    """Return the place behind which `view` has people whom a search of the earlier view has not seen."""
+    # A photo that was added or removed changes the score of a person who was searched before.
+    return searched.last if searched is not None and searched.photo_changes == view.photo_changes else 0
 
 
 def _overloaded() -> FaceError:

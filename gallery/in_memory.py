@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
@@ -22,7 +22,7 @@ from engines.base import Template
 from errors import FaceError
 from gallery.snapshot import SnapshotFolder
 from gallery.snapshot_file import Header, SavedBlock
-from gallery.templates import BLOCK_ROWS, Block, Candidate, Templates, id_bytes
+from gallery.templates import BLOCK_ROWS, Block, Candidate, Templates, id_bytes, person_score, search_people
 from store.records import EnrolmentLog, Entry
 
 log = logging.getLogger(__name__)
@@ -45,24 +45,48 @@ MAX_ERASED_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class InMemoryView:
-    """The gallery up to the log's place `last`, for readers that take no lock."""
+    """The gallery up to the log's place `last`, for readers that take no lock.
+
+    Attributes:
+        templates: the rows.
+        last: the place.
+        several: people with more than one row -> how many; grows and shrinks with the log.
+        photo_changes: how many photos were added or removed so far.
+    """
 
     templates: Templates
     last: int
+    several: Mapping[str, int]
+    photo_changes: int = 0
 
-    def search(
-        self, probe: Template, k: int | None = 1, least: float = -np.inf, since: InMemoryView | None = None
-    ) -> list[Candidate]:
-        """Return the `k` best candidates (all, for None) of at least the cosine `least`, the best first.
+    def search(self, probe: Template, k: int | None = 1, least: float = -np.inf, after: int = 0) -> list[Candidate]:
+        """Return the `k` best people (all, for None) whose score is at least `least`, the best first.
 
-        Given an earlier view, search only the people who were enrolled since.
+        Args:
+            probe: float32[d], L2-normalised.
+            k: how many at most.
+            least: the lowest score that counts.
+            after: search only the photos behind this place in the log.
         """
-        return self.templates.search(probe, k, least, since.templates.count if since else 0)
+        first = self.templates.first_after(after) if after else 0
+
+        def scores(best: Mapping[str, float]) -> Iterator[Candidate]:
+            for user_id, cosine in best.items():
+                score = self.cosine(user_id, probe) if user_id in self.several else cosine
+                if score is not None:  # erased meanwhile
+                    yield Candidate(user_id, score)
+
+        return search_people(lambda n: self.templates.search(probe, n, least, first), scores, k, least)
 
     def cosine(self, user_id: str, probe: Template) -> float | None:
-        """Return the cosine to one person, the best of their templates; None when they have none here."""
+        """Return the score of one person, see `person_score`; None when they have no template here."""
         found = [self.templates.cosine(row, probe) for row in self.templates.find(user_id)]
-        return max((cosine for cosine in found if cosine is not None), default=None)
+        cosines = np.array([cosine for cosine in found if cosine is not None])
+        return person_score(cosines) if len(cosines) else None
+
+    def photos(self, user_id: str) -> list[int]:
+        """Return the places of a person's photos, in the order of the log."""
+        return [self.templates.place(row) for row in self.templates.find(user_id)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +129,11 @@ class InMemoryCopy:
         self._store = store
         self._searchable = searchable
         self._snapshot = snapshot
-        self._view = InMemoryView(Templates(searchable.dimension), 0)
+        # People with more than one photo -> how many; complete once `_counted`.
+        self._several: dict[str, int] = {}
+        self._more_photos = 0
+        self._counted = False
+        self._view = InMemoryView(Templates(searchable.dimension), 0, self._several)
         # The `Entry.name` at the last applied place. If it changes, the store has another log.
         self._last_name: str | None = None
         self._last_erasure: tuple[int, str] | None = None
@@ -172,7 +200,7 @@ class InMemoryCopy:
         batch: list[Entry] = []
         try:
             for entry in self._store.entries(self._view.last, self._last_name):
-                if self._searchable.accepts(entry):
+                if entry.removes is None and self._searchable.accepts(entry):
                     batch.append(entry)
                     if len(batch) < APPLIED_AT_ONCE:
                         continue
@@ -184,6 +212,8 @@ class InMemoryCopy:
                 batch = []
         finally:
             self._add(batch)
+        if not self._counted:
+            self._count_photos()
         self._read_failed = False
         if self._view.templates.count - self._saved_rows >= SAVED_AT_ONCE:
             self._save_wanted.set()
@@ -194,12 +224,18 @@ class InMemoryCopy:
             return
         before = self._view.templates.count
         vectors = np.stack([entry.template for entry in entries if entry.template is not None])
-        templates = self._view.templates.extended(vectors, [entry.user_id or "" for entry in entries])
+        user_ids = [entry.user_id or "" for entry in entries]
+        templates = self._view.templates.extended(vectors, user_ids, [entry.seq for entry in entries])
         for row in range(before, templates.count):
             if (row + 1) % BLOCK_ROWS == 0:
                 self._full_at.append(entries[row - before].seq)
         self._live += len(entries)
-        self._view = InMemoryView(templates, entries[-1].seq)
+        # A record of the older form may be another photo of a person, too. The first read counts them all at its end.
+        repeated = {entry.user_id or "" for entry in entries if entry.is_added or entry.model is None}
+        for user_id in repeated if self._counted else ():
+            self._note_photos(user_id, len(templates.find(user_id)))
+        changes = self._view.photo_changes + sum(entry.is_added for entry in entries)
+        self._view = replace(self._view, templates=templates, last=entries[-1].seq, photo_changes=changes)
         self._last_name = entries[-1].name or None
 
     def _apply_other(self, entry: Entry) -> None:
@@ -209,7 +245,16 @@ class InMemoryCopy:
         elif entry.unreadable:
             self._set_aside_record(entry, UNREADABLE)
         elif entry.template is not None:
-            self._set_aside_record(entry, self._searchable.other_model(entry.model, len(entry.template)) or UNREADABLE)
+            other_model = self._searchable.other_model(entry.model, len(entry.template))
+            if other_model is None:
+                self._add([entry])
+            else:
+                self._set_aside_record(entry, other_model)
+        if entry.removes is not None:
+            # After the new photo was added: a person whose only photo is replaced is never without one.
+            self._last_erasure = (entry.seq, entry.name)
+            self._drop_photos({entry.removes})
+            self._view = replace(self._view, photo_changes=self._view.photo_changes + 1)
         self._view = replace(self._view, last=entry.seq)
         self._last_name = entry.name or None
 
@@ -222,6 +267,35 @@ class InMemoryCopy:
         self._set_aside_counts.subtract(reason for _, reason in self._set_aside.pop(user_id, ()))
         for row in self._view.templates.find(user_id):
             self._wipe(row)
+        self._note_photos(user_id, 0)
+
+    def _drop_photos(self, places: set[int]) -> None:
+        """Remove the photos at these places."""
+        templates = self._view.templates
+        for row in [row for place in places if (row := templates.row_at(place)) is not None]:
+            user_id = templates.user_id(row) or ""
+            self._wipe(row)
+            self._note_photos(user_id, len(templates.find(user_id)))
+        for user_id, records in list(self._set_aside.items()):
+            left = [(seq, reason) for seq, reason in records if seq not in places]
+            if len(left) < len(records):
+                self._set_aside_counts.subtract(reason for seq, reason in records if seq in places)
+                self._set_aside[user_id] = left
+                if not left:
+                    del self._set_aside[user_id]
+
+    def _note_photos(self, user_id: str, count: int) -> None:
+        """Note how many photos a person has now."""
+        self._more_photos += max(count, 1) - self._several.pop(user_id, 1)
+        if count > 1:
+            self._several[user_id] = count
+
+    def _count_photos(self) -> None:
+        """Find the people who have several photos, among all."""
+        self._several.clear()
+        self._several.update(self._view.templates.people_with_several())
+        self._more_photos = sum(self._several.values()) - len(self._several)
+        self._counted = True
 
     def _wipe(self, row: int) -> None:
         block = self._view.templates.blocks[row // BLOCK_ROWS]
@@ -261,7 +335,9 @@ class InMemoryCopy:
                     raise
                 log.warning("The gallery cannot be loaded (%s). Trying again in %d s.", error.code, pause)
                 time.sleep(pause)
-        log.info("The gallery holds %d people, loaded in %.1f s", self._live, time.monotonic() - begun)
+        log.info(
+            "The gallery holds %d people, loaded in %.1f s", self._live - self._more_photos, time.monotonic() - begun
+        )
         if self._snapshot is not None:
             self._saver = threading.Thread(target=self._save_when_wanted, name="gallery-snapshot", daemon=True)
             self._saver.start()
@@ -302,7 +378,8 @@ class InMemoryCopy:
             self._full_at = [block.header.last for block in blocks if block.header.count == BLOCK_ROWS]
             full = tuple(blocks[: len(self._full_at)])
             tail = tuple(Block.with_room(block, self._searchable.dimension) for block in blocks[len(full) :])
-            self._view = InMemoryView(Templates(self._searchable.dimension, full + tail, count), header.last)
+            templates = Templates(self._searchable.dimension, full + tail, count)
+            self._view = replace(self._view, templates=templates, last=header.last)
             self._last_name = header.checkpoint.partition(" ")[2]
             self._saved_rows, self._saved_until = count, header.last
             self._live = count - erased
@@ -311,6 +388,8 @@ class InMemoryCopy:
             }
             self._set_aside_counts.update(reason for records in self._set_aside.values() for _, reason in records)
             self._drop_all(self._store.erasures(header.last))
+            self._drop_photos(set(self._store.removals(header.last)))
+            self._count_photos()
             log.info(
                 "The snapshot holds the gallery up to place %d of %d in the log", header.last, self._last_place_to_load
             )
@@ -435,7 +514,8 @@ class InMemoryCopy:
         unreadable = counts.pop(UNREADABLE, 0)
         return {
             "model": self._searchable.model,
-            "enrolled": self._live,
+            "enrolled": self._live - self._more_photos,
+            "photos": self._live,
             "other_models": {model: count for model, count in counts.items() if count},
             "unreadable": unreadable,
             "last_seq": self._view.last,

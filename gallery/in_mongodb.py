@@ -18,11 +18,11 @@ embedding any more, since a process makes sure of that before it applies the era
 
 from __future__ import annotations
 
-import bisect
 import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ import numpy as np
 from engines.base import Template
 from errors import FaceError
 from gallery.in_memory import ModelFilter
-from gallery.templates import BLOCK_ROWS, Candidate, Templates
+from gallery.templates import BLOCK_ROWS, Candidate, Templates, person_score, search_people
 from store.records import EnrolmentLog, Entry
 
 if TYPE_CHECKING:
@@ -54,37 +54,44 @@ MAX_LOG_WAIT_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class IndexedView:
-    """The gallery up to the log's place `last`: the index up to `settled`, and the tail in memory behind it."""
+    """The gallery up to the log's place `last`: the index up to `settled`, and the tail in memory behind it.
+
+    `photo_changes` counts the photos that were added or removed so far.
+    """
 
     last: int
     settled: int
     tail: Templates
-    # The places of the tail's rows, ascending.
-    places: tuple[int, ...]
     index: MongoVectorIndex
     searchable: ModelFilter
+    photo_changes: int = 0
 
-    def search(
-        self, probe: Template, k: int | None = 1, least: float = -np.inf, since: IndexedView | None = None
-    ) -> list[Candidate]:
-        """Return the `k` best candidates (all, for None) of at least the cosine `least`, the best first.
+    def search(self, probe: Template, k: int | None = 1, least: float = -np.inf, after: int = 0) -> list[Candidate]:
+        """Return the `k` best people (all, for None) whose score is at least `least`, the best first.
 
-        Given an earlier view, the people who were enrolled before it may be left out.
+        Args:
+            probe: float32[d], L2-normalised.
+            k: how many at most.
+            least: the lowest score that counts.
+            after: the photos up to this place in the log may be left out.
 
         Raises:
             FaceError: `database_unavailable`, also when there are more than 10,000 candidates.
         """
-        if since is not None and since.last >= self.settled:
-            return self.tail.search(probe, k, least, bisect.bisect_right(self.places, since.last))
-        best: dict[str, Candidate] = {}
-        for one in self._from_index(probe, k, least) + self.tail.search(probe, k, least):
-            # A person may be found twice: in the index and the tail, or in several records of an older collection.
-            if one.user_id not in best or best[one.user_id].cosine < one.cosine:
-                best[one.user_id] = one
-        return sorted(best.values(), key=lambda one: -one.cosine)[:k]
+        in_tail_alone = after > 0 and after >= self.settled
+        first = self.tail.first_after(after)
+
+        def rows(n: int | None) -> list[Candidate]:
+            found = self.tail.search(probe, n, least, first)
+            if not in_tail_alone:
+                # A photo may be found twice, in the index and in the tail.
+                found = sorted(self._from_index(probe, n, least) + found, key=lambda one: -one.cosine)
+            return found[:n]
+
+        return search_people(rows, lambda best: self._scores(list(best), probe), k, least)
 
     def _from_index(self, probe: Template, k: int | None, least: float) -> list[Candidate]:
-        limit = SPARE_CANDIDATES + (k or SPARE_CANDIDATES)
+        limit = min(SPARE_CANDIDATES + (k or SPARE_CANDIDATES), MAX_CANDIDATES)
         while True:
             entries, more = self.index.nearest(probe, limit, self.settled)
             found = self._candidates(entries, probe)
@@ -97,9 +104,20 @@ class IndexedView:
             limit = min(2 * limit, MAX_CANDIDATES)
 
     def cosine(self, user_id: str, probe: Template) -> float | None:
-        """Return the cosine to one person, the best of their templates; None when they have none."""
-        found = self._candidates(self.index.person(user_id), probe)
-        return found[0].cosine if found else None
+        """Return the score of one person, see `person_score`; None when they have no template."""
+        return next((one.cosine for one in self._scores([user_id], probe)), None)
+
+    def _scores(self, user_ids: Sequence[str], probe: Template) -> Iterator[Candidate]:
+        cosines: dict[str, list[float]] = {}
+        for one in self._candidates(self.index.photos_of(user_ids), probe):
+            cosines.setdefault(one.user_id, []).append(one.cosine)
+        for user_id in user_ids:  # in their order; without those who were erased meanwhile
+            if user_id in cosines:
+                yield Candidate(user_id, person_score(np.array(cosines[user_id])))
+
+    def photos(self, user_id: str) -> list[int]:
+        """Return the places of a person's photos, in the order of the log."""
+        return sorted(entry.seq for entry in self.index.photos_of([user_id]) if self.searchable.accepts(entry))
 
     def _candidates(self, entries: list[Entry], probe: Template) -> list[Candidate]:
         """Compare with the records of the running model; the best first, and of equals the earliest enrolled first."""
@@ -123,7 +141,7 @@ class IndexedCopy:
 
     def __init__(self, store: EnrolmentLog, searchable: ModelFilter, index: MongoVectorIndex) -> None:
         self._store, self._searchable, self._index = store, searchable, index
-        self._view = IndexedView(0, 0, Templates(searchable.dimension), (), index, searchable)
+        self._view = IndexedView(0, 0, Templates(searchable.dimension), index, searchable)
         # As in `InMemoryCopy`.
         self._last_name: str | None = None
         # A mark is valid only for these settings: with others, other records belong into the index.
@@ -168,6 +186,7 @@ class IndexedCopy:
     def _read_log(self) -> None:
         added: list[Entry] = []
         erased: list[str] = []
+        removed: list[int] = []
         last, name = self._view.last, self._last_name
         try:
             for entry in self._store.entries(last, name):
@@ -178,26 +197,32 @@ class IndexedCopy:
                     erased.append(entry.erases)
                 elif self._searchable.accepts(entry):
                     added.append(entry)
+                if entry.removes is not None:
+                    if self._loaded:
+                        self._store.finish_erasures(place=entry.removes)
+                    removed.append(entry.removes)
                 last, name = entry.seq, entry.name or None
         finally:
-            self._extend(added, erased, last)
+            self._extend(added, erased, removed, last)
             self._last_name = name
 
-    def _extend(self, added: list[Entry], erased: list[str], last: int) -> None:
+    def _extend(self, added: list[Entry], erased: list[str], removed: list[int], last: int) -> None:
         tail = self._view.tail
         if added:
             vectors = np.stack([entry.template for entry in added if entry.template is not None])
-            tail = tail.extended(vectors, [entry.user_id or "" for entry in added])
-        for user_id in erased:
-            for row in tail.find(user_id):
-                tail.blocks[row // BLOCK_ROWS].wipe(row % BLOCK_ROWS)
-        self._enrolled += len(added)
-        places = self._view.places + tuple(entry.seq for entry in added)
-        self._view = replace(self._view, last=last, tail=tail, places=places)
+            tail = tail.extended(vectors, [entry.user_id or "" for entry in added], [entry.seq for entry in added])
+        gone = [row for user_id in erased for row in tail.find(user_id)]
+        gone += [row for place in removed if (row := tail.row_at(place)) is not None]
+        for row in gone:
+            tail.blocks[row // BLOCK_ROWS].wipe(row % BLOCK_ROWS)
+        photos_added = sum(entry.is_added for entry in added)
+        self._enrolled += len(added) - photos_added
+        changes = self._view.photo_changes + photos_added + len(removed)
+        self._view = replace(self._view, last=last, tail=tail, photo_changes=changes)
 
     def knows(self, user_id: str) -> bool:
         """Return whether this user_id has a record that is not erased, of any model."""
-        return bool(self._index.person(user_id))
+        return bool(self._index.photos_of([user_id]))
 
     # --- loading ---
 
@@ -295,16 +320,13 @@ class IndexedCopy:
 
     def _shorten(self, settled: int) -> None:
         """Keep only the rows behind the place `settled`; with the log's lock held."""
-        view, blocks = self._view, self._view.tail.blocks
-        rows = range(bisect.bisect_right(view.places, settled), view.tail.count)
-        live = [
-            (row, user_id) for row, user_id in ((row, view.tail.user_id(row)) for row in rows) if user_id is not None
-        ]
-        tail = Templates(self._searchable.dimension)
+        older, tail = self._view.tail, Templates(self._searchable.dimension)
+        rows = range(older.first_after(settled), older.count)
+        live = {row: user_id for row in rows if (user_id := older.user_id(row)) is not None}
         if live:
-            vectors = np.stack([blocks[row // BLOCK_ROWS].arrays["rows"][row % BLOCK_ROWS] for row, _ in live])
-            tail = tail.extended(vectors, [user_id for _, user_id in live])
-        self._view = replace(view, settled=settled, tail=tail, places=tuple(view.places[row] for row, _ in live))
+            vectors = np.stack([older.template(row) for row in live])
+            tail = tail.extended(vectors, list(live.values()), [older.place(row) for row in live])
+        self._view = replace(self._view, settled=settled, tail=tail)
 
     def _settle_until_closed(self) -> None:
         while not self._closed.wait(SETTLE_SECONDS):
@@ -330,7 +352,7 @@ class IndexedCopy:
             "model": self._searchable.model,
             "enrolled": self._enrolled,
             "last_seq": view.last,
-            "in_tail": len(view.places),
+            "in_tail": view.tail.count,
         }
 
     def close(self) -> None:

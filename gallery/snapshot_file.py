@@ -30,8 +30,8 @@ from store.encryption import SEAL_BYTES, Keyring, SealError
 
 log = logging.getLogger(__name__)
 
-MAGIC = b"face gallery v1\n"
-SEALED_MAGIC = b"face gallery sealed v1\n"
+MAGIC = b"face gallery v2\n"
+SEALED_MAGIC = b"face gallery sealed v2\n"
 HEADER_PLACE = "gallery header"
 PAGE_ROWS = 256
 DIGEST_BYTES = 32
@@ -160,6 +160,8 @@ class MappedBlock(SavedBlock):
 
     def _overwrite(self, offset: int) -> None:
         for name, array in self._in_file.items():
+            if name == "places":
+                continue  # they stay ascending
             erased = _erased_row(name, array)
             _write_all(self._file.fileno(), erased.tobytes(), self._starts[name] + offset * erased.nbytes)
         page = offset // PAGE_ROWS
@@ -217,7 +219,8 @@ class SealedBlock(SavedBlock):
         # Read the page from the file, not from memory: another process may have erased other rows in it.
         arrays = self._read(self._file, page)
         for name, array in arrays.items():
-            array[row] = _erased_row(name, array)[0]
+            if name != "places":  # they stay ascending
+                array[row] = _erased_row(name, array)[0]
         sealed = self._keyring.seal(_packed(arrays), f"{self._place} {page}")
         _write_all(self._file.fileno(), sealed, self._position(page))
 

@@ -6,9 +6,8 @@ import io
 import math
 import struct
 import warnings
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import pi_heif
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -21,7 +20,9 @@ from photos.file_structure import (
     jpeg_structure,
     png_essentials,
 )
-from photos.pixels import Pixels
+
+if TYPE_CHECKING:
+    from photos.pixels import Photo
 
 # Judged by content. Every decoder that is reachable is attack surface, hence the short list: what phones and
 # browsers send. The JPEG decoder also takes MPO, which some phones send: a JPEG that carries a second picture.
@@ -63,22 +64,31 @@ _DECODER_ERRORS = (
 )
 
 
-@dataclass(frozen=True)
-class Photo:
-    """One decoded photo.
+class Decoded(NamedTuple):
+    """One decoded photo, without NumPy: a decoding process does not load it.
 
     Attributes:
-        pixels: uint8[height, width, 3], BGR, upright.
+        bgr: height * width * 3 bytes, the channels blue, green, red, row by row, upright.
+        height, width: of these pixels.
         reduced_by: 1, 2, 4 or 8: the file's own picture is so many times as wide and as high.
         size: width and height of the file's own picture, upright.
     """
 
-    pixels: Pixels
+    bgr: bytes
+    height: int
+    width: int
     reduced_by: int
     size: tuple[int, int]
 
 
 def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float = math.inf) -> Photo:
+    """Decode one photo, as `decode_bytes` does and with its errors."""
+    from photos.pixels import photo_of  # noqa: PLC0415 - NumPy, which decoding processes do without
+
+    return photo_of(*decode_bytes(data, max_bytes=max_bytes, max_pixels=max_pixels, longest_side=longest_side))
+
+
+def decode_bytes(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float = math.inf) -> Decoded:
     """Decode one photo, upright, as the first frame of whatever it is.
 
     Args:
@@ -88,7 +98,7 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
         longest_side: the photo is reduced to an eighth, a quarter or a half if its longest side keeps so many pixels.
 
     Returns:
-        The photo, EXIF orientation applied, transparency laid over white, 16 bits scaled to 8.
+        The photo's pixels, EXIF orientation applied, transparency laid over white, 16 bits scaled to 8.
 
     Raises:
         FaceError: `empty_file`, `file_too_large`, `unsupported_format`, `image_too_large`, `unreadable_image`.
@@ -138,8 +148,11 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float 
                 if wanted > 1 and rgb.size == (width, height):
                     rgb = rgb.reduce(wanted)
                 turn = _turn_of(image)
-                return Photo(
-                    _bgr(rgb if turn is None else rgb.transpose(turn)),
+                upright = rgb if turn is None else rgb.transpose(turn)
+                return Decoded(
+                    upright.tobytes("raw", "BGR"),
+                    upright.height,
+                    upright.width,
                     reduced_by=round(max(width, height) / max(rgb.size)),
                     size=(height, width) if turn in _SIDEWAYS else (width, height),
                 )
@@ -229,6 +242,8 @@ def _has_means(image: Image.Image) -> bool:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        import numpy as np  # noqa: PLC0415 - few photos have 16 bits
+
         # The library clips 16-bit greys to 255 instead of scaling them.
         grey = np.asarray(image, dtype=np.float32) / np.float32(257)
         image = Image.fromarray(np.rint(np.clip(grey, 0, 255, out=grey), out=grey).astype(np.uint8))
@@ -237,7 +252,3 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = Image.new("RGBA", rgba.size, "white")
         image.alpha_composite(rgba)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _bgr(rgb: Image.Image) -> Pixels:
-    return np.frombuffer(rgb.tobytes("raw", "BGR"), np.uint8).reshape(rgb.height, rgb.width, 3)

@@ -1,4 +1,4 @@
-"""Owns the processes that decode photos: one that crashes, hangs or grows takes its photo with it, not the service."""
+"""Decodes photos in processes of their own: a photo that crashes, hangs or fills one leaves the service running."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
+from typing import IO, TYPE_CHECKING, Any
 
 from errors import FaceError
 from photos import decode
-from photos.decode import Photo
+
+if TYPE_CHECKING:
+    from photos.pixels import Photo
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +30,15 @@ logger = logging.getLogger(__name__)
 _PROJECT = Path(__file__).resolve().parent.parent
 _PROGRAM = ("-m", "photos.decoder_pool")
 
-# The slowest photo that is within the limits takes 2 s of a core, and waits longer where others want the core, too.
-CPU_S, PATIENCE_S = 6, 30.0
-START_PATIENCE_S = 60.0
-# Of address space: the interpreter and its libraries take 0.2 GB, and the greediest decoder (of WebP with transparency)
-# 22 bytes for each pixel: 1.4 GB for 40 megapixels.
-BASE_BYTES, BYTES_PER_PIXEL = 384 * 2**20, 24
-# No secret of the service is handed on. The allocator's limits are those of `web_server.return_memory`.
+# The slowest photo within the limits takes 2 s of a core. On a busy machine it waits for the core, too.
+MAX_CPU_S = 6
+MAX_DECODING_S = 30.0
+MAX_START_S = 60.0
+# Address space: the interpreter and its libraries take 0.2 GB. The most expensive decoder (WebP with transparency)
+# takes 22 bytes a pixel. The limit for 40 megapixels is 1.4 GB in all.
+BASE_BYTES = 384 * 2**20
+BYTES_PER_PIXEL = 24
+# The processes get no secret of the service. The allocator's limits are those of `web_server.return_memory`.
 _ENVIRONMENT = {
     **{name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH") if name in os.environ},
     "OPENBLAS_NUM_THREADS": "1",
@@ -44,30 +46,30 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(14 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
 }
-# What comes of a process that is gone, and of an answer that no decoder in order gives.
+# What is raised if the process is gone, or if its answer is not one of a decoder.
 _NO_ANSWER = (OSError, EOFError, KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
 class Decoders:
-    """As many decoding processes as photos are decoded at once, each replaced when it ends.
+    """Keeps one process for each photo that is decoded at the same time, and replaces a process that ends.
 
     Args:
-        count: how many.
-        max_pixels: of the largest photo, by which their memory is limited.
+        count: how many processes.
+        max_pixels: pixels of the largest photo; the processes' memory is limited by it.
 
     Raises:
-        OSError: the system gives no process.
+        OSError: the system starts no process.
     """
 
     def __init__(self, count: int, max_pixels: int) -> None:
         self._max_pixels = max_pixels
         self._idle: queue.LifoQueue[subprocess.Popen[bytes]] = queue.LifoQueue()
         for _ in range(count):
-            self._idle.put(self._started())
+            self._idle.put(self._start())
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, *_PROGRAM, str(self._max_pixels)]
-        # A session of its own: Ctrl-C is for the service, which still needs its decoders for a while.
+        # A session of its own: Ctrl-C stops the service, which needs its decoders until its last request is answered.
         return subprocess.Popen(  # noqa: S603 - it runs this very module
             command,
             stdin=subprocess.PIPE,
@@ -78,31 +80,31 @@ class Decoders:
         )
 
     def require_working(self) -> None:
-        """Know before there are photos that they can be decoded; OSError if not."""
+        """Check at start that photos can be decoded; OSError if not."""
         try:
             self.decode(b"", max_bytes=1, max_pixels=1)
         except FaceError as error:
             if error.code != "empty_file":
-                raise OSError("no photo can be decoded: what the decoder said is above") from error
+                raise OSError("no photo can be decoded: the decoder's own message is above") from error
 
     def decode(self, data: bytes, *, max_bytes: int, max_pixels: int, longest_side: float = math.inf) -> Photo:
-        """`decode.decode` in another process; a photo that this does not survive is `unreadable_image`.
+        """Decode as `decode.decode` does, in another process. A photo that ends the process is `unreadable_image`.
 
         Raises:
-            FaceError: as `decode.decode`; `overloaded`: the system gives no process.
+            FaceError: as `decode.decode`; `overloaded`: the system starts no process.
         """
-        asked: dict[str, float] = {"length": len(data), "max_bytes": max_bytes, "max_pixels": max_pixels}
+        limits: dict[str, float] = {"length": len(data), "max_bytes": max_bytes, "max_pixels": max_pixels}
         if longest_side < math.inf:
-            asked["longest_side"] = longest_side
+            limits["longest_side"] = longest_side
         process = self._idle.get()
         try:
             if process.poll() is not None:  # it was ended while idle, which is not this photo's fault
-                process = self._instead_of(process)
+                process = self._replace(process)
             try:
-                with _watched(process, PATIENCE_S):
-                    answer = _asked(process, asked, data, max_pixels)
+                with _time_limit(process, MAX_DECODING_S):
+                    answer = _exchange(process, limits, data, max_pixels)
             except _NO_ANSWER as error:
-                process = self._instead_of(process, f"over a photo of {len(data)} bytes")
+                process = self._replace(process, f"over a photo of {len(data)} bytes")
                 raise FaceError("unreadable_image") from error
         finally:
             self._idle.put(process)
@@ -110,28 +112,28 @@ class Decoders:
             raise answer
         return answer
 
-    def _instead_of(self, process: subprocess.Popen[bytes], when: str = "while idle") -> subprocess.Popen[bytes]:
-        """End a process and return another one that works; FaceError `overloaded`."""
+    def _replace(self, process: subprocess.Popen[bytes], when: str = "while idle") -> subprocess.Popen[bytes]:
+        """End a process, start another one and return it; FaceError `overloaded`."""
         logger.warning("A decoder ended %s (status %d)", when, _end(process))
         try:
-            another = self._started()
-            with _watched(another, START_PATIENCE_S):
-                _asked(another, {"length": 0, "max_bytes": 1, "max_pixels": 1}, b"", 1)
+            another = self._start()
+            with _time_limit(another, MAX_START_S):
+                _exchange(another, {"length": 0, "max_bytes": 1, "max_pixels": 1}, b"", 1)
         except _NO_ANSWER as error:
-            logger.error("No decoder can be started (%s): photos are turned away", type(error).__name__)  # noqa: TRY400
+            logger.error("No decoder can be started (%s): photos are refused", type(error).__name__)  # noqa: TRY400
             raise FaceError("overloaded", headers={"Retry-After": "5"}) from error
         return another
 
     def close(self) -> None:
-        """End the processes that are idle; one that is at work ends by itself, since nobody listens any more."""
+        """End the idle processes. A process at work ends by itself when it finds that nobody reads its answer."""
         with contextlib.suppress(queue.Empty):
             while True:
                 _end(self._idle.get_nowait())
 
 
 @contextlib.contextmanager
-def _watched(process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
-    """End the process if what is done meanwhile takes longer."""
+def _time_limit(process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
+    """End the process if the body of the `with` takes longer."""
     watch = threading.Timer(seconds, process.kill)
     watch.start()
     try:
@@ -143,18 +145,20 @@ def _watched(process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]
 def _end(process: subprocess.Popen[bytes]) -> int:
     process.kill()
     for stream in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError):  # what it was still to be told
+        with contextlib.suppress(OSError):  # what was not sent yet
             stream.close()  # type: ignore[union-attr]  # both are pipes
     return process.wait()
 
 
-def _asked(
-    process: subprocess.Popen[bytes], asked: dict[str, float], data: bytes, max_pixels: int
+def _exchange(
+    process: subprocess.Popen[bytes], limits: dict[str, float], data: bytes, max_pixels: int
 ) -> Photo | FaceError:
-    """What the process makes of a photo; nothing in its answer is trusted but that its pixels are some pixels."""
+    """Send a photo and read the answer. The answer is not trusted: only its pixels are taken, as mere pixels."""
+    from photos.pixels import photo_of  # noqa: PLC0415 - NumPy, which this module's processes do without
+
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(json.dumps(asked).encode() + b"\n")
+    process.stdin.write(json.dumps(limits).encode() + b"\n")
     process.stdin.write(data)
     process.stdin.flush()
     answer = json.loads(process.stdout.readline(4096))
@@ -163,36 +167,35 @@ def _asked(
     height, width, reduced_by = (int(answer[name]) for name in ("height", "width", "by"))
     size = (int(answer["of_width"]), int(answer["of_height"]))
     if min(height, width, reduced_by, *size) < 1 or height * width > max_pixels:
-        raise ValueError("pixels of no photo")
-    pixels = process.stdout.read(3 * height * width)
-    return Photo(np.frombuffer(pixels, np.uint8).reshape(height, width, 3), reduced_by, size)
+        raise ValueError("not the size of a photo")
+    return photo_of(process.stdout.read(3 * height * width), height, width, reduced_by, size)
 
 
-def _limit(max_pixels: int) -> None:
-    """What this process may take; a crash leaves no image of its memory, in which a photo would be."""
-    for what, most in (
+def _limit_resources(max_pixels: int) -> None:
+    """Limit what this process may take. A crash writes no core dump, because a photo would be in it."""
+    for resource_name, most in (
         (resource.RLIMIT_AS, BASE_BYTES + BYTES_PER_PIXEL * max_pixels),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, 16),
     ):
-        with contextlib.suppress(ValueError, OSError):  # where the system knows no such limit
-            resource.setrlimit(what, (most, most))
+        with contextlib.suppress(ValueError, OSError):  # a system without this limit
+            resource.setrlimit(resource_name, (most, most))
 
 
 def _serve(asking: IO[bytes], answering: IO[bytes]) -> None:
-    """Decode what is asked for until nobody asks any more."""
+    """Decode photos until the service closes the pipe."""
     while line := asking.readline():
         limits = json.loads(line)
         data = asking.read(limits.pop("length"))
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + CPU_S, hard))
-        pixels: Any = b""
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + MAX_CPU_S, hard))
+        pixels = b""
         try:
-            photo = decode.decode(data, **limits)
-            answer: dict[str, Any] = dict(zip(("height", "width"), photo.pixels.shape[:2], strict=True))
-            answer |= {"by": photo.reduced_by, "of_width": photo.size[0], "of_height": photo.size[1]}
-            pixels = photo.pixels.data
+            photo = decode.decode_bytes(data, **limits)
+            answer: dict[str, Any] = {"height": photo.height, "width": photo.width, "by": photo.reduced_by}
+            answer |= {"of_width": photo.size[0], "of_height": photo.size[1]}
+            pixels = photo.bgr
         except FaceError as error:
             answer = {"code": error.code, "sentence": error.sentence, "values": error.values}
         answering.write(json.dumps(answer).encode() + b"\n")
@@ -201,9 +204,9 @@ def _serve(asking: IO[bytes], answering: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    # A supervisor that stops a whole group means the service, which finishes its requests first and then lets go.
-    for one in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(one, signal.SIG_IGN)
-    _limit(int(sys.argv[1]))
+    # A supervisor may stop the whole group. The service finishes its requests first, and then closes the pipe.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    _limit_resources(int(sys.argv[1]))
     with contextlib.suppress(BrokenPipeError):
         _serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -89,13 +89,16 @@ def png_essentials(data: bytes) -> bytes:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the type of each chunk, and where in the file it begins and ends; the last one may be cut off."""
+    """Yield the type of each chunk up to IEND, and where it begins and ends; the last one may be cut off."""
     start = len(PNG_SIGNATURE)
     for _ in range(MAX_PIECES):
         if start + 8 > len(data):
             return
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        yield data[start + 4 : start + 8], start, end
+        kind = data[start + 4 : start + 8]
+        yield kind, start, end
+        if kind == b"IEND":
+            return
         start = end
     raise ValueError("the file is in too many pieces")
 

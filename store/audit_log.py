@@ -18,10 +18,14 @@ logger = logging.getLogger(__name__)
 
 # What the first line of a log names as the digest of the line before it.
 FIRST_PREVIOUS = "0" * 64
-# A clock that jumped ahead must not delete the log: a new file deletes at most this many of the oldest files, or this
-# share of all.
+# A wrong clock must not delete the log. A new file deletes old ones only if the file before it was written within this
+# many days, and then at most so many of them, or this share of all.
+MAX_PAUSE_DAYS = 7
 MAX_DROPPED = 2
 MAX_DROPPED_SHARE = 0.02
+# Anybody can send requests that are refused, so only so many of them a minute leave a line.
+MAX_REFUSALS_PER_MINUTE = 60
+DAY_S = 86400
 
 
 class AuditError(ValueError):
@@ -48,7 +52,26 @@ class AuditLog:
         self._keep_days = keep_days
         self._thread_lock = threading.Lock()
         self._end: tuple[Path, int, str] | None = None
+        self._minute = self._refusals = self._left_out = 0
         self.lost = 0
+
+    def record_refusal(self, event: str, **fields: str | None) -> str | None:
+        """Append a line about a request whose API key was refused, as `record` does, but not without bound.
+
+        The first line after those that were left out tells their number (`left_out`).
+        """
+        with self._thread_lock:
+            minute = int(time.monotonic() // 60)
+            if minute != self._minute:
+                self._minute, self._refusals = minute, 0
+            self._refusals += 1
+            if self._refusals > MAX_REFUSALS_PER_MINUTE:
+                self._left_out += 1
+                if self._refusals == MAX_REFUSALS_PER_MINUTE + 1:
+                    logger.warning("API keys are refused too often: the audit log leaves out more lines this minute")
+                return None
+            left_out, self._left_out = self._left_out, 0
+        return self.record(event, **fields, left_out=str(left_out) if left_out else None)
 
     def record(self, event: str, **fields: str | None) -> str | None:
         """Append one line.
@@ -103,7 +126,10 @@ class AuditLog:
         return FIRST_PREVIOUS
 
     def _drop_old(self, files: list[Path], now: float) -> None:
-        oldest = _day(now - self._keep_days * 86400)
+        # The days on which files were written: the name of a later file may begin with a day from the future.
+        if files and files[-1].stem[-10:] < _day(now - MAX_PAUSE_DAYS * DAY_S):
+            return
+        oldest = _day(now - self._keep_days * DAY_S)
         # The last expired file and all before it: the chain may lose its beginning, but nothing in the middle.
         expired = max((count for count, file in enumerate(files, 1) if file.stem[-10:] < oldest), default=0)
         for file in files[: min(expired, max(MAX_DROPPED, int(MAX_DROPPED_SHARE * len(files))))]:
@@ -121,7 +147,7 @@ def _files(folder: Path) -> list[Path]:
 def _stem(files: list[Path], now: float) -> str:
     """Return the name of the file to write to: the newest file, or one that sorts behind it."""
     newest = files[-1].stem if files else ""
-    return max(newest, _day(now) if newest <= _day(now + 86400) else f"{newest[:10]}.{_day(now)}")
+    return max(newest, _day(now) if newest <= _day(now + DAY_S) else f"{newest[:10]}.{_day(now)}")
 
 
 def _last_line(path: Path) -> bytes:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeGuard
 
 from errors import FaceError
 from store import template_bytes
 from store.encryption import Keyring, MissingKeyError
-from store.records import Document, Enrolment, Entry, Person, StoredEmbedding
+from store.records import Document, Enrolment, Entry, Person, StoredEmbedding, StoredPhoto
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,8 @@ def record_of(seq: int, enrolment: Enrolment, keyring: Keyring) -> Document:
         "model": enrolment.model,
         "seq": seq,
     }
-    if enrolment.request_key is not None:
-        record["request_key"] = enrolment.request_key
-    return record
+    optional = {name: getattr(enrolment, name) for name in ("request_key", "photo_id", "removes")}
+    return record | {name: value for name, value in optional.items() if value is not None}
 
 
 def erasure_of(user_id: str, seq: int) -> Document:
@@ -48,23 +47,35 @@ def erasure_of(user_id: str, seq: int) -> Document:
     return {"user_id": f"erased:{uuid.uuid4()}", "erases": user_id, "deleted_at": time.time(), "seq": seq}
 
 
+def removal_of(place: int, seq: int) -> Document:
+    """Return the document that says at place `seq` that the photo at `place` is removed."""
+    return {"user_id": f"removed:{uuid.uuid4()}", "removes": place, "deleted_at": time.time(), "seq": seq}
+
+
+def name_of(record: Document) -> str:
+    """Return the `Entry.name` of a document."""
+    photo_id = record.get("photo_id")
+    return photo_id if is_text(photo_id) else str(record.get("user_id"))
+
+
 def entry_of(record: Document, seq: int, keyring: Keyring) -> Entry:
     """Return the log's entry that a document at place `seq` stands for.
 
     Raises:
         FaceError: `not_ready`, the template is sealed with an encryption key that is not here.
     """
-    name = str(record.get("user_id"))
+    name, removes = name_of(record), place_of(record.get("removes"))
     erases, user_id, model = record.get("erases"), record.get("user_id"), record.get("model")
     if is_text(erases):
         return Entry(seq, erases=erases, name=name)
     if record.get("embedding") is None and record.get("deleted_at") is not None:
-        return Entry(seq, name=name)
+        return Entry(seq, removes=removes, name=name)
     reason = "its user_id or model is no text"
     if is_text(user_id) and (model is None or is_text(model)):
         try:
             template = template_bytes.decode(record.get("embedding"), user_id, model, keyring)
-            return Entry(seq, user_id, template, model, name=name)
+            is_added = record.get("photo_id") is not None
+            return Entry(seq, user_id, template, model, removes=removes, is_added=is_added, name=name)
         except MissingKeyError as error:
             # Without this template the duplicate check cannot tell whether a person is enrolled already.
             log.critical(
@@ -78,14 +89,17 @@ def entry_of(record: Document, seq: int, keyring: Keyring) -> Entry:
             reason = str(error)
     # `r`: a line break in the user_id must not forge a line of the log.
     log.warning("The record of user_id %.100r (seq %d) is unreadable and left out: %s.", user_id, seq, reason)
-    return Entry(seq, text_of(user_id), unreadable=True, name=name)
+    return Entry(seq, text_of(user_id), removes=removes, unreadable=True, name=name)
 
 
-def person_of(record: Document | None) -> Person | None:
-    """Return the person of a document, None without a document or a readable user_id."""
-    if record is None or not is_text(record.get("user_id")):
-        return None
-    return Person(record["user_id"], timestamp_of(record.get("timestamp")), text_of(record.get("model")))
+def person_of(user_id: str, records: Iterable[Document]) -> Person | None:
+    """Return the person of all documents of a user_id, in the order of the log; None if every photo is removed."""
+    photos = tuple(
+        StoredPhoto(number, int(record["seq"]), timestamp_of(record.get("timestamp")), text_of(record.get("model")))
+        for number, record in enumerate(records, 1)
+        if record.get("embedding") is not None and record.get("deleted_at") is None
+    )
+    return Person(user_id, photos) if photos else None
 
 
 def request_keys_of(request_key: str) -> tuple[str, str]:
@@ -118,8 +132,10 @@ def text_of(value: object) -> str | None:
 
 def place_of(seq: object) -> int | None:
     """Return a record's place; None for a fraction, a truth value, a list and the like."""
+    if isinstance(seq, int) and not isinstance(seq, bool):
+        return int(seq)
     # JSON tools write whole numbers as floats.
-    return int(seq) if isinstance(seq, (int, float)) and not isinstance(seq, bool) and seq == int(seq) else None
+    return int(seq) if isinstance(seq, float) and seq.is_integer() else None
 
 
 def timestamp_of(value: object) -> float | None:
@@ -127,6 +143,17 @@ def timestamp_of(value: object) -> float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < YEAR_10000_S:
         return float(value)
     return None
+
+
+def require_place(seq: int) -> None:
+    """Raise FaceError `not_ready` if `seq` is no place that can be read again: the log must not go on there."""
+    if seq >= MAX_SEQ:
+        log.critical(
+            "Nothing is decided: a record was written by hand at the place %d, and no place can follow it. "
+            "Correct that record's seq.",
+            seq - 1,
+        )
+        raise FaceError("not_ready", headers={"Retry-After": "60"})
 
 
 def day_of(timestamp: float) -> int:
@@ -159,7 +186,7 @@ def read_log(read_page: ReadPage, after: int, name: str | None, keyring: Keyring
             if place is None:
                 log.warning("A record with the place %.100r is left out.", record["seq"])
                 continue
-            if name is not None and (place, str(record.get("user_id"))) != (after, name):
+            if name is not None and (place, name_of(record)) != (after, name):
                 break
             if name is None:
                 yield entry_of(record, place, keyring)

@@ -14,13 +14,14 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 from bson.int64 import Int64
 from pymongo.collection import Collection
-from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
+from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from engines.base import Template
 from errors import FaceError
+from store.challenges import MAX_KEPT, Challenge, over, require_in_time
 from store.documents import (
     DAY_S,
     MAX_SEQ,
@@ -30,12 +31,15 @@ from store.documents import (
     erasure_of,
     find_in,
     is_text,
+    name_of,
     person_of,
     place_of,
     read_embeddings,
     read_log,
     record_of,
+    removal_of,
     request_keys_of,
+    require_place,
     timestamp_of,
 )
 from store.encryption import NO_KEYS, Keyring
@@ -54,7 +58,9 @@ _IS_DAY: Mapping[str, Any] = {"$gte": 1, "$lt": day_of(YEAR_10000_S)}
 # The `_id` of a note, among those of who was seen: `fill` has begun and has not finished.
 _FILLING = "(filling)"
 # The fields that an entry of the log is read from.
-ENTRY_FIELDS: Mapping[str, Any] = dict.fromkeys(("user_id", "embedding", "model", "seq", "erases", "deleted_at"), 1)
+ENTRY_FIELDS: Mapping[str, Any] = dict.fromkeys(
+    ("user_id", "embedding", "model", "seq", "erases", "deleted_at", "photo_id", "removes"), 1
+)
 
 
 def connect(uri: str, database: str, collection: str, *, timeout: float, keyring: Keyring = NO_KEYS) -> MongoStore:
@@ -82,7 +88,8 @@ def connect(uri: str, database: str, collection: str, *, timeout: float, keyring
             read_preference=ReadPreference.PRIMARY,
         )
     except (PyMongoError, ValueError, TypeError) as error:
-        if isinstance(error, ConfigurationError) and uri.startswith("mongodb+srv://"):
+        unresolved = isinstance(error, ConfigurationError) and not isinstance(error, InvalidURI)
+        if unresolved and uri.startswith("mongodb+srv://"):
             # The driver looks such a name up at once, and reports an outage of the name server as a wrong setting.
             raise FaceError("database_unavailable", headers={"Retry-After": "5"}) from error
         # `from None`: the driver's messages quote parts of the string, which may be the password.
@@ -110,13 +117,18 @@ class MongoStore:
         self.collection = collection
         self._description = description
         self._keyring = keyring
-        self._seen = collection.database.get_collection(
-            f"{collection.name}_seen",
-            write_concern=collection.write_concern,
-            read_concern=collection.read_concern,
-            read_preference=collection.read_preference,
-        )
+        self._seen = self._beside("seen")
+        self._challenges = self._beside("challenges")
         self.vector_model: str | None = None
+
+    def _beside(self, name: str) -> Collection[Document]:
+        """Return another collection, next to that of the records and with its concerns."""
+        return self.collection.database.get_collection(
+            f"{self.collection.name}_{name}",
+            write_concern=self.collection.write_concern,
+            read_concern=self.collection.read_concern,
+            read_preference=self.collection.read_preference,
+        )
 
     def prepare(self) -> None:
         self.ping()  # with the short timeout, so that a server that is down is reported at once
@@ -125,14 +137,14 @@ class MongoStore:
             self.collection.create_index("seq", unique=True, sparse=True)
             self.collection.create_index("request_key", sparse=True)
             self.collection.create_index("erases", sparse=True)
-            try:
-                self.collection.create_index("user_id", unique=True)
-            except OperationFailure as error:
-                log.warning(
-                    "user_id cannot be made unique in this collection (code %s): older records share one or lack it. "
-                    "Enrolment is not affected.",
-                    error.code,
-                )
+            self._challenges.create_index("issued_at")
+            self._challenges.create_index([("owner", 1), ("issued_at", -1)])
+            self.collection.create_index("removes", sparse=True)
+            for name, index in self.collection.index_information().items():
+                if index["key"] == [("user_id", 1)] and index.get("unique"):
+                    # Made by an earlier version, in which a person had one photo.
+                    self.collection.drop_index(name)
+            self.collection.create_index("user_id")
             while self._number_a_page():
                 pass
             self.finish_erasures()
@@ -178,7 +190,11 @@ class MongoStore:
         for record, enrolment in zip(records, enrolments, strict=True):
             if enrolment.model == self.vector_model:
                 record.update(vector_fields(enrolment.template, enrolment.model))
-        return self._insert(records)
+        stored = self._insert(records)
+        for enrolment in enrolments[:stored]:
+            if enrolment.removes is not None:
+                self.finish_erasures(place=enrolment.removes)
+        return stored
 
     def erase(self, seq: int, user_id: str) -> bool:
         if not self._insert([erasure_of(user_id, seq)]):
@@ -186,8 +202,15 @@ class MongoStore:
         self.finish_erasures(user_id)
         return True
 
+    def remove_photo(self, seq: int, place: int) -> bool:
+        if not self._insert([removal_of(place, seq)]):
+            return False
+        self.finish_erasures(place=place)
+        return True
+
     def _insert(self, records: list[Document]) -> int:
         """Insert records at consecutive places, up to the first that is taken; return how many."""
+        require_place(records[-1]["seq"])
         # PyMongo would store small numbers in 32 bits.
         records = [{**record, "seq": Int64(record["seq"])} for record in records]
         with unavailable_on(PyMongoError, BSONError):
@@ -200,32 +223,42 @@ class MongoStore:
                 if refused and refused[0].get("code") == _DUPLICATE_KEY and not outcome.get("writeConcernErrors"):
                     return int(refused[0]["index"])
                 # Refused for another reason, or not confirmed in time: see which process has the places now.
-                ours = {record["seq"]: record["user_id"] for record in records}
-                held = self.collection.find({"seq": {"$in": list(ours)}}, {"_id": 0, "seq": 1, "user_id": 1})
-                holders = {holder["seq"]: holder.get("user_id") for holder in held}
+                ours = {record["seq"]: name_of(record) for record in records}
+                fields = {"_id": 0, "seq": 1, "user_id": 1, "photo_id": 1}
+                held = self.collection.find({"seq": {"$in": list(ours)}}, fields)
+                holders = {holder["seq"]: name_of(holder) for holder in held}
                 stored = next((at for at, seq in enumerate(ours) if holders.get(seq) != ours[seq]), len(ours))
                 if stored < len(ours) and records[stored]["seq"] not in holders:
                     raise
                 return stored
             return len(records)
 
-    def finish_erasures(self, user_id: str | None = None) -> None:
+    def finish_erasures(self, user_id: str | None = None, place: int | None = None) -> None:
         with unavailable_on(PyMongoError, BSONError):
-            erasures = self.collection.find(
-                {"erases": {"$exists": True} if user_id is None else user_id}, {"_id": 0, "erases": 1}
-            )
-            # Texts only: a regular expression among the values of `$in` would erase everybody it matches.
-            erased = [erasure["erases"] for erasure in erasures if is_text(erasure["erases"])]
-            still_there = [{"embedding": {"$exists": True}}, {"vector": {"$exists": True}}]
-            for start in range(0, len(erased), PAGE_RECORDS):
-                self._seen.delete_many({"_id": {"$in": erased[start : start + PAGE_RECORDS]}})
-                self.collection.update_many(
-                    {"user_id": {"$in": erased[start : start + PAGE_RECORDS]}, "$or": still_there},
-                    {
-                        "$unset": {"embedding": "", "request_key": "", "vector": "", "vector_model": ""},
-                        "$set": {"deleted_at": time.time()},
-                    },
+            if place is None:
+                erasures = self.collection.find(
+                    {"erases": {"$exists": True} if user_id is None else user_id}, {"_id": 0, "erases": 1}
                 )
+                # Texts only: a regular expression among the values of `$in` would erase everybody it matches.
+                erased = [erasure["erases"] for erasure in erasures if is_text(erasure["erases"])]
+                self._wipe("user_id", erased)
+            if user_id is None:
+                self._wipe("seq", self.removals(MAX_SEQ) if place is None else [place])
+
+    def _wipe(self, field: str, values: Sequence[object]) -> None:
+        """Remove the embeddings of the records with these values of `user_id` or `seq`."""
+        still_there = [{"embedding": {"$exists": True}}, {"vector": {"$exists": True}}]
+        for start in range(0, len(values), PAGE_RECORDS):
+            page = {"$in": values[start : start + PAGE_RECORDS]}
+            if field == "user_id":
+                self._seen.delete_many({"_id": page})
+            self.collection.update_many(
+                {field: page, "$or": still_there},
+                {
+                    "$unset": {"embedding": "", "request_key": "", "vector": "", "vector_model": ""},
+                    "$set": {"deleted_at": time.time()},
+                },
+            )
 
     def last_place(self) -> int:
         with unavailable_on(PyMongoError, BSONError):
@@ -240,14 +273,19 @@ class MongoStore:
 
     def checkpoint(self, seq: int) -> str:
         with unavailable_on(PyMongoError, BSONError):
-            record = self.collection.find_one({"seq": seq}, {"_id": 0, "user_id": 1}) or {}
+            record = self.collection.find_one({"seq": seq}, {"_id": 0, "user_id": 1, "photo_id": 1}) or {}
             count = self.collection.count_documents({"seq": {"$gte": 1, "$lte": seq}})
-        return f"{count} {record.get('user_id')}"
+        return f"{count} {name_of(record)}"
 
     def erasures(self, until: int) -> list[str]:
         with unavailable_on(PyMongoError, BSONError):
             erasures = self.collection.find({"erases": {"$exists": True}, "seq": {"$lte": until}}, {"erases": 1})
             return [erasure["erases"] for erasure in erasures if is_text(erasure["erases"])]
+
+    def removals(self, until: int) -> list[int]:
+        with unavailable_on(PyMongoError, BSONError):
+            removals = self.collection.find({"removes": {"$exists": True}, "seq": {"$lte": until}}, {"removes": 1})
+            return [place for removal in removals if (place := place_of(removal["removes"])) is not None]
 
     def find_request(self, request_key: str, since: float) -> str | None:
         with unavailable_on(PyMongoError, BSONError):
@@ -259,9 +297,9 @@ class MongoStore:
             return find_in(list(records), request_key)
 
     def find_person(self, user_id: str) -> Person | None:
-        alive = {"user_id": user_id, "embedding": {"$exists": True}, "deleted_at": {"$exists": False}}
+        fields = dict.fromkeys(("seq", "timestamp", "model", "embedding", "deleted_at"), 1)
         with unavailable_on(PyMongoError, BSONError):
-            return person_of(self.collection.find_one(alive, {"_id": 0, "user_id": 1, "timestamp": 1, "model": 1}))
+            return person_of(user_id, self.collection.find({"user_id": user_id, "seq": HAS_PLACE}, fields).sort("seq"))
 
     def embeddings(self, after: int) -> Iterator[StoredEmbedding]:
         return read_embeddings(self._page, after)
@@ -306,13 +344,27 @@ class MongoStore:
             asked = {"seq": {"$gt": after}, "embedding": {"$exists": True}, "timestamp": {"$lt": since}}
             with unavailable_on(PyMongoError, BSONError):
                 found = list(self.collection.find(asked, {"user_id": 1, "seq": 1}).sort("seq", 1).limit(PAGE_RECORDS))
-                people = [record["user_id"] for record in found if is_text(record.get("user_id"))]
+                people = self._last_photo_before(since, found)
                 noted = self._seen.find({"_id": {"$in": people}, "day": {"$gte": day_of(since)}}, {"_id": 1})
                 seen = {record["_id"] for record in noted}
             yield from (one for one in people if one not in seen)
             if not found:
                 return
             after = found[-1]["seq"]
+
+    def _last_photo_before(self, since: float, found: Sequence[Document]) -> list[str]:
+        """Return the people of some records, each of them at their first photo, without those with a photo since then.
+
+        To add a photo is a verification.
+        """
+        people = {record["user_id"] for record in found if is_text(record.get("user_id"))}
+        of_them = {"user_id": {"$in": list(people)}, "seq": HAS_PLACE, "embedding": {"$exists": True}}
+        first: dict[str, object] = {}
+        for photo in self.collection.find(of_them, {"user_id": 1, "seq": 1, "timestamp": 1}).sort("seq", -1):
+            first[photo["user_id"]] = photo["seq"]
+            if (timestamp_of(photo.get("timestamp")) or since) >= since:
+                people.discard(photo["user_id"])
+        return [one["user_id"] for one in found if one.get("user_id") in people and first[one["user_id"]] == one["seq"]]
 
     def newest_activity(self) -> float | None:
         with unavailable_on(PyMongoError, BSONError):
@@ -321,6 +373,32 @@ class MongoStore:
             noted = self._seen.find_one({"day": _IS_DAY}, {"day": 1}, sort=[("day", -1)]) or {}
         times = (timestamp_of(enrolled.get("timestamp")), (place_of(noted.get("day")) or 0) * DAY_S)
         return max(filter(None, times), default=None)
+
+    def add_challenge(self, challenge: Challenge) -> None:
+        first, last = over(time.time())
+        kept = {
+            "_id": challenge.challenge_id,
+            "owner": challenge.owner,
+            "steps": list(challenge.steps),
+            "issued_at": challenge.issued_at,
+            "used": False,
+        }
+        with unavailable_on(PyMongoError, BSONError):
+            self._challenges.delete_many({"$or": [{"issued_at": {"$lt": first}}, {"issued_at": {"$gt": last}}]})
+            too_many = self._challenges.find({"owner": challenge.owner}, {"_id": 1}).sort("issued_at", -1)
+            oldest = [one["_id"] for one in too_many.skip(MAX_KEPT - 1)]
+            if oldest:
+                self._challenges.delete_many({"_id": {"$in": oldest}})
+            self._challenges.insert_one(kept)
+
+    def use_challenge(self, challenge_id: str, owner: str) -> Challenge:
+        ours = {"_id": challenge_id, "owner": owner}
+        with unavailable_on(PyMongoError, BSONError):
+            found = self._challenges.find_one_and_update({**ours, "used": False}, {"$set": {"used": True}})
+            if found is None:
+                used = self._challenges.find_one(ours, {"_id": 1}) is not None
+                raise FaceError("challenge_used" if used else "challenge_expired")
+        return require_in_time(Challenge(challenge_id, owner, tuple(found["steps"]), found["issued_at"]))
 
     def documents(self, until: int) -> Iterator[Document]:
         # The marks describe this database's own index, and the vector is only a copy of the template.

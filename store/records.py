@@ -10,7 +10,13 @@ Two rules make an enrolment a single atomic step between any number of processes
   the erased record, in its old place, loses its embedding. `prepare` finishes erasures that a crash cut in two.
 
 A record is `{user_id, embedding, timestamp, model, seq}`, with `request_key` when the client sent an idempotency key,
-and with `{vector, vector_model}` where MongoDB's own vector index searches.
+and with `{vector, vector_model}` where MongoDB's own vector index searches. A person may have several records, one for
+each photo. A photo that was added later carries a `photo_id`, since its user_id does not name this record alone.
+
+A photo is removed as a person is erased: an entry of its own, `{user_id: "removed:<uuid>", removes: <place>,
+deleted_at, seq}`, after which the record at that place loses its embedding. An added photo that takes the place of
+another one carries `removes` itself, so that this is one entry, too.
+
 `prepare` gives the older plain form `{user_id, embedding, timestamp}` its places. A record that cannot be read keeps
 its place as an unreadable entry: it never runs code, never matches, and never stops the service.
 """
@@ -25,6 +31,7 @@ from typing import Any, Protocol, TypeAlias
 
 from engines.base import Template
 from errors import FaceError
+from store.challenges import ChallengeStore
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +44,16 @@ class StoreNotEmptyError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """What is stored of one person.
+    """What is stored of one photo of a person.
 
     Args:
-        user_id: a fresh UUID4.
+        user_id: a fresh UUID4, or that of the person to whom the photo is added.
         template: float32[d], L2-normalised.
         model: the name of the model that made the template.
         timestamp: seconds since the epoch.
         request_key: the hash of the client's Idempotency-Key, for `find_request`.
+        photo_id: a fresh UUID4 for a photo that is added to a person; None for the first one.
+        removes: the place of the photo whose place this one takes, if any.
     """
 
     user_id: str
@@ -52,15 +61,43 @@ class Enrolment:
     model: str
     timestamp: float
     request_key: str | None = None
+    photo_id: str | None = None
+    removes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPhoto:
+    """One photo of a person, as far as it is stored.
+
+    Attributes:
+        number: 1, 2, 3, … in the order of the log; a removed photo's number is never given again.
+        seq: its place in the log.
+        timestamp: seconds since the epoch, before the year 10000; None if not known.
+        model: the model that made the template; None if not known.
+    """
+
+    number: int
+    seq: int
+    timestamp: float | None
+    model: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """An enrolled person. `timestamp` (epoch seconds, before the year 10000) and `model` are None if not known."""
+    """An enrolled person, with the photos that are not removed, the oldest first; at least one."""
 
     user_id: str
-    timestamp: float | None
-    model: str | None
+    photos: tuple[StoredPhoto, ...]
+
+    @property
+    def timestamp(self) -> float | None:
+        """When the oldest of the photos was enrolled, in seconds since the epoch; None if not known."""
+        return self.photos[0].timestamp
+
+    @property
+    def model(self) -> str | None:
+        """The model that made the oldest template; None if not known."""
+        return self.photos[0].model
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +112,16 @@ class StoredEmbedding:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One place in the log: an enrolment, an erasure (`erases`), or a record that is erased or unreadable.
+    """One place in the log: a photo, an erasure (`erases`), a removal (`removes`), or an erased or unreadable record.
 
     Attributes:
         seq: the place.
         user_id: the person; may be None when `unreadable`.
-        template: float32[d], L2-normalised; None unless this is an enrolment that can be searched.
+        template: float32[d], L2-normalised; None unless this is a photo that can be searched.
         model: the model that made the template; None for a record of the older plain form.
         erases: the user_id that this entry erases.
+        removes: the place of the photo that this entry removes; this entry may itself be the photo that follows it.
+        is_added: whether this photo was added to a person who was enrolled before.
         unreadable: whether the record could not be read.
         name: identifies this place's record, and no other, even after it is erased; for `EnrolmentLog.entries`.
     """
@@ -92,6 +131,8 @@ class Entry:
     template: Template | None = None
     model: str | None = None
     erases: str | None = None
+    removes: int | None = None
+    is_added: bool = False
     unreadable: bool = False
     name: str = field(default="", compare=False)
 
@@ -127,10 +168,13 @@ class EnrolmentLog(Protocol):
         """
 
     def erase(self, seq: int, user_id: str) -> bool:
-        """Log at place `seq` that `user_id` is erased, then remove the embedding. False: the place is taken."""
+        """Log at place `seq` that `user_id` is erased, then remove the embeddings. False: the place is taken."""
 
-    def finish_erasures(self, user_id: str | None = None) -> None:
-        """Remove embeddings whose erasure is in the log: of one `user_id`, or of everybody."""
+    def remove_photo(self, seq: int, place: int) -> bool:
+        """Log at place `seq` that the photo at `place` is removed, then do it. False: the place `seq` is taken."""
+
+    def finish_erasures(self, user_id: str | None = None, place: int | None = None) -> None:
+        """Remove embeddings whose erasure or removal is in the log: of one `user_id`, at one `place`, or all."""
 
     def last_place(self) -> int:
         """Return the last place of the log, 0 when it is empty; FaceError `not_ready` while `fill` is not finished."""
@@ -141,6 +185,9 @@ class EnrolmentLog(Protocol):
     def erasures(self, until: int) -> list[str]:
         """Return the user_ids that the log erases up to place `until`."""
 
+    def removals(self, until: int) -> list[int]:
+        """Return the places of the photos that the log removes up to place `until`."""
+
     def find_request(self, request_key: str, since: float) -> str | None:
         """Return the user_id enrolled under `request_key` at or after `since` (epoch seconds), or None.
 
@@ -149,6 +196,9 @@ class EnrolmentLog(Protocol):
         Raises:
             FaceError: `database_unavailable`; `idempotency_conflict`: that request was made with another photo.
         """
+
+    def find_person(self, user_id: str) -> Person | None:
+        """Return what is stored of an enrolled person, of any model; None for an unknown or erased one."""
 
     def ping(self) -> None:
         """Return if the database answers; cheap."""
@@ -160,11 +210,8 @@ class EnrolmentLog(Protocol):
         """Release the connection."""
 
 
-class RecordStore(EnrolmentLog, Protocol):
+class RecordStore(EnrolmentLog, ChallengeStore, Protocol):
     """What routes and commands ask of a store, beside the log."""
-
-    def find_person(self, user_id: str) -> Person | None:
-        """Return what is stored of an enrolled person, of any model; None for an unknown or erased one."""
 
     def embeddings(self, after: int) -> Iterator[StoredEmbedding]:
         """Yield every record that has an embedding and a place > `after`, in order, unread."""
@@ -214,7 +261,7 @@ class RecordStore(EnrolmentLog, Protocol):
 
         Raises:
             StoreNotEmptyError: there is a record in it.
-            ValueError: two records have the same user_id, and the store cannot hold that.
+            ValueError: two records have the same place.
         """
 
 

@@ -96,7 +96,8 @@ class Retention:
         self._lock = threading.Lock()
         self._today = 0
         self._noted: set[str] = set()
-        self._waiting: set[str] = set()
+        # user_id -> the day to note.
+        self._waiting: dict[str, int] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
 
@@ -109,35 +110,34 @@ class Retention:
         with self._lock:
             today = int(time.time() // DAY_S)
             if today != self._today:
-                self._flush()
                 self._today, self._noted = today, set()
             if user_id not in self._noted:
                 self._noted.add(user_id)
-                self._waiting.add(user_id)
+                self._waiting[user_id] = today
 
     def close(self) -> None:
         """Write the waiting notes, and stop."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
-        with self._lock:
-            self._flush()
+        self._flush()
 
     def _flush(self) -> None:
-        if not self._waiting:
-            return
+        """Write the waiting notes; without the lock, since requests must not wait for the store."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
         try:
-            self._store.note_seen(sorted(self._waiting), self._today)
+            for day in sorted(set(waiting.values())):
+                self._store.note_seen(sorted(user_id for user_id, noted in waiting.items() if noted == day), day)
         except FaceError:
             logger.warning("The notes of who was verified could not be written; trying again")
-        else:
-            self._waiting = set()
+            with self._lock:
+                self._waiting = waiting | self._waiting
 
     def _run(self) -> None:
         next_sweep = time.monotonic() + FIRST_SWEEP_AFTER_S
         while not self._stopping.wait(NOTE_INTERVAL_S):
-            with self._lock:
-                self._flush()
+            self._flush()
             if time.monotonic() >= next_sweep:
                 next_sweep = time.monotonic() + DAY_S
                 self.sweep()
@@ -145,8 +145,8 @@ class Retention:
     def sweep(self) -> int:
         """Erase the people who are due; return how many. A sweep that cannot be decided is logged and erases nobody."""
         try:
+            self._flush()
             with self._lock:
-                self._flush()
                 if self._waiting:
                     return 0  # people whose note could not be written must not be erased for it
             people = due(self._store, self._days, time.time(), self._enrolled())

@@ -10,6 +10,36 @@ import pytest
 
 from tests.support.databases import MONGO_KINDS, Database, MongoServer, fresh_database
 
+# `make quick` leaves these out: they load a face model, start processes, or take seconds of computing.
+HEAVY = (
+    "api/test_access.py::test_a_storage",
+    "api/test_challenges.py",
+    "api/test_web_server.py",
+    "challenge/test_judge.py",
+    "commands/test_biometrics.py::test_counts_and_rates",
+    "commands/test_biometrics.py::test_the_intervals",
+    "commands/test_bulk.py",
+    "commands/test_evaluate.py",
+    "commands/test_evaluate_checks.py",
+    "engines/",
+    "gallery/test_in_mongodb.py::test_no_order_of_events",
+    "gallery/test_log_model.py",
+    "gallery/test_templates.py::test_a_search",
+    "gallery/test_templates.py::test_the_codes",
+    "photos/test_decoder_pool.py",
+    "service/",
+    "store/test_audit_log.py::test_several_processes",
+    "store/test_encryption.py::test_a_rotation_that_is_killed",
+    "store/test_stores.py::test_a_dead_server",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `HEAVY`."""
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(HEAVY):
+            item.add_marker(pytest.mark.heavy)
+
 
 @pytest.fixture(autouse=True)
 def own_log() -> Iterator[None]:

@@ -1,28 +1,61 @@
-"""Starting the application: what it does to the folders of a clone."""
+"""Putting the parts together: the folder of uploads, and what is said at the start."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bootstrap import prepare_uploads
-from settings import PROJECT
+from bootstrap import UPLOAD_PREFIX, announce_risks, prepare_uploads
+from settings import PROJECT, Settings
 
 
 @pytest.fixture(autouse=True)
-def temporary_files_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
+def usual_temporary_files() -> Iterator[None]:
+    before = tempfile.tempdir, tempfile.template
+    yield
+    tempfile.tempdir, tempfile.template = before
 
 
-def test_the_uploads_folder_is_emptied_but_for_the_file_that_keeps_it_in_a_clone(tmp_path: Path) -> None:
-    keeper = tmp_path / ".gitkeep"
-    keeper.touch()
-    (tmp_path / "left-over.jpg").write_bytes(b"a killed process left this")
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+def test_only_what_the_service_put_into_the_uploads_folder_is_deleted_at_the_start(tmp_path: Path) -> None:
+    theirs = {
+        tmp_path / "holiday.jpg",
+        tmp_path / ".gitkeep",
+        tmp_path / "tmpa1b2c3d4",
+        tmp_path / f"{UPLOAD_PREFIX}link",
+    }
+    for file in theirs:
+        file.write_text("mine")
+    (tmp_path / f"{UPLOAD_PREFIX}link").unlink()
+    (tmp_path / f"{UPLOAD_PREFIX}link").symlink_to(tmp_path / "holiday.jpg")
+    (tmp_path / f"{UPLOAD_PREFIX}x7").write_text("left over")
     prepare_uploads(tmp_path)
-    assert list(tmp_path.iterdir()) == [keeper]
+    assert set(tmp_path.iterdir()) == theirs
+
+
+def test_temporary_files_have_the_names_that_are_deleted_after_a_kill(tmp_path: Path) -> None:
+    prepare_uploads(tmp_path / "new")
+    with tempfile.NamedTemporaryFile(delete=False) as left_over:
+        assert Path(left_over.name).parent == tmp_path / "new"
+    prepare_uploads(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize(("host", "level"), [("127.0.0.1", "INFO"), ("0.0.0.0", "WARNING")])
+def test_what_is_open_is_said_in_a_line_each(host: str, level: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        announce_risks(Settings(host=host))
+    assert [record.levelname for record in caplog.records] == [level] * 2
+    assert "TEMPLATE_KEYS" in caplog.text
+    assert "LIVENESS" in caplog.text
+
+
+def test_what_is_closed_is_not_called_open(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        announce_risks(Settings(template_keys="A" * 43 + "=", liveness="enforce"))
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("folder", ["uploads", "models"])

@@ -10,16 +10,17 @@ import numpy.typing as npt
 import pytest
 
 import face_checks
-from engines.base import Face
+from engines.base import MEAN_FACE, Face
 from engines.face_attributes import FaceAttributes
 from errors import FaceError
-from face_checks import check_photo, head_pose
+from face_checks import check_photo, head_pose, judge, measure, pose_of
 from photos.pixels import Pixels
 from settings import Settings
 from tests.support.fakes import ScriptedAttributes, a_face, a_photo, packaged_photo
 
 LIMITS = Settings()
 # The order in which api.md lists the reasons of a refusal.
+POSES = [(0, 0, 0), (30, 0, 0), (-30, 0, 0), (0, 20, 0), (0, -20, 0), (0, 0, 30)]
 ORDER = [
     "multiple_faces",
     "face_too_small",
@@ -35,10 +36,10 @@ ORDER = [
     "head_raised_or_lowered",
     "unnatural_colour",
     "distorted",
-    "landmarks_hidden",
     "mask",
     "sunglasses",
     "face_covered",
+    "landmarks_hidden",
     "eyes_closed",
 ]
 
@@ -65,6 +66,16 @@ def codes_of(
     return []
 
 
+def turned(yaw: float, pitch: float, roll: float) -> Face:
+    """A mean face seen from far away after turning it; degrees."""
+    y, p, r = np.deg2rad([yaw, pitch, roll])
+    about_y = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]])
+    about_z = np.array([[np.cos(r), -np.sin(r), 0], [np.sin(r), np.cos(r), 0], [0, 0, 1]])
+    points = (about_z @ about_x @ about_y @ MEAN_FACE.T).T[:, :2] * 60 + (160, 140)
+    return Face(a_face().box, 0.9, points.astype(np.float32))
+
+
 def test_a_good_photo_passes_every_check_and_each_is_reported_in_the_order_of_the_api() -> None:
     face, checks = check_photo(a_photo(), [a_face()], LIMITS, ScriptedAttributes())
     assert [check.code for check in checks] == ORDER
@@ -72,9 +83,15 @@ def test_a_good_photo_passes_every_check_and_each_is_reported_in_the_order_of_th
     assert face is not None
 
 
+@pytest.mark.parametrize(("yaw", "pitch", "roll"), POSES)
+def test_head_pose_is_recovered_from_five_landmarks_(yaw: float, pitch: float, roll: float) -> None:
+    pose = head_pose(turned(yaw, pitch, roll))
+    assert (pose.yaw, pose.pitch, pose.roll) == pytest.approx((yaw, pitch, roll), abs=4)
+
+
 @pytest.mark.parametrize("roll_deg", [-120, -30, 0, 8, 45, 90])
 def test_the_roll_is_the_turn_of_the_landmarks_and_what_the_network_still_sees_of_it(roll_deg: float) -> None:
-    pose = head_pose(a_face(roll_deg=roll_deg), FaceAttributes(yaw=12, pitch=-7, roll=3))
+    pose = pose_of(a_face(roll_deg=roll_deg), FaceAttributes(yaw=12, pitch=-7, roll=3))
     assert (pose.yaw, pose.pitch, pose.roll) == pytest.approx((12, -7, roll_deg + 3), abs=0.1)
 
 
@@ -105,6 +122,37 @@ def test_whoever_looks_down_is_told_to_raise_the_chin() -> None:
     code, photo, face = "head_raised_or_lowered", a_photo(), a_face()
     assert hint_of(code, photo, face, strict, down) == face_checks.NEARER_HINTS["chin_up"]
     assert hint_of(code, photo, face, strict, up) == face_checks.NEARER_HINTS["chin_down"]
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        FaceAttributes(stretch=1.6),
+        FaceAttributes(stretch=0.6),
+        FaceAttributes(likeness=0.2),
+        FaceAttributes(blend=0.99),
+    ],
+)
+def test_a_photo_that_was_changed_to_look_like_nobody_is_refused_as_distorted(seen: FaceAttributes) -> None:
+    assert codes_of(a_photo(), seen=seen) == ["distorted"]
+
+
+def test_shut_eyes_are_refused() -> None:
+    assert codes_of(a_photo(), seen=FaceAttributes(eyes_shut=0.99)) == ["eyes_closed"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "code", "hint"),
+    [
+        (FaceAttributes(other=0.99, hand=0.9), "face_covered", face_checks.NEARER_HINTS["hand"]),
+        (FaceAttributes(other=0.99, hand=0.1), "face_covered", face_checks.HINTS["face_covered"]),
+        (FaceAttributes(sunglasses=0.99, spectacles=0.9), "sunglasses", face_checks.NEARER_HINTS["glare"]),
+        (FaceAttributes(sunglasses=0.99, spectacles=0.1), "sunglasses", face_checks.HINTS["sunglasses"]),
+        (FaceAttributes(eyes_shut=0.99), "eyes_closed", face_checks.HINTS["eyes_closed"]),
+    ],
+)
+def test_the_hint_follows_what_is_seen(seen: FaceAttributes, code: str, hint: str) -> None:
+    assert hint_of(code, a_photo(), a_face(), seen=seen) == hint
 
 
 def test_a_face_in_the_dark_on_its_own_left_is_told_to_light_that_side(portrait: Pixels) -> None:
@@ -188,6 +236,7 @@ def test_no_skin_tone_is_refused(skin_bgr: tuple[int, int, int]) -> None:
         (FaceAttributes(mask=0.0, sunglasses=0.9, other=0.0, hidden=0.9), ["sunglasses"]),
         (FaceAttributes(mask=0.0, sunglasses=0.0, other=0.9, hidden=0.9), ["face_covered"]),
         (FaceAttributes(mask=0.9, sunglasses=0.9, other=0.0, hidden=0.9), ["mask", "sunglasses"]),
+        (FaceAttributes(mask=0.9, sunglasses=0.0, other=0.0, hidden=0.99), ["mask", "landmarks_hidden"]),
         (FaceAttributes(mask=0.0, sunglasses=0.0, other=0.0, hidden=0.99), ["landmarks_hidden"]),
         (FaceAttributes(mask=0.1, sunglasses=0.1, other=0.1, hidden=0.1), []),
     ],
@@ -198,36 +247,15 @@ def test_a_covering_is_refused_by_its_name_and_hidden_landmarks_by_theirs(
     assert codes_of(a_photo(), seen=seen) == codes
 
 
-@pytest.mark.parametrize(
-    "seen",
-    [
-        FaceAttributes(stretch=1.6),
-        FaceAttributes(stretch=0.6),
-        FaceAttributes(likeness=0.2),
-        FaceAttributes(blend=0.99),
-    ],
-)
-def test_a_photo_that_was_changed_to_look_like_nobody_is_refused_as_distorted(seen: FaceAttributes) -> None:
-    assert codes_of(a_photo(), seen=seen) == ["distorted"]
-
-
-def test_shut_eyes_are_refused_unless_dark_lenses_hide_them() -> None:
-    assert codes_of(a_photo(), seen=FaceAttributes(eyes_shut=0.99)) == ["eyes_closed"]
-    assert codes_of(a_photo(), seen=FaceAttributes(eyes_shut=0.99, sunglasses=0.99)) == ["sunglasses"]
-
-
-@pytest.mark.parametrize(
-    ("seen", "code", "hint"),
-    [
-        (FaceAttributes(other=0.99, hand=0.9), "face_covered", face_checks.NEARER_HINTS["hand"]),
-        (FaceAttributes(other=0.99, hand=0.1), "face_covered", face_checks.HINTS["face_covered"]),
-        (FaceAttributes(sunglasses=0.99, spectacles=0.9), "sunglasses", face_checks.NEARER_HINTS["glare"]),
-        (FaceAttributes(sunglasses=0.99, spectacles=0.1), "sunglasses", face_checks.HINTS["sunglasses"]),
-        (FaceAttributes(eyes_shut=0.99), "eyes_closed", face_checks.HINTS["eyes_closed"]),
-    ],
-)
-def test_the_hint_follows_what_is_seen(seen: FaceAttributes, code: str, hint: str) -> None:
-    assert hint_of(code, a_photo(), a_face(), seen=seen) == hint
+@pytest.mark.parametrize("mask", [0.0, 0.19999, 0.2, 0.20001, 0.9])
+@pytest.mark.parametrize("hidden", [0.5, 0.95, 0.950001, 0.99])
+def test_a_check_has_passed_if_and_only_if_what_it_tells_is_within_its_limit(mask: float, hidden: float) -> None:
+    covering = ScriptedAttributes()
+    covering.seen = FaceAttributes(mask=mask, sunglasses=0.0, other=0.0, hidden=hidden)
+    for check in judge(measure(a_photo(), a_face(), covering), LIMITS):
+        ((bound, limit),) = check.required.items()
+        assert check.measured is not None
+        assert check.passed == (check.measured >= limit if bound == "min" else check.measured <= limit), check
 
 
 def test_a_refusal_names_the_first_failure_and_lists_every_check_with_what_was_measured_and_required() -> None:
@@ -249,13 +277,15 @@ def test_a_face_that_cannot_be_measured_is_refused() -> None:
     assert codes_of(a_photo(), face) == ["landmarks_hidden"]
 
 
-def test_a_second_face_counts_however_small_unless_the_operator_sets_a_ratio() -> None:
-    faces = [a_face(60), a_face(15)]
+def test_a_second_face_counts_unless_it_is_much_smaller_than_the_first() -> None:
+    person, bystander = [a_face(60), a_face(25)], [a_face(60), a_face(15)]
     with pytest.raises(FaceError, match="multiple_faces"):
-        face_checks.require_single_face(faces, LIMITS)
-    face, check = face_checks.require_single_face(faces, Settings(min_face_ratio=0.5))
-    assert face is faces[0]
+        face_checks.require_single_face(person, LIMITS)
+    face, check = face_checks.require_single_face(bystander, LIMITS)
+    assert face is bystander[0]
     assert check.passed
+    with pytest.raises(FaceError, match="multiple_faces"):
+        face_checks.require_single_face(bystander, Settings(min_face_ratio=0))
 
 
 def test_every_code_of_a_check_has_a_hint_and_a_message() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from settings import PROJECT, Settings, SettingsError, add_flags, load_settings
+from settings import PROJECT, Settings, SettingsError, add_flags, load_settings, settings_warnings
 
 NAMES = [setting.name for setting in fields(Settings)]
 
@@ -134,9 +134,100 @@ def test_a_verify_threshold_below_the_usual_floor_takes_the_floor_along() -> Non
     assert load({"VERIFY_THRESHOLD": "0.6"}).threshold_floor == 0.4
 
 
-def test_a_queue_that_could_keep_every_thread_from_answering_the_liveness_probe_is_refused() -> None:
-    assert "REQUEST_THREADS" in refusal(QUEUE_LIMIT="30")
-    assert load({"QUEUE_LIMIT": "30", "REQUEST_THREADS": "33"}).queue_limit == 30
+def test_photos_never_take_every_thread() -> None:
+    assert "REQUEST_THREADS" in refusal(MODEL_SLOTS="15", REQUEST_THREADS="16")
+    assert load({"MODEL_SLOTS": "14", "REQUEST_THREADS": "16"}).photo_requests == 14
+    assert load().photo_requests < load().request_threads
+
+
+@pytest.mark.parametrize("kept", ["data", "data/audit", "data/gallery", "models", "secrets"])
+def test_an_uploads_folder_that_is_a_link_to_what_is_kept_is_refused(tmp_path: Path, kept: str) -> None:
+    (tmp_path / kept).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / kept)
+    folders: dict[str, Any] = {"data_dir": tmp_path / "data", "models_dir": tmp_path / "models"}
+    with pytest.raises(SettingsError, match="UPLOADS_DIR"):
+        Settings(**folders, api_keys_file=str(tmp_path / "secrets" / "keys"), uploads_dir=tmp_path / "link")
+    assert Settings(**folders, uploads_dir=tmp_path / "data" / "uploads").uploads_dir.name == "uploads"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["TEMPLATE_KEY=abc", "LIVENES=enforce", "VERIFY_TRESHOLD=0.38", "verify_threshold=0.38", "PORT: 7013", "PROT=7013",
+     "MONGO_URL=mongodb://db", "LOG_FORMAT='json", "VERIFY-THRESHOLD=0.4", "PORTS=1", "MONGO_URI_FIL=/x", "=5",
+     "verifyThreshold=1"],
+)  # fmt: skip
+def test_a_line_that_is_probably_a_mistake_ends_the_start_with_file_and_line(tmp_path: Path, line: str) -> None:
+    file = tmp_path / ".env"
+    file.write_text(f"# mine\nHOST=127.0.0.1\n{line}\n")
+    with pytest.raises(SettingsError, match=r"\.env, line 3") as refusal:
+        load(file=file)
+    assert "0.38" not in str(refusal.value)
+    assert "abc" not in str(refusal.value)
+
+
+def test_a_mistaken_name_is_told_with_the_name_that_was_meant(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("VERIFY_TRESHOLD=0.38\n")
+    with pytest.raises(SettingsError, match="VERIFY_THRESHOLD"):
+        load(file=file)
+
+
+def test_a_name_with_two_values_is_refused_and_a_line_added_to_the_example_is_not(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("PORT=\nPORT=7013\nPORT=7013\n")
+    assert load(file=file).port == 7013
+    file.write_text("PORT=7013\nPORT=7014\n")
+    with pytest.raises(SettingsError, match=r"line 2: PORT .* line 1"):
+        load(file=file)
+
+
+def test_a_folder_in_the_place_of_the_file_is_no_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="folder"):
+        load(file=tmp_path)
+
+
+def test_names_of_others_are_one_warning(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("COMPOSE_PROJECT_NAME=faces\nHOME=/x\nHF_TOKEN=secret\nPOSTGRES_USER=me\nMONGO_URI_FILE=\n")
+    file.chmod(0o600)
+    assert load(file=file) == load()
+    (line,) = settings_warnings({}, file)
+    assert "COMPOSE_PROJECT_NAME, HOME, POSTGRES_USER" in line
+    assert "HF_TOKEN" not in line
+
+
+def test_secrets_that_other_users_can_read_are_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("PORT=1\nMONGO_URI=mongodb://me:hunter2@db\n")
+    for mode, warned in ((0o644, 1), (0o640, 1), (0o600, 0)):
+        file.chmod(mode)
+        said = settings_warnings({}, file)
+        assert len(said) == warned
+        assert "hunter2" not in "".join(said)
+    file.write_text("PORT=1\n")
+    file.chmod(0o644)
+    assert settings_warnings({}, file) == []
+
+
+def test_a_name_of_the_environment_that_is_nearly_ours_is_a_warning(tmp_path: Path) -> None:
+    usual = {"HOME": "/", "PATH": "/", "HOSTNAME": "x", "HF_HOME": "x", "LANG": "C", "SHELL": "sh", "USER": "me"}
+    file = tmp_path / "nowhere"
+    assert settings_warnings(usual, file) == []
+    (line,) = settings_warnings({**usual, "LIVENES": "enforce"}, file)
+    assert "LIVENES" in line
+    assert "LIVENESS" in line
+    assert settings_warnings({"PORTS": "1", "PORT": "2"}, file) == []
+
+
+@pytest.mark.parametrize("name", ["MONGO_URI", "LIMITS_STORAGE"])
+@pytest.mark.parametrize("password", ["p@ss", "pa/ss", "p:ss", "p?ss", "p#ss", "p%ss", "p@ss/word"])
+def test_a_password_that_would_become_a_host_name_is_refused_and_not_shown(name: str, password: str) -> None:
+    for scheme in ("mongodb", "mongodb+srv"):
+        said = refusal(**{name: f"{scheme}://me:{password}@db.example/x?y=z"})
+        assert said.startswith(name)
+        assert "percent-encoded" in said
+        assert password not in said
+    assert load({name: "mongodb://me:p%40ss@db.example,db2.example:27018/x?y=z"})
 
 
 @pytest.mark.parametrize("other", [{"PORT": "x"}, {"THRESHOLD_FLOOR": "0.9"}, {"LOG_FORMAT": "xml"}])

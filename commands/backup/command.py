@@ -21,7 +21,7 @@ from commands.backup.backup_file import BackupError, BackupWriter, pages_of, rea
 from commands.command import Command
 from commands.progress import with_progress
 from settings import Settings
-from store.documents import erasure_of, is_text
+from store.documents import erasure_of, is_text, removal_of
 from store.encryption import Keyring
 from store.records import Document, RecordStore, StoreNotEmptyError
 
@@ -63,9 +63,11 @@ def write(store: RecordStore, path: Path, keyring: Keyring, *, replace: bool = F
                 records += len(page)
             for notes in pages_of({"user_id": user_id, "day": day} for user_id, day in store.notes()):
                 writer.add_frame({"notes": notes})
-            # People erased meanwhile: their records may have been read before, and their erasures come after `until`.
-            erased = sorted(set(store.erasures(store.last_place())) - set(store.erasures(until)))
-            writer.add_frame({"end": True, "count": records, "erased": erased})
+            # Erased or removed meanwhile: the records may have been read before, and the erasures come after `until`.
+            now = store.last_place()
+            erased = sorted(set(store.erasures(now)) - set(store.erasures(until)))
+            removed = sorted(place for place in set(store.removals(now)) - set(store.removals(until)) if place <= until)
+            writer.add_frame({"end": True, "count": records, "erased": erased, "removed": removed})
             writer.end()
             file.flush()
             os.fsync(file.fileno())
@@ -122,14 +124,15 @@ def restore(store: RecordStore, path: Path, keyring: Keyring, *, replace: bool) 
         end = content
     if end["count"] != counted:
         raise BackupError(f"{path} holds {counted} records instead of {end['count']}")
-    erased = set(end["erased"])
+    erased, removed = set(end["erased"]), set(end.get("removed", ()))
     erasures = [erasure_of(user_id, place) for place, user_id in enumerate(end["erased"], last + 1)]
+    erasures += [removal_of(place, seq) for seq, place in enumerate(sorted(removed), last + len(erasures) + 1)]
 
     def items(kind: str) -> Iterator[dict[str, Any]]:
         return (item for content in read_frames(path, keyring) for item in content.get(kind, ()))
 
     def is_erased(item: dict[str, Any]) -> bool:
-        return is_text(item.get("user_id")) and item["user_id"] in erased
+        return item.get("seq") in removed or (is_text(item.get("user_id")) and item["user_id"] in erased)
 
     documents = (_without_template(record) if is_erased(record) else record for record in items("records"))
     notes = ((note["user_id"], note["day"]) for note in items("notes") if not is_erased(note))
@@ -139,8 +142,7 @@ def restore(store: RecordStore, path: Path, keyring: Keyring, *, replace: bool) 
         raise BackupError(f"{error}: --replace empties it first, and everybody in it is lost") from error
     if written != counted + len(erasures):
         raise BackupError(
-            f"only {written} of {counted} records were written: another process writes to this store, or two records "
-            "of the backup have the same user_id"
+            f"only {written} of {counted + len(erasures)} records were written: another process writes to this store"
         )
     for name in missing - {None}:
         logger.warning("There are templates under the key %s: give it in TEMPLATE_KEYS, or nothing is decided", name)

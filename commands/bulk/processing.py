@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import signal
 import threading
@@ -16,9 +17,10 @@ from typing import TypeVar
 from commands.bulk.photo_list import Photo
 from engines.base import Engine, Template
 from engines.face_attributes import FaceAttributesModel
+from engines.model_slots import ModelSlots
 from errors import FaceError
 from photos.decoder_pool import Decoders
-from pipeline import ModelSlots, Pipeline
+from pipeline import Pipeline
 from settings import PROJECT, Settings
 
 Item = TypeVar("Item")
@@ -46,8 +48,8 @@ def one_thread_per_photo(settings: Settings) -> Settings:
     """The same settings for a bulk: a photo on every core is faster than every core on one photo."""
     if settings.model_threads:
         return settings
-    slots = min(os.cpu_count() or 1, settings.request_threads - 1)
-    return replace(settings, model_threads=1, model_slots=slots, queue_limit=0)
+    slots = min(os.cpu_count() or 1, settings.photo_requests)
+    return replace(settings, model_threads=1, model_slots=slots)
 
 
 @contextmanager
@@ -57,7 +59,7 @@ def open_pipeline(engine: Engine, settings: Settings) -> Iterator[Pipeline]:
     Raises:
         OSError: no photo can be decoded.
     """
-    slots = ModelSlots(settings.model_slots, settings.queue_limit)
+    slots = ModelSlots(settings.model_slots, math.inf)
     with closing(Decoders(settings.model_slots, settings.max_image_pixels)) as decoders:
         decoders.require_working()
         yield Pipeline(settings, engine, FaceAttributesModel(PROJECT / "models"), slots, decode=decoders.decode)

@@ -10,6 +10,7 @@ import argparse
 import logging
 import sys
 import time
+import uuid
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     old, new = bootstrap.connect_store(settings), bootstrap.connect_store(target)
     try:
         settings = one_thread_per_photo(settings)
-        engine = bootstrap.loaded_engine(settings)
+        engine = bootstrap.engine_of(settings)
         require_change_of_model(old, new, engine.name)
         with Report(report_path(arguments.report, settings, "reembed-report.csv")) as report:
             missing = bring_up_to_date(old, new, photos, engine, settings, report)
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def people_by_model(store: RecordStore) -> Counter[str]:
     """How many people the store holds with each model; "" stands for records that name none."""
-    return Counter(stored.model or "" for stored in store.embeddings(0))
+    return Counter(model for _, model in {(stored.user_id, stored.model or "") for stored in store.embeddings(0)})
 
 
 def require_change_of_model(old: RecordStore, new: RecordStore, model: str) -> None:
@@ -101,55 +102,69 @@ def require_change_of_model(old: RecordStore, new: RecordStore, model: str) -> N
         raise ValueError("nobody is enrolled")
     if set(present) == {model}:
         raise SettingsError(
-            f"everybody is enrolled with {model} already, the FACE_MODEL of now: give the new one with --face-model"
+            f"everybody is enrolled with {model} already, and FACE_MODEL names this model: give the new one with "
+            "--face-model"
         )
     others = sorted(set(target) - {model})
     if others:
         raise ValueError(
             f"the new store holds people of another model ({', '.join(others)}) than {model}: give an empty store"
         )
-    counts = ", ".join(f"{count} people of {name or 'no named model'}" for name, count in present.most_common())
+    counts = ", ".join(f"{count} people with {name or 'no named model'}" for name, count in present.most_common())
     logger.info("The served store holds %s. The new templates are made with %s", counts, model)
 
 
 def bring_up_to_date(  # noqa: PLR0917 - from where, to where, with what
     old: RecordStore, new: RecordStore, photos: list[Photo], engine: Engine, settings: Settings, report: Report
 ) -> list[str]:
-    """Add everybody who is missing in the new store, erase who was erased in the old one; return who is missing."""
-    people = {stored.user_id for stored in old.embeddings(0)}
-    there = {stored.user_id for stored in new.embeddings(0)}
-    for user_id in there - people:
+    """Add everybody who is missing in the new store, erase who was erased in the old one; return who is missing.
+
+    A person gets as many photos as there are in the old store, as far as `photos` has so many of them.
+    """
+    people = Counter(stored.user_id for stored in old.embeddings(0))
+    there = Counter(stored.user_id for stored in new.embeddings(0))
+    for user_id in there.keys() - people.keys():
         while new.find_person(user_id) is not None and not new.erase(new.last_place() + 1, user_id):
             pass
-    there &= people
+        del there[user_id]
+    done = {path for path, line in report.lines.items() if line.code == "reembedded" and line.user_id in there}
     known = [photo for photo in photos if _user_id_of(photo) in people]
     if len(known) < len(photos):
         logger.warning("%d photos are skipped: nobody is enrolled under their user_id", len(photos) - len(known))
-    todo = [photo for photo in known if _user_id_of(photo) not in there and not report.has_refused(photo, settings)]
+    todo = [
+        photo
+        for photo in known
+        if there[_user_id_of(photo)] < people[_user_id_of(photo)]
+        and str(photo.path) not in done
+        and not report.has_refused(photo, settings)
+    ]
     with stopped_gently() as stopping:
         for processed in with_progress(process_photos(todo, engine, settings, stopping), len(todo), "photos"):
             user_id = _user_id_of(processed.photo)
             code, message = "reembedded", ""
             if processed.error is not None:
                 code, message = processed.error.code, processed.error.message
-            elif user_id in there:
+            elif there[user_id] >= people[user_id]:
                 code = "another_photo_was_taken"
-            elif _add(old, new, processed, user_id, engine.name):
-                there.add(user_id)
+            elif _add(old, new, processed, there[user_id], engine.name):
+                there[user_id] += 1
             else:
                 code = "unknown_user"
             report.add([ReportLine(str(processed.photo.path), processed.digest, code, user_id, message)])
-    return sorted(people - there)
+    return sorted(user_id for user_id in people if not there[user_id])
 
 
-def _add(old: RecordStore, new: RecordStore, processed: ProcessedPhoto, user_id: str, model: str) -> bool:
-    """Store one template under a user_id that is still enrolled; False if it was erased meanwhile."""
+def _add(old: RecordStore, new: RecordStore, processed: ProcessedPhoto, earlier: int, model: str) -> bool:
+    """Store one more template of a person with `earlier` photos; False if the person was erased meanwhile."""
     assert processed.template is not None
+    user_id = _user_id_of(processed.photo)
     for _ in range(MAX_LOST_RACES):
         person = old.find_person(user_id)
         if person is None:
             return False
-        enrolment = Enrolment(user_id, processed.template, model, person.timestamp or time.time())
+        timestamp = person.photos[min(earlier, len(person.photos) - 1)].timestamp or time.time()
+        photo_id = str(uuid.uuid4()) if earlier else None
+        enrolment = Enrolment(user_id, processed.template, model, timestamp, photo_id=photo_id)
         if new.append(new.last_place() + 1, [enrolment]):
             return True
     return False

@@ -16,7 +16,7 @@ from commands.bulk.processing import read_photo
 from settings import Settings
 
 # A photo with one of these codes is done; every other code but `duplicate_face` is a refusal.
-DONE = ("enrolled", "reembedded")
+DONE = ("enrolled", "photo_added", "reembedded")
 
 
 @dataclass(frozen=True)

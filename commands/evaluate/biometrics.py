@@ -1,4 +1,4 @@
-"""Owns the arithmetic of recognition errors: FMR and FNMR, FPIR and FNIR, their intervals, thresholds that keep them.
+"""Computes recognition errors: FMR and FNMR, FPIR and FNIR, their intervals, and thresholds for wanted rates.
 
 Scores are similarities on the API's scale, and a score at the threshold is a match, as in the service. Everything is
 counted in blocks: of 13,000 templates (88 million pairs) no more than a few million scores exist at a time.
@@ -20,8 +20,8 @@ Integers = npt.NDArray[np.int64]
 # Every VERIFY_THRESHOLD to the four decimals that the API shows.
 THRESHOLDS: Floats = np.arange(-10_000, 10_001) / 10_000
 
-# ISO/IEC 19795-1, annex B: of fewer than 3 expected errors nothing can be said (the rule of 3); from 30 on a rate is
-# known to within 30 % of itself, nine times in ten (the rule of 30, Doddington 2000).
+# ISO/IEC 19795-1, annex B. Fewer than 3 expected errors show nothing (the rule of 3). From 30 errors on a rate is known
+# to within 30 % of itself, nine times in ten (the rule of 30, Doddington 2000).
 LEAST_ERRORS, ENOUGH_ERRORS = 3, 30
 
 _Z = 1.959964
@@ -30,7 +30,7 @@ _BLOCK_SCORES = 2_000_000
 
 @dataclass(frozen=True)
 class Rate:
-    """An error rate: how many of how many, with its 95 % interval (0...1)."""
+    """An error rate: errors of trials, with its 95 % interval (0...1)."""
 
     errors: int
     trials: int
@@ -39,7 +39,7 @@ class Rate:
 
     @property
     def share(self) -> float | None:
-        """The rate itself, None where there was no trial."""
+        """The rate, 0...1; None if there was no trial."""
         return self.errors / self.trials if self.trials else None
 
     def as_json(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Rate:
 
 
 def wilson(count: float, total: float) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share (Wilson 1927); 0...1 where there is nothing to count."""
+    """Wilson's 95 % score interval of a share (Wilson 1927); 0 to 1 if there is nothing to count."""
     if total <= 0:
         return 0.0, 1.0
     share, weight = count / total, 1 + _Z * _Z / total
@@ -106,11 +106,11 @@ def _students_t(degrees: int) -> float:
 
 @dataclass(frozen=True)
 class Population:
-    """Templates with whose they are, people side by side.
+    """Templates and the person of each; the templates of one person are together.
 
     Attributes:
         vectors: float32[n, d] of norm 1.
-        people: int64[n], ascending: 0, 1, ... without a gap.
+        people: int64[n], ascending from 0 without a gap: the person of each template.
         cosine_at_half: the cosine that reads as similarity 0.5.
     """
 
@@ -129,7 +129,7 @@ class Population:
         return 1.0 - (1.0 - cosines.astype(np.float64)) / (2.0 * (1.0 - self.cosine_at_half))
 
     def blocks(self) -> Iterator[tuple[slice, Floats]]:
-        """Whole people's rows, and their similarities to their own and all later rows; -inf where it is no new pair."""
+        """Yield rows of whole people, and their similarities to these and all later rows; -inf if it is no new pair."""
         edges = np.append(0, np.cumsum(self.sizes))
         first = 0
         while first < len(edges) - 1:
@@ -148,7 +148,7 @@ def _starts(sizes: Integers) -> Integers:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """The scores of all pairs, counted: int64[20001] each, how many reach each of `THRESHOLDS`, and of how many."""
+    """The scores of all pairs: int64[20001], how many reach each of `THRESHOLDS`; and how many pairs there are."""
 
     genuine: Integers
     impostor: Integers
@@ -164,7 +164,7 @@ class Comparisons:
         return 1 - self.genuine / max(1, self.genuine_pairs)
 
     def threshold_for(self, fmr: float) -> float | None:
-        """The lowest threshold at which no larger share of the impostor pairs matches; None if not even 1 does."""
+        """The lowest threshold with at most this FMR; None if even the threshold 1 has a higher one."""
         return lowest_threshold(self.impostor, fmr * self.impostor_pairs)
 
     def equal_error_rate(self) -> tuple[float, float]:
@@ -188,7 +188,7 @@ def compare(population: Population) -> Comparisons:
 
 
 def lowest_threshold(reaching: Integers, allowed: float) -> float | None:
-    """The lowest of `THRESHOLDS` that at most `allowed` scores reach; None if more reach even 1."""
+    """The lowest of `THRESHOLDS` that at most `allowed` scores reach; None if more reach 1 as well."""
     kept = np.flatnonzero(reaching <= allowed + 1e-9)
     return float(THRESHOLDS[kept[0]]) if len(kept) else None
 
@@ -207,7 +207,7 @@ def support(wanted: float, trials: int) -> str:
 
 
 def rates_at(population: Population, thresholds: Sequence[float]) -> list[tuple[Rate, Rate]]:
-    """FMR and FNMR at each threshold, with intervals that know which pairs share people.
+    """FMR and FNMR at each threshold, with intervals that take into account which pairs share people.
 
     People are independent, so an FNMR's variance is the sum of squares of what each person adds to the error. A pair
     of two people adds to both, hence its own chance counts twice and the FMR's intervals come out a little wide (as a
@@ -247,11 +247,11 @@ class Searches:
     """Searches of a gallery that holds the first template of every person.
 
     Attributes:
-        people: int64[n], whose template searched.
-        enrolled: bool[n], whether it is the gallery's own one, which can't be looked for but can be a stranger.
+        people: int64[n], the person of the template that searched.
+        enrolled: bool[n], whether the template is in the gallery. It cannot search for itself, but as a stranger.
         own: float64[n], similarity to the person's own entry.
-        other: float64[n], similarity to the nearest of everybody else: the answer to the person as a stranger.
-        found: int64[n], who that was.
+        other: float64[n], similarity to the nearest other person: the answer if the person is a stranger.
+        found: int64[n], that other person.
     """
 
     people: Integers
@@ -261,7 +261,7 @@ class Searches:
     found: Integers
 
     def fpir(self, threshold: float) -> Rate:
-        """False positive identification rate: everybody searches as a stranger, the own entry withheld.
+        """False positive identification rate: everybody searches as a stranger, without the own entry.
 
         A search adds to the error of who searched and of who was found (as a pair does in `rates_at`).
         """
@@ -272,12 +272,12 @@ class Searches:
         return _rate(int(wrong.sum()), len(wrong), np.asarray(by_person, np.float64), units=people)
 
     def fnir(self, threshold: float) -> Rate:
-        """False negative identification rate: who is enrolled is not found, or somebody else is nearer."""
+        """False negative identification rate: an enrolled person is not found, or another person is nearer."""
         missed = ~self.enrolled & ((self.own < threshold) | (self.other >= self.own))
         return rate_by_person(np.bincount(self.people, missed), np.bincount(self.people, ~self.enrolled))
 
     def threshold_for(self, fpir: float) -> float | None:
-        """The lowest threshold at which no larger share of the strangers is taken for somebody; None if not even 1."""
+        """The lowest threshold with at most this FPIR; None if even the threshold 1 has a higher one."""
         reaching = len(self.other) - np.searchsorted(np.sort(self.other), THRESHOLDS, side="left")
         return lowest_threshold(reaching.astype(np.int64), fpir * len(self.other))
 
@@ -302,7 +302,7 @@ def search(population: Population) -> Searches:
 
 
 def extrapolated_fpir(fmr: float, gallery_size: int) -> float:
-    """1 - (1 - FMR)^N: the FPIR of N people, were their comparisons independent and equally likely to match falsely."""
+    """1 - (1 - FMR)^N: the FPIR of N people if their comparisons were independent and equally likely to match."""
     return -math.expm1(gallery_size * math.log1p(-fmr)) if fmr < 1 else 1.0
 
 
@@ -315,7 +315,7 @@ def fmr_for_fpir(fpir: float, gallery_size: int) -> float:
 
 
 def fold_accuracies(scores: Sequence[Floats], same: Sequence[npt.NDArray[np.bool_]]) -> tuple[Floats, Floats]:
-    """The accuracy of each fold at the threshold that is best on all the other folds, and these thresholds.
+    """The accuracy of each fold at the best threshold of the other folds, and these thresholds.
 
     Args:
         scores: float64[pairs] of each of two or more folds; -inf for a pair that could not be compared.

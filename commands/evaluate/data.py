@@ -1,38 +1,14 @@
-"""Owns what an evaluation is made of: folders of identities, LFW's pairs, subgroups, and each photo's template."""
+"""Reads what an evaluation works on: folders of people's photos, LFW's pairs, and subgroups."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from commands.bulk.photo_list import SUFFIXES
-from commands.bulk.processing import in_order
-from commands.progress import with_progress
-from engines.base import Engine, Template
-from errors import FaceError
-from settings import PROJECT, Settings
-from store.encryption import Keyring
-
-logger = logging.getLogger(__name__)
-
-# What decides which template a photo gets, beside the model and the settings.
-_CODE = (
-    *sorted(
-        path.relative_to(PROJECT).as_posix() for room in ("photos", "engines") for path in (PROJECT / room).glob("*.py")
-    ),
-    "face_checks.py",
-    "pipeline.py",
-    "models/face_attributes.onnx",
-)
-
-_REFUSED = b"refused: "  # and no float of a template of norm 1, the four bytes of each being far too large
+from commands.bulk.photo_list import is_photo_name
 
 
 @dataclass(frozen=True)
@@ -44,19 +20,19 @@ class Pair:
 
 
 def read_folder(folder: Path) -> tuple[dict[str, list[Path]], int]:
-    """The photos of each person, in the order of their names, and how many other files were passed over.
+    """The photos of each person, in the order of their names, and how many other files were ignored.
 
-    Those are what is no photo, and photos that lie beside or below the folders of people.
+    Ignored are files that are no photos, hidden files, and photos that do not lie directly in a person's folder.
 
     Raises:
         ValueError: fewer than two people.
         OSError: no such folder.
     """
     people: dict[str, list[Path]] = {}
-    ignored = sum(one.is_file() and one.suffix.lower() in SUFFIXES for one in folder.iterdir())
+    ignored = sum(one.is_file() and is_photo_name(one, folder) for one in folder.iterdir())
     for person in sorted(one for one in folder.iterdir() if one.is_dir()):
         files = [Path(root, name) for root, _, names in os.walk(person) for name in names]
-        photos = sorted(one for one in files if one.parent == person and one.suffix.lower() in SUFFIXES)
+        photos = sorted(one for one in files if one.parent == person and is_photo_name(one, folder))
         ignored += len(files) - len(photos)
         if photos:
             people[person.name] = photos
@@ -91,7 +67,7 @@ def read_pairs(file: Path, people: Mapping[str, Sequence[Path]]) -> list[list[Pa
 
 
 def read_subgroups(file: Path, people: Mapping[str, Sequence[Path]]) -> dict[str, str]:
-    """Read which group each person belongs to; whoever is not named belongs to none.
+    """Read which group each person belongs to. A person who is not named belongs to none.
 
     Raises:
         ValueError: a column is missing, one person is in two groups, or nobody of the file has photos.
@@ -106,112 +82,5 @@ def read_subgroups(file: Path, people: Mapping[str, Sequence[Path]]) -> dict[str
                 raise ValueError(f"{file} puts {identity} into two groups")
     groups = {identity: group for identity, group in groups.items() if identity in people}
     if not groups:
-        raise ValueError(f"{file} names nobody of whom there are photos")
+        raise ValueError(f"{file} names nobody who has photos here")
     return groups
-
-
-# --- From photos to templates ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a photo: a template, or the code of its refusal; and the digest of its bytes."""
-
-    digest: str
-    template: Template | None
-    code: str | None
-
-
-class Cache:
-    """Outcomes by the digest of the photo's bytes, a file each, sealed where there are keys; nothing without a folder.
-
-    Args:
-        folder: holds a folder for each `key`.
-        key: `cache_key`.
-        dimension: d of the templates.
-        keyring: seals what is written.
-    """
-
-    def __init__(self, folder: Path | None, key: str, dimension: int, keyring: Keyring) -> None:
-        self._dimension, self._keyring = dimension, keyring
-        self._folder = None if folder is None else folder / key
-        for one in (folder, self._folder):
-            if one is not None:
-                one.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    def get(self, digest: str) -> Outcome | None:
-        if self._folder is None:
-            return None
-        try:
-            data = (self._folder / digest).read_bytes()
-            data = self._keyring.open(data, digest) if self._keyring else data
-            if data.startswith(_REFUSED):
-                return Outcome(digest, None, data.removeprefix(_REFUSED).decode())
-            template = np.frombuffer(data, np.float32)
-        except (FileNotFoundError, ValueError):
-            return None
-        usable = template.shape == (self._dimension,) and abs(float(np.linalg.norm(template)) - 1) < 1e-3
-        return Outcome(digest, template, None) if usable else None
-
-    def add(self, outcome: Outcome) -> None:
-        """Keep one more, whole or not at all; the caller's thread alone writes."""
-        if self._folder is None:
-            return
-        data = _REFUSED + str(outcome.code).encode() if outcome.template is None else outcome.template.tobytes()
-        partial = self._folder / "partial"
-        partial.touch(mode=0o600)
-        partial.write_bytes(self._keyring.seal(data, outcome.digest) if self._keyring else data)
-        partial.replace(self._folder / outcome.digest)
-
-
-def limits(settings: Settings) -> dict[str, float]:
-    """The settings that decide which photos are refused."""
-    return {
-        one.name.upper(): getattr(settings, one.name) for one in fields(Settings) if one.name[:4] in ("min_", "max_")
-    }
-
-
-def cache_key(engine: Engine, settings: Settings, without_checks: bool) -> str:
-    """A name for all that decides what becomes of a photo: model, limits, and the code itself."""
-    digest = hashlib.sha256(f"{engine.name} {engine.describe()} {without_checks} {limits(settings)}".encode())
-    for name in _CODE:
-        digest.update((PROJECT / name).read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def embed_all(
-    paths: Sequence[Path], embed: Callable[[bytes], Template], cache: Cache, *, at_once: int
-) -> dict[Path, Outcome]:
-    """Make the template of every photo that the cache does not know.
-
-    Args:
-        paths: the photos.
-        embed: from a photo's bytes to its template, or a FaceError; thread-safe.
-        cache: what is known already; what is made is added at once.
-        at_once: how many photos are in `embed` at once.
-
-    Raises:
-        OSError: a photo cannot be read.
-        FaceError: `overloaded`, no photo can be decoded.
-    """
-
-    def outcome(path: Path) -> Outcome:
-        data = path.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        known = cache.get(digest)
-        if known is not None:
-            return known
-        try:
-            return Outcome(digest, embed(data), None)
-        except FaceError as refusal:
-            if refusal.status >= 500:  # the machine's fault, not the photo's
-                raise
-            return Outcome(digest, None, refusal.code)
-
-    outcomes: dict[Path, Outcome] = {}
-    made = with_progress(in_order(outcome, paths, at_once), len(paths), "photos")
-    for path, one in zip(paths, made, strict=True):
-        if cache.get(one.digest) is None:
-            cache.add(one)
-        outcomes[path] = one
-    return outcomes

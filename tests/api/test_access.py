@@ -287,6 +287,26 @@ def test_a_person_whose_identity_is_guessed_at_is_locked_out_for_everybody(tmp_p
     assert caller.post("/verify", app_key, user_id=str(uuid.uuid4())).json["code"] == "unknown_user"
 
 
+def test_photos_of_others_that_are_added_to_a_person_count_for_the_lock_out_too(tmp_path: Path, app_key: str) -> None:
+    caller = Caller(tmp_path, lockout="2/15 minutes")
+    caller.engine.template = a_template(1)
+    somebody = caller.post("/signUp", app_key).json["user_id"]
+    caller.engine.template = -a_template(1)
+    codes = [caller.post(f"/users/{somebody}/photos", app_key).json["code"] for _ in range(3)]
+    assert codes == ["no_match", "no_match", "rate_limited"]
+    caller.engine.template = a_template(1)
+    assert caller.post(f"/users/{somebody}/photos", app_key).status_code == 429
+    assert caller.post("/verify", app_key, user_id=somebody).status_code == 429
+
+
+def test_a_key_for_apps_adds_photos_and_removes_none(caller: Caller, app_key: str) -> None:
+    somebody = caller.post("/signUp", app_key).json["user_id"]
+    assert caller.post(f"/users/{somebody}/photos").status_code == 401
+    assert caller.post(f"/users/{somebody}/photos", app_key).json["photos"] == 2
+    removed = caller.client.delete(f"/users/{somebody}/photos/1", headers={"Authorization": f"Bearer {app_key}"})
+    assert (removed.status_code, removed.get_json()["code"]) == (403, "forbidden")
+
+
 def test_a_success_forgets_the_failures_before_it(tmp_path: Path, app_key: str) -> None:
     caller = Caller(tmp_path, lockout="2/15 minutes")
     caller.engine.template = a_template(1)
@@ -404,4 +424,4 @@ def test_every_command_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     for name in commands.COMMANDS:
         with pytest.raises(SystemExit):
             app.main([name, "--help"])
-        assert "usage: app.py" in capsys.readouterr().out
+        assert "usage: python app.py" in capsys.readouterr().out

@@ -19,7 +19,7 @@ import pytest
 import schemathesis
 
 from api.access import PUBLIC
-from api.description_pages import described_path, render, routes_of
+from api.description_pages import described_path, render_page, routes_of
 from api.openapi import CHECK_CODES, describe, operations_of, resolved
 from api.request_fields import SANE_IDEMPOTENCY_KEY, USER_ID
 from api.request_log import SANE_REQUEST_ID
@@ -127,13 +127,13 @@ def test_the_limit_of_every_check_is_the_one_that_the_check_states(tmp_path: Pat
 
 
 def test_the_second_limits_are_put_in_words() -> None:
-    page = render("docs.html", describe(Settings(max_under_exposure=0.123, max_over_exposure=0.456)))
+    page = render_page("docs.html", describe(Settings(max_under_exposure=0.123, max_over_exposure=0.456)))
     assert "share of pixels up to 25 of 255, \u2264 0.123" in page
     assert "share of pixels from 247 of 255, \u2264 0.456" in page
 
 
 def test_every_field_of_an_answer_and_every_limit_is_put_in_words() -> None:
-    page = render("docs.html", API)
+    page = render_page("docs.html", API)
     named = {name: schema["properties"] for name, schema in SCHEMAS.items() if "properties" in schema}
     assert len(named) > 12
     for schema_name, properties in named.items():
@@ -151,7 +151,7 @@ def test_limits_are_those_of_the_settings() -> None:
     assert "3 MiB and 5 megapixels" in form["file"]["description"]
     assert form["threshold"]["minimum"] == 0.45
     assert tight["components"]["schemas"]["Code"]["x-codes"]["head_tilted"]["limit"] == {"max": 9}
-    assert "≤\u00a09 " in render("api.md", tight)
+    assert "≤\u00a09 " in render_page("api.md", tight)
 
 
 def test_the_example_of_every_answer_is_an_answer_as_described() -> None:
@@ -277,7 +277,7 @@ def test_outages_are_answered_as_described(scene: Scene, monkeypatch: pytest.Mon
 
 
 def test_overload_is_answered_as_described(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, Settings(model_slots=1, queue_limit=0))
+    scene = Scene(tmp_path, Settings(model_slots=1, queue_wait_s=0))
     scene.engine.released.clear()
     first = threading.Thread(target=scene.post, args=("/analyze",))
     first.start()
@@ -346,10 +346,10 @@ def test_the_page_shows_every_route_and_code_and_its_links_lead_somewhere(scene:
 def test_what_a_description_says_cannot_become_markup() -> None:
     api = describe(Settings())
     api["info"]["description"] = "<script>alert(1)</script> `<b>`"
-    assert "<script>alert" not in render("docs.html", api)
-    assert "<b>" not in render("docs.html", api)
+    assert "<script>alert" not in render_page("docs.html", api)
+    assert "<b>" not in render_page("docs.html", api)
 
 
 def test_the_written_page_is_what_the_command_makes() -> None:
     written = (PROJECT / "docs" / "api.md").read_text(encoding="utf-8")
-    assert written == render("api.md", API), "run: python app.py openapi --markdown > docs/api.md"
+    assert written == render_page("api.md", API), "run: python app.py openapi --markdown > docs/api.md"

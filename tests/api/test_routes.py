@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import signal
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from engines.face_attributes import FaceAttributes
 from errors import FaceError
 from gallery.decisions import Gallery
 from photos.pixels import Pixels
-from pipeline import ModelSlots
 from settings import Settings
 from store.records import Enrolment
 from store.sqlite import SqliteStore
@@ -294,7 +291,9 @@ FORM_ROUTES = ["/signUp", "/verify", "/compare", "/analyze"]
 
 
 @pytest.mark.parametrize("route", FORM_ROUTES)
-@pytest.mark.parametrize("name", ["userId", "User_Id", "user-id", "USER_ID", "Threshold", "File", "file_1"])
+@pytest.mark.parametrize(
+    "name", ["userId", "User_Id", "user-id", "USER_ID", "Threshold", "File", "file_1", "user_id[]"]
+)
 def test_a_field_spelt_in_another_style_is_refused_by_its_name(client: Any, route: str, name: str) -> None:
     response = client.post(route, data={**photos_of(route), name: "0.5"})
     assert (response.status_code, response.json["code"], response.json["field"]) == (400, "unknown_field", name)
@@ -426,10 +425,11 @@ def test_a_sane_request_id_is_kept_and_any_other_replaced(client: Any, sent: str
     assert answered
 
 
-def test_beyond_the_queue_a_request_is_refused_at_once_while_accepted_ones_are_served(
-    engine: ScriptedEngine, covering: ScriptedAttributes, store: FailingStore
+def test_who_would_wait_too_long_is_refused_at_once_while_accepted_ones_are_served(
+    engine: ScriptedEngine, covering: ScriptedAttributes, store: FailingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(model_slots=1, queue_limit=1)
+    monkeypatch.setattr("engines.model_slots.FIRST_MODEL_SECONDS", 100.0)
+    settings = Settings(model_slots=1, queue_wait_s=150)
     client = client_of(engine, covering, store, settings)
     engine.released.clear()
     answers: list[Any] = []
@@ -442,7 +442,7 @@ def test_beyond_the_queue_a_request_is_refused_at_once_while_accepted_ones_are_s
     for caller in callers:
         caller.start()
     for caller in callers:
-        caller.join(0.5)
+        caller.join(0.1)
     assert [answer.json["code"] for answer in answers] == ["overloaded"] * 2
     assert all(answer.headers["Retry-After"] for answer in answers)
     assert client.get("/").status_code == 200
@@ -452,64 +452,20 @@ def test_beyond_the_queue_a_request_is_refused_at_once_while_accepted_ones_are_s
     assert [answer.json["code"] for answer in answers[2:]] == ["no_match"] * 2
 
 
-def test_photos_get_the_models_in_the_order_of_asking_and_nobody_gets_in_between() -> None:
-    slots, order = ModelSlots(1, 8), list[str]()
-
-    def ask(name: str) -> None:
-        with slots.slot():
-            order.append(name)
-
-    callers = [threading.Thread(target=ask, args=(name,), daemon=True) for name in "abcdef"]
-    with slots.slot():
-        for count, caller in enumerate(callers, 1):
-            caller.start()
-            while len(slots._waiting) < count:
-                time.sleep(0.001)
-    last = threading.Thread(target=ask, args=("late",), daemon=True)
-    last.start()
-    for caller in (*callers, last):
-        caller.join(10)
-    assert order == [*"abcdef", "late"]
-    assert slots.queue() == (0, 0)
-
-
-def test_it_is_told_how_many_wait_for_the_models_and_how_many_are_in_them() -> None:
-    slots = ModelSlots(2, 3)
-    with ExitStack() as places:
-        for _ in range(4):
-            places.enter_context(slots.place())
-        with slots.slot():
-            assert slots.queue() == (3, 1)
-    assert slots.queue() == (0, 0)
-
-
-def test_a_photo_that_fails_or_is_given_up_while_it_waits_leaves_the_models_to_the_next() -> None:
-    slots = ModelSlots(1, 8)
-    with pytest.raises(ValueError, match="fails"), slots.slot():
-        raise ValueError("fails")
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    served = threading.Event()
-
-    def wait_too() -> None:
-        with slots.slot():
-            served.set()
-
-    with slots.slot():
-        threading.Thread(target=wait_too, daemon=True).start()
-        while not slots._waiting:
-            time.sleep(0.001)
-        before = signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with pytest.raises(KeyboardInterrupt), slots.slot():
-            pytest.fail("two at once")
-        signal.signal(signal.SIGALRM, before)
-        assert not served.wait(0.2)
-    assert served.wait(10)
-    with slots.slot():
-        assert slots.queue() == (0, 1)
+def test_probes_are_answered_while_the_database_hangs(
+    engine: ScriptedEngine, covering: ScriptedAttributes, tmp_path: Path
+) -> None:
+    store = SlowStore(tmp_path / "faces.sqlite3")
+    store.prepare()
+    store.append(1, [Enrolment(str(n), a_template(n), engine.name, 1.0) for n in range(4000)])
+    client = client_of(engine, covering, store, Settings())
+    for _ in range(3):
+        assert (client.get("/health").status_code, client.get("/").status_code) == (503, 200)
+    store.released.set()
+    deadline = time.monotonic() + 20
+    while client.get("/health").status_code != 200:
+        assert time.monotonic() < deadline
+    store.close()
 
 
 def test_a_database_that_comes_up_late_is_waited_for_and_one_that_never_does_is_reported(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import shutil
 import time
@@ -17,6 +18,8 @@ import requests
 from PIL import Image
 
 from api.api_keys import new_api_key
+from api.html_pages import page_texts, read_page_file, try_page_html
+from engines import compact_pack
 from errors import CODES
 from face_checks import HINTS
 from gallery.decisions import Gallery
@@ -33,23 +36,41 @@ in_a_browser = [
     pytest.mark.slow,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no Chromium with its driver on this machine"),
 ]
-PAGE = (PROJECT / "api" / "html" / "try.html").read_text("utf-8")
+PAGE, SCRIPT = try_page_html(), read_page_file("try.js")
+TEXTS = page_texts()
+HEIC = PROJECT / "tests" / "support" / "astronaut.heic"
+READY = "This photo passes every check."
+# In place of the service: frames are refused, or accepted in turns, as `window.good` says.
+ANSWERED_FRAMES = """
+    window.good = () => false;
+    const check = { code: 'blurred', measured: 1, required: { min: 32 } };
+    window.fetch = async () => { const passed = good(); return new Response(JSON.stringify(
+        { accepted: passed, checks: [{ ...check, passed, hint: passed ? null : 'Still!' }] })) };
+"""
 
 
 def test_the_page_loads_nothing_from_elsewhere() -> None:
     assert not re.search(r"(src|href|action)\s*=|url\(|https?://|@import", PAGE)
 
 
-def test_both_languages_say_everything() -> None:
-    for table in ("TEXTS", "CHECKS"):
-        (block,) = re.findall(rf"const {table} = \{{\n(.*?)\n\}};", PAGE, re.DOTALL)
-        english, arabic = (
-            set(re.findall(r"(?:^ +|, |{ )(\w+): \"", part, re.MULTILINE)) for part in block.split("  ar: {")
-        )
-        assert english == arabic
-        assert len(english) > 15
-        if table == "CHECKS":
-            assert set(HINTS) == english <= set(CODES)
+def test_every_language_says_everything() -> None:
+    for texts in TEXTS.values():
+        assert {kind: set(said) for kind, said in texts.items()} == {
+            kind: set(said) for kind, said in TEXTS["en"].items()
+        }
+    assert set(TEXTS["en"]["checks"]) == set(HINTS) <= set(CODES)
+    assert {"en", "ar"} <= set(TEXTS)
+
+
+def test_the_page_says_what_is_in_its_texts_and_nothing_there_is_left_unsaid() -> None:
+    named = set(re.findall(r'data-(?:text|label)="(\w+)"', PAGE))
+    quoted = set(re.findall(r'"(\w+)"', SCRIPT))
+    assert named <= set(TEXTS["en"]["page"]) <= named | quoted | {"language"}
+    assert set(re.findall(r'say\("(\w+)"\)', SCRIPT)) <= set(TEXTS["en"]["page"])
+
+
+def test_the_page_knows_the_compact_model_by_its_name() -> None:
+    assert f'COMPACT_MODEL = "{compact_pack.IDENTITY.name}"' in SCRIPT
 
 
 def answer_of(folder: Path, **settings: Any) -> Any:
@@ -155,10 +176,21 @@ def text(page: Any, name: str) -> str:
 
 
 def erase(service: Service, photo: Path) -> str:
-    """Erase whoever is on the photo; returns who that was."""
+    """Erase the person on the photo; returns the user_id."""
     found = requests.post(f"{service.url}/verify", files={"file": photo.read_bytes()}, timeout=30).json()
     requests.delete(f"{service.url}/users/{found['user_id']}", timeout=30).raise_for_status()
     return str(found["user_id"])
+
+
+def choose(page: Any, photo: Path, then: str = READY) -> None:
+    """Choose a file, and wait until the page says `then`."""
+    page.find_element("id", "file").send_keys(str(photo))
+    until(page, lambda: then in text(page, "status"))
+
+
+def next_steps(page: Any) -> set[str]:
+    """The ids of the buttons that stand out as the next step."""
+    return set(page.execute_script("return [...document.querySelectorAll('.buttons > .main')].map((one) => one.id)"))
 
 
 def click(page: Any, name: str) -> None:
@@ -168,34 +200,70 @@ def click(page: Any, name: str) -> None:
 class TestInABrowser:
     pytestmark = in_a_browser
 
-    def test_the_camera_is_guided_until_the_photo_is_good(self, page: Any) -> None:
+    def test_the_camera_guides_and_takes_the_photo_by_itself_after_a_good_second(self, page: Any) -> None:
+        page.execute_script(
+            "window.told = {}; new MutationObserver(() => { told[statusLine.textContent] = performance.now() })"
+            ".observe(statusLine, { childList: true })"
+        )
         click(page, "camera")
-        until(page, lambda: text(page, "status") == "Good. Hold still.")
-        assert len(page.find_elements("css selector", "#checks tbody tr")) > 10
+        until(page, lambda: text(page, "status") == READY)
+        told = page.execute_script("return told")
+        assert told["Looking at the photo…"] - told["Good. Hold still."] >= 1000
+        assert not page.execute_script("return Boolean(stream)")
+        assert next_steps(page) == {"sign-up", "verify"}
+        assert "Sign up" in text(page, "next")
+
+    def test_a_photo_is_taken_by_hand_before_everything_is_good(self, page: Any) -> None:
+        page.execute_script("window.real = fetch;" + ANSWERED_FRAMES)
+        click(page, "camera")
+        until(page, lambda: text(page, "status") == "Still!")
+        assert "Sharpness: 1 (Limit: ≥ 32)" in text(page, "detail")
+        assert next_steps(page) == {"capture"}
+        page.execute_script("window.fetch = real")
         click(page, "capture")
-        until(page, lambda: text(page, "status") == "This photo passes every check.")
+        until(page, lambda: text(page, "status") == READY)
+
+    def test_good_moments_that_do_not_last_take_no_photo(self, page: Any) -> None:
+        page.execute_script(ANSWERED_FRAMES + "window.turn = 0; window.good = () => (turn += 1) % 3 > 0")
+        click(page, "camera")
+        until(page, lambda: page.execute_script("return turn > 20"))
+        assert page.execute_script("return Boolean(stream)")
+
+    def test_the_photo_is_shown_as_the_preview_was_and_sent_as_the_camera_sees(self, page: Any, photo: Path) -> None:
+        side = "return getComputedStyle(document.getElementById(arguments[0])).transform"
+        mirrored = "matrix(-1, 0, 0, 1, 0, 0)"
+        click(page, "camera")
+        until(page, lambda: page.execute_script(side, "video") == mirrored)
+        until(page, lambda: text(page, "status") == READY)
+        assert page.execute_script(side, "picture") == mirrored
+        seen = page.execute_script("return photo.analysis.faces[0].landmarks")
+        choose(page, photo)
+        assert page.execute_script(side, "picture") == "none"
+        expected = page.execute_script("return photo.analysis.faces[0].landmarks")
+        shown = np.asarray(expected) * 480 / 400 + (80, 0)
+        assert np.abs(np.asarray(seen) - shown).max() < 20  # a mirrored nose lies 90 pixels away
 
     def test_a_person_signs_up_from_the_camera_and_is_verified_from_a_file(
         self, page: Any, photo: Path, service: Service
     ) -> None:
         click(page, "camera")
         until(page, lambda: page.find_element("id", "sign-up").is_enabled())
-        until(page, lambda: page.execute_script("return document.getElementById('video').videoWidth") > 0)
         click(page, "sign-up")
         until(page, lambda: "Signed up" in text(page, "outcome"))
-        page.find_element("id", "file").send_keys(str(photo))
-        until(page, lambda: text(page, "status") == "This photo passes every check.")
+        assert next_steps(page) == {"camera"}
+        choose(page, photo)
         click(page, "verify")
         until(page, lambda: "Verified" in text(page, "outcome"))
+        assert next_steps(page) == {"choose"}
         click(page, "sign-up")
         until(page, lambda: "This face already exists in the database" in text(page, "outcome"))
+        assert next_steps(page) == {"verify"}
         erase(service, photo)
 
     def test_a_sign_up_whose_answer_was_lost_is_safely_sent_again(
         self, page: Any, photo: Path, service: Service
     ) -> None:
-        page.find_element("id", "file").send_keys(str(photo))
-        until(page, lambda: text(page, "status") == "This photo passes every check.")
+        choose(page, photo)
         page.execute_script(
             "window.whole = fetch; window.fetch = async (...sent) => { await whole(...sent); throw new TypeError() }"
         )
@@ -211,8 +279,7 @@ class TestInABrowser:
         orientation[0x0112] = 6
         lying = Image.open(photo).crop((0, 0, 400, 340)).transpose(Image.Transpose.ROTATE_90)
         lying.save(tmp_path / "lying.jpg", exif=orientation)
-        page.find_element("id", "file").send_keys(str(tmp_path / "lying.jpg"))
-        until(page, lambda: text(page, "status") == "This photo passes every check.")
+        choose(page, tmp_path / "lying.jpg")
         assert page.execute_script("return [picture.width, picture.height]") == [400, 340]
         points = page.execute_script("return photo.analysis.faces[0].landmarks")
         white = "const {data} = picture.getContext('2d').getImageData(...arguments, 1, 1); return Math.min(...data)"
@@ -220,16 +287,18 @@ class TestInABrowser:
 
     def test_the_keyboard_is_never_left_nowhere(self, page: Any) -> None:
         click(page, "camera")
-        until(page, lambda: text(page, "status") == "Good. Hold still.")
-        page.find_element("id", "capture").send_keys("\ue007")
-        until(page, lambda: text(page, "status") == "This photo passes every check.")
+        until(page, lambda: page.find_element("id", "capture").is_displayed())
+        page.execute_script("document.getElementById('capture').focus()")
+        until(page, lambda: text(page, "status") == READY)
         assert page.switch_to.active_element.get_attribute("id") == "camera"
 
     def test_a_hidden_page_asks_nothing(self, page: Any) -> None:
+        page.execute_script(ANSWERED_FRAMES)
         click(page, "camera")
-        until(page, lambda: text(page, "status") == "Good. Hold still.")
+        until(page, lambda: text(page, "status") == "Still!")
         page.execute_script(
-            "window.sent = 0; const whole = fetch; window.fetch = (...all) => { sent += 1; return whole(...all) }"
+            "window.sent = 0; const whole = fetch;"
+            "window.fetch = (...all) => { sent += document.hidden; return whole(...all) }"
         )
         shown = page.current_window_handle
         page.switch_to.new_window("tab")
@@ -240,9 +309,7 @@ class TestInABrowser:
 
     def test_an_advice_stands_long_enough_to_be_read(self, page: Any) -> None:
         page.execute_script(
-            "window.told = []; let good = true; const check = { code: 'blurred', measured: 1, required: { min: 1 } };"
-            "window.fetch = async () => { good = !good; return new Response(JSON.stringify("
-            "{ accepted: good, checks: [{ ...check, passed: good, hint: 'Still!' }] })) };"
+            ANSWERED_FRAMES + "window.told = []; let turn = 0; window.good = () => (turn += 1) % 2 > 0;"
             "new MutationObserver(() => told.push(performance.now())).observe(statusLine, { childList: true })"
         )
         click(page, "camera")
@@ -257,10 +324,16 @@ class TestInABrowser:
         page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         if language == "ar":
             click(page, "language")
-        page.execute_script("list(arguments[0])", [
-            {"code": code, "passed": False, "measured": 0.8765, "required": {"min": 0.9}, "hint": hint}
+        checks = [
+            {"code": code, "passed": passed, "measured": 0.8765, "required": {"min": 0.9}, "hint": hint}
             for code, hint in HINTS.items()
-        ])  # fmt: skip
+            for passed in (False, True)
+        ]
+        page.execute_script(
+            "const body = { checks: arguments[0], from: 'en' }; list(body); tell(...advice({ body }));"
+            "for (const one of document.querySelectorAll('details')) one.open = true",
+            checks,
+        )
         sizes = "const { clientWidth, scrollWidth } = document.documentElement; return [clientWidth, scrollWidth]"
         seen, needed = page.execute_script(sizes)
         assert needed == seen <= width
@@ -271,7 +344,12 @@ class TestInABrowser:
         click(page, "verify")
         until(page, lambda: "No matching face found" in text(page, "outcome"))
         assert page.switch_to.active_element.get_attribute("id") == "outcome"
-        assert text(page, page.switch_to.active_element.get_attribute("aria-describedby")) == "No matching face found"
+        described = page.switch_to.active_element.get_attribute("aria-describedby").split()
+        assert [text(page, name) for name in described] == [
+            "No matching face found",
+            TEXTS["en"]["page"]["nextNoMatch"],
+        ]
+        assert next_steps(page) == {"sign-up", "choose"}
         assert text(page, "status") == "Not verified"
 
     def test_an_analysis_that_comes_late_does_not_take_the_results_place(self, page: Any, photo: Path) -> None:
@@ -300,17 +378,115 @@ class TestInABrowser:
         click(page, "verify")
         until(page, lambda: "No matching face found" in text(page, "outcome"))
 
-    def test_what_a_photo_lacks_is_said_and_listed_first(self, page: Any, tmp_path: Path, photo: Path) -> None:
+    def test_what_a_photo_lacks_is_large_beside_it_and_what_passed_is_folded_away(
+        self, page: Any, tmp_path: Path, photo: Path
+    ) -> None:
         dark = tmp_path / "dark.jpg"
-        cv2.imwrite(str(dark), cv2.convertScaleAbs(read_photo(photo), alpha=0.04))
-        (tmp_path / "notes.jpg").write_text("no photo at all")
+        cv2.imwrite(str(dark), cv2.convertScaleAbs(cv2.GaussianBlur(read_photo(photo), (0, 0), 5), alpha=0.2))
         page.find_element("id", "file").send_keys(str(dark))
-        until(page, lambda: page.find_elements("css selector", "#checks tr.failed"))
-        assert "✗" in page.find_element("css selector", "#checks tbody tr").text
-        assert text(page, "status") in page.find_element("css selector", "#checks .hint").text
-        page.find_element("id", "file").send_keys(str(tmp_path / "dark.jpg").replace("dark.jpg", "notes.jpg"))
-        until(page, lambda: "Invalid file format" in text(page, "status"))
+        until(page, lambda: page.find_elements("css selector", ".bad .measure"))
+        failed = page.execute_script("return photo.analysis.checks.filter((check) => !check.passed)")
+        assert text(page, "status") == failed[0]["hint"]
+        assert all(check["hint"] in text(page, "outcome") for check in failed)
+        assert page.find_element("id", "picture").is_displayed()
+        assert len(page.find_elements("css selector", "#checks tbody tr")) > 10
+        assert not any(row.is_displayed() for row in page.find_elements("css selector", "#checks tbody tr"))
+        assert text(page, "checks-summary").startswith("Checks passed: ")
+        assert not page.find_element("id", "sign-up").is_enabled()
+        assert next_steps(page) == {"choose"}
+
+    @pytest.mark.parametrize(
+        ("name", "content"), [("notes.jpg", b"no photo at all"), ("notes.txt", b"no photo"), ("empty.jpg", b"")]
+    )
+    def test_a_file_that_is_no_photo_disables_the_buttons_and_tells_the_formats(
+        self, page: Any, tmp_path: Path, photo: Path, name: str, content: bytes
+    ) -> None:
+        (tmp_path / name).write_bytes(content)
+        choose(page, photo)
+        choose(page, tmp_path / name, "This file is no photo")
+        assert "JPEG, PNG, WebP or HEIC" in text(page, "detail")
+        assert not any(page.find_element("id", one).is_enabled() for one in ("sign-up", "verify"))
         assert page.find_elements("css selector", "#checks tbody tr") == []
+        choose(page, photo)
+        assert page.find_element("id", "sign-up").is_enabled()
+
+    def test_a_photo_that_the_browser_cannot_show_is_verified_all_the_same(self, page: Any) -> None:
+        choose(page, HEIC)
+        assert text(page, "invitation") == "The browser cannot show this file."
+        click(page, "verify")
+        until(page, lambda: "No matching face found" in text(page, "outcome"))
+
+    def test_a_photo_is_dropped_anywhere_on_the_page(self, page: Any, photo: Path) -> None:
+        page.execute_script(
+            "const bytes = Uint8Array.from(atob(arguments[0]), (one) => one.charCodeAt(0));"
+            "window.dataTransfer = new DataTransfer();"
+            "dataTransfer.items.add(new File([bytes], 'me.jpg', { type: 'image/jpeg' }));"
+            "window.drag = (name) => document.body.dispatchEvent("
+            " new DragEvent(name, { dataTransfer, bubbles: true, cancelable: true }))",
+            base64.b64encode(photo.read_bytes()).decode(),
+        )
+        page.execute_script("drag('dragover')")
+        drop = page.find_element("css selector", ".drop")
+        assert drop.text == "Drop the photo here."
+        taken = "return !drag('drop')"  # the browser would open the file in place of the page
+        assert page.execute_script(taken)
+        until(page, lambda: text(page, "status") == READY)
+        assert not drop.is_displayed()
+
+    def test_another_language_keeps_the_result_and_asks_nothing_again(
+        self, page: Any, tmp_path: Path, photo: Path, service: Service
+    ) -> None:
+        choose(page, photo)
+        click(page, "sign-up")
+        until(page, lambda: "Signed up" in text(page, "outcome"))
+        page.execute_script(
+            "window.sent = 0; const whole = fetch; fetch = (...all) => { sent += 1; return whole(...all) }"
+        )
+        click(page, "language")
+        user_id = page.find_element("css selector", ".user bdi").text
+        assert text(page, "status") == TEXTS["ar"]["page"]["signedUp"]
+        assert text(page, "next") == TEXTS["ar"]["page"]["nextSignedUp"]
+        click(page, "sign-up")
+        until(page, lambda: TEXTS["ar"]["messages"]["duplicate_face"] in text(page, "outcome"))
+        click(page, "language")
+        assert "This face already exists in the database" in text(page, "outcome")
+        assert page.execute_script("return sent") == 1
+        assert erase(service, photo) == user_id
+        empty = tmp_path / "empty.jpg"
+        cv2.imwrite(str(empty), np.full((300, 300, 3), 127, np.uint8))
+        choose(page, empty, HINTS["no_face"])
+        click(page, "language")
+        assert text(page, "status") == TEXTS["ar"]["hints"]["no_face"]
+
+    @pytest.mark.parametrize("clipboard", [True, False], ids=["clipboard", "as without HTTPS"])
+    def test_the_user_id_can_be_copied(self, service: Service, photo: Path, clipboard: bool) -> None:
+        with chromium() as page:
+            page.get(f"{service.url}/try")
+            if not clipboard:
+                page.execute_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+            choose(page, photo)
+            click(page, "sign-up")
+            until(page, lambda: "Signed up" in text(page, "outcome"))
+            page.find_element("id", "copy").click()
+            until(page, lambda: text(page, "copy") == "Copied")
+            page.execute_script("document.getElementById('more').open = true")
+            page.find_element("id", "user-id").send_keys("\ue009v")
+            copied = page.find_element("id", "user-id").get_attribute("value")
+        assert copied == erase(service, photo)
+
+    def test_the_model_to_start_with_is_named_and_no_other(self, page: Any) -> None:
+        until(page, lambda: "The compact model runs here." in text(page, "model"))
+        page.execute_script('window.fetch = async () => new Response(\'{"model": "auraface-v1"}\'); return showModel()')
+        until(page, lambda: not page.find_element("id", "model").is_displayed())
+
+    @pytest.mark.parametrize(("motion", "expected"), [("no-preference", "taken"), ("reduce", "none")])
+    def test_nothing_moves_where_little_motion_is_wanted(self, page: Any, motion: str, expected: str) -> None:
+        page.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-reduced-motion", "value": motion}]}
+        )
+        moving = "return [getComputedStyle(picture).animationName,"
+        ring = " getComputedStyle(document.querySelector('.held')).transitionDuration]"
+        assert page.execute_script(moving + ring) == [expected, "0s" if motion == "reduce" else "0.45s"]
 
     def test_in_arabic_the_page_reads_from_right_to_left_and_so_do_the_hints(self, page: Any, tmp_path: Path) -> None:
         click(page, "language")
@@ -349,7 +525,7 @@ class TestInABrowser:
             browser.find_element("id", "file").send_keys(str(photo))
             until(browser, lambda: "API key" in text(browser, "status"))
             browser.find_element("id", "key").send_keys(secret, "\ue004")
-            until(browser, lambda: text(browser, "status") == "This photo passes every check.")
+            until(browser, lambda: text(browser, "status") == READY)
         finally:
             service.kill()
 

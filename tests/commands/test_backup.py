@@ -8,6 +8,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -295,9 +296,50 @@ def test_a_record_whose_fields_can_be_anything_is_restored_as_an_unreadable_one(
         assert [(entry.seq, entry.unreadable) for entry in other.entries(0)] == [(1, False), (2, True)]
 
 
-def test_two_records_of_one_user_id_are_told_of_where_they_cannot_both_be_held(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the same place or user_id"):
-        an_empty_store(tmp_path).fill([{"seq": 1, "user_id": "u"}, {"seq": 2, "user_id": "u"}], [], replace=False)
+def test_two_records_of_one_place_are_told_of_where_they_cannot_both_be_held(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the same place"):
+        an_empty_store(tmp_path).fill([{"seq": 1, "user_id": "u"}, {"seq": 1, "user_id": "v"}], [], replace=False)
+
+
+def test_several_photos_of_a_person_are_backed_up_and_restored(database: Database, tmp_path: Path) -> None:
+    store = database.open()
+    store.append(1, people(1, 2))
+    store.append(3, [replace(people(1)[0], photo_id="a"), replace(people(1)[0], photo_id="b", removes=1)])
+    store.append(5, [replace(people(2)[0], photo_id="c")])
+    store.remove_photo(6, 3)
+    write(store, tmp_path / "backup", NO_KEYS)
+    assert restore(store, tmp_path / "backup", NO_KEYS, replace=True) == 6
+    other = an_empty_store(tmp_path)
+    assert restore(other, tmp_path / "backup", NO_KEYS, replace=False) == 6
+    for restored in (store, other):
+        assert [stored.seq for stored in restored.embeddings(0)] == [2, 4, 5]
+        gallery = Gallery(restored, "m", 64)
+        gallery.refresh()
+        assert (gallery.status()["enrolled"], gallery.status()["photos"]) == (2, 3)
+        assert [(entry.seq, entry.removes) for entry in restored.entries(0) if entry.removes] == [(4, 1), (6, 3)]
+    other.close()
+
+
+class RemovingMeanwhile(SqliteStore):
+    """A store in which a photo is removed while the notes are read, which is after the records."""
+
+    def notes(self) -> Iterator[tuple[str, int]]:
+        yield from super().notes()
+        self.remove_photo(self.last_place() + 1, 1)
+
+
+def test_a_photo_that_is_removed_while_the_backup_is_made_does_not_come_back(tmp_path: Path) -> None:
+    store = RemovingMeanwhile(tmp_path / "faces.sqlite3")
+    store.prepare()
+    store.append(1, people(1))
+    store.append(2, [replace(people(2)[0], user_id="person-1", photo_id="a")])
+    write(store, tmp_path / "backup", NO_KEYS)
+    other = an_empty_store(tmp_path)
+    restore(other, tmp_path / "backup", NO_KEYS, replace=False)
+    assert [stored.seq for stored in other.embeddings(0)] == [2]
+    assert [entry.removes for entry in other.entries(0)] == [None, None, 1]
+    other.close()
+    store.close()
 
 
 def test_what_a_restored_backup_still_wants_of_the_keys_is_told(
@@ -429,6 +471,10 @@ def test_the_commands_move_people_from_one_database_to_another(tmp_path: Path) -
     store.append(1, people(1, 2))
     file = str(tmp_path / "backup")
     assert app.main(["backup", file, "--data-dir", str(tmp_path / "one")]) == 0
+    before = (tmp_path / "backup").read_bytes()
+    assert app.main(["backup", file, "--data-dir", str(tmp_path / "one")]) == 1
+    assert (tmp_path / "backup").read_bytes() == before
+    assert app.main(["backup", file, "--replace", "--data-dir", str(tmp_path / "one")]) == 0
     assert app.main(["restore", file, "--data-dir", str(tmp_path / "two")]) == 0
     assert app.main(["restore", file, "--data-dir", str(tmp_path / "two")]) == 1
     assert app.main(["restore", file, "--replace", "--data-dir", str(tmp_path / "two")]) == 0

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import html.parser
 import json
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 import pytest
 
 import app
-from commands.evaluate import command as evaluate
-from commands.evaluate import report
+from commands.evaluate import cache as evaluation_cache
 from commands.evaluate.biometrics import LEAST_ERRORS, fmr_for_fpir
-from commands.evaluate.data import Cache, Outcome, cache_key, embed_all, read_folder, read_pairs, read_subgroups
+from commands.evaluate.cache import Cache, Outcome, cache_key, embed_all, files_behind_a_template, library_versions
+from commands.evaluate.command import add_arguments
+from commands.evaluate.data import read_folder, read_pairs, read_subgroups
+from commands.evaluate.evaluation import evaluation
+from commands.evaluate.report_page import page as report_page
+from commands.evaluate.report_text import power_of_ten, rate_text, summary
 from engines.base import Template
+from engines.model_slots import ModelSlots
 from errors import FaceError
 from photos.pixels import Pixels
-from pipeline import ModelSlots, Pipeline
+from pipeline import Pipeline
 from settings import PROJECT, Settings
 from store.encryption import Keyring
 from tests.support.fakes import (
@@ -51,7 +60,7 @@ def write(root: Path, **people: int) -> Path:
 
 def arguments(folder: Path, *more: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
+    add_arguments(parser)
     return parser.parse_args([str(folder), *more])
 
 
@@ -64,7 +73,7 @@ def evaluated(
     outcomes = embed_all(
         [one for photos in people.values() for one in photos], embed, Cache(None, "", DIMENSION, PLAIN), at_once=2
     )
-    result = evaluate.evaluation(
+    result = evaluation(
         people,
         outcomes,
         ScriptedEngine(),
@@ -251,6 +260,52 @@ def test_templates_of_other_limits_or_another_model_or_unchecked_are_not_taken()
     assert cache_key(ScriptedEngine(), Settings(verify_threshold=0.6), False) in keys
 
 
+def test_a_change_of_any_file_behind_a_template_makes_kept_templates_outdated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key() -> str:
+        return cache_key(ScriptedEngine(), Settings(), False)
+
+    monkeypatch.setattr(evaluation_cache, "library_versions", lambda _: [])  # slow, and has a test of its own
+    before = key()
+    for path in files_behind_a_template(PROJECT):
+        copy = tmp_path / path.relative_to(PROJECT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    monkeypatch.setattr(evaluation_cache, "PROJECT", tmp_path)
+    unchanged = key()
+    assert unchanged == before
+    for path in files_behind_a_template(tmp_path):
+        content = path.read_bytes()
+        path.write_bytes(content + b"\n")
+        assert key() != unchanged, path
+        path.write_bytes(content)
+    assert key() == unchanged
+
+
+def test_every_module_that_the_pipeline_imports_is_behind_a_template() -> None:
+    # What the settings import is left out: the limits are in the key themselves.
+    code = (
+        "import sys, settings; before = set(sys.modules); import pipeline;"
+        "print(*(getattr(sys.modules[name], '__file__', '') for name in set(sys.modules) - before))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT, capture_output=True, text=True)
+    imported = {Path(name) for name in ended.stdout.split()}
+    own = {path for path in imported if path.is_relative_to(PROJECT) and ".venv" not in path.parts}
+    # The limits are in the key themselves. Messages and log lines change no template.
+    without_effect = {PROJECT / name for name in ("settings.py", "env_file.py", "errors.py", "logs.py")}
+    without_effect |= {path for path in own if path.parent == PROJECT / "store"}
+    assert own - without_effect <= set(files_behind_a_template(PROJECT))
+
+
+def test_another_version_of_a_library_makes_kept_templates_outdated(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {text.partition(" ")[0] for text in library_versions(files_behind_a_template(PROJECT))}
+    assert {"numpy", "onnxruntime", "insightface", "pillow"} <= named
+    before = cache_key(ScriptedEngine(), Settings(), False)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "another")
+    assert cache_key(ScriptedEngine(), Settings(), False) != before
+
+
 # --- Counting --------------------------------------------------------------------------------------------------------
 
 
@@ -281,7 +336,7 @@ def test_the_same_file_twice_is_no_genuine_pair_and_in_two_folders_a_fault_to_me
     result = evaluated(tmp_path, by_person)
     assert (result["photos"]["repeated_files"], result["photos"]["files_of_two_people"]) == (1, 1)
     assert result["photos"]["templates"] == 5
-    assert "1 files lie in the folders of two people" in report.summary(result)
+    assert "1 files lie in the folders of two people" in summary(result)
 
 
 def test_lfws_protocol_decides_each_fold_by_the_others_and_takes_refused_photos_for_strangers(tmp_path: Path) -> None:
@@ -327,7 +382,7 @@ def test_a_recommended_threshold_keeps_what_was_wanted_and_is_a_line_for_env(tmp
     assert 0.005 < for_fmr["fmr"]["share"] <= 0.01
     assert (for_fpir["gallery_size"], for_fpir["extrapolated"]) == (59, False)
     assert 0.08 < for_fpir["fpir"]["share"] <= 0.1
-    assert for_fmr["line"] in report.page(result)
+    assert for_fmr["line"] in report_page(result)
 
 
 def test_a_threshold_for_another_gallery_size_is_extrapolated_and_says_so(tmp_path: Path) -> None:
@@ -336,14 +391,14 @@ def test_a_threshold_for_another_gallery_size_is_extrapolated_and_says_so(tmp_pa
     one = result["recommended"][1]
     assert one["extrapolated"]
     assert one["fmr"]["share"] <= one["fmr_needed"] == pytest.approx(1 - 0.5 ** (1 / 600))
-    assert "FPIR 50.0 % with 600 enrolled (extrapolated:" in report.summary(result)
+    assert "FPIR 50.0 % with 600 enrolled (extrapolated:" in summary(result)
 
 
 def test_what_so_few_pairs_cannot_measure_gets_no_threshold_and_no_rate(tmp_path: Path) -> None:
     result = evaluated(write(tmp_path, a=4, b=4, c=4), by_person, "--wanted-fmr", "1e-4")
     assert result["recommended"][0]["threshold"] is None
-    told = report.summary(result)
-    assert "FMR 10⁻⁴: not measurable with 48 impostor pairs; it takes 30,000, such as one photo each of 246" in told
+    told = summary(result)
+    assert "FMR 10⁻⁴: not measurable with 48 impostor pairs; it needs 30,000, such as one photo each of 246" in told
     rows = {row["wanted_fmr"]: row for row in result["comparisons"]["rows"]}
     assert (rows[1e-1]["support"], rows[1e-2]["support"]) == ("uncertain", "not measurable")
     assert rows[1e-6]["threshold"] is None
@@ -370,11 +425,11 @@ def a_rate(errors: int, trials: int, low: float, high: float) -> dict[str, Any]:
     ],
 )
 def test_nothing_seen_is_not_called_none_and_less_than_all_is_not_called_all(found: dict[str, Any], said: str) -> None:
-    assert report.rate_text(found) == said
+    assert rate_text(found) == said
 
 
 def test_small_shares_are_told_in_powers_of_ten() -> None:
-    assert [report.power_of_ten(one) for one in (0.00012, 0.05, 0.25)] == ["1.2·10⁻⁴", "5.0·10⁻²", "25.0 %"]
+    assert [power_of_ten(one) for one in (0.00012, 0.05, 0.25)] == ["1.2·10⁻⁴", "5.0·10⁻²", "25.0 %"]
 
 
 class Elements(html.parser.HTMLParser):
@@ -389,7 +444,7 @@ class Elements(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen.append((tag, dict(attrs)))
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "img"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -403,24 +458,30 @@ def test_the_report_loads_nothing_names_nobody_and_is_well_formed(tmp_path: Path
     people = {f"Person<{one}>": 3 for one in range(8)}
     write(tmp_path / "photos", **people)
     (tmp_path / "groups.csv").write_text("identity,group\n" + "".join(f"{one},<b>&\n" for one in people))
-    page = report.page(evaluated(tmp_path / "photos", noise, groups=tmp_path / "groups.csv"))
+    page = report_page(evaluated(tmp_path / "photos", noise, groups=tmp_path / "groups.csv"))
     elements = Elements(page)
     assert elements.open == []
     drawn = {tag for tag, _ in elements.seen}
-    assert {"svg", "table", "path"} <= drawn
-    assert not drawn & {"script", "link", "img", "image", "iframe", "object", "use", "b"}
-    assert not any(name in ("src", "href", "xlink:href") for _, given in elements.seen for name in given)
+    assert {"img", "table"} <= drawn
+    assert not drawn & {"script", "link", "svg", "image", "iframe", "object", "b"}
+    sources = [str(given["src"]) for _, given in elements.seen if "src" in given]
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert not any(name in ("href", "xlink:href") for _, given in elements.seen for name in given)
     assert not any(one in page for one in ("http:", "https:", "url(", "@import"))
     assert "Person" not in page
-    assert page.count("<svg") == 4
+    assert len(sources) == 4
+    for source in sources:
+        figure = base64.b64decode(source.partition(",")[2])
+        assert ElementTree.fromstring(figure).tag == "{http://www.w3.org/2000/svg}svg"
+        assert b"Person" not in figure
 
 
 def test_people_with_one_photo_each_leave_misses_unknown(tmp_path: Path) -> None:
     result = evaluated(write(tmp_path, **{f"p{one}": 1 for one in range(20)}), noise)
-    told = report.summary(result)
-    assert "nothing is known of misses" in told
+    told = summary(result)
+    assert "nothing is known about misses" in told
     assert result["comparisons"]["equal_error_rate"] is None
-    assert report.page(result).count("<svg") == 2
+    assert report_page(result).count("<img") == 2
 
 
 def test_the_table_of_gallery_sizes_in_the_concepts_is_what_the_command_would_ask_for() -> None:
@@ -462,17 +523,20 @@ def test_the_command_writes_its_report_and_keeps_templates_only_where_it_was_tol
     # It would end the process that decodes it.
     (tmp_path / "photos" / "p0" / "deadly.heic").write_bytes(heic_of_many(photos=100, metadata=7_000_000, pieces=30))
     command = ["evaluate", str(tmp_path / "photos"), "--face-model", str(tmp_path / "pack"), "--without-checks"]
-    command += ["--out", str(tmp_path / "out"), "--wanted-fmr", "0.1"]
+    command += ["--data-dir", str(tmp_path / "data"), "--wanted-fmr", "0.1"]
+    out = tmp_path / "data" / "evaluation"
     assert app.main(command) == 0
-    assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["out", "pack", "photos"]
-    result = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert sorted(one.name for one in out.iterdir()) == ["report.html", "report.json"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["data", "pack", "photos"]
+    assert list(out.parent.iterdir()) == [out]
+    result = json.loads((out / "report.json").read_text())
     assert (result["photos"]["templates"], result["failures"]["by_code"]) == (
         12,
         {"unsupported_format": 1, "unreadable_image": 1},
     )
     assert rate(result["recommended"][0]["fnmr"]) == (0, 12)
     assert result["recommended"][0]["line"] in capsys.readouterr().out
+    (tmp_path / "photos" / "p0" / "deadly.heic").unlink()  # it takes seconds, and was seen above
     assert app.main([*command, "--cache", str(tmp_path / "cache")]) == 0
     assert len(list((tmp_path / "cache").iterdir())) == 1
     # Without the flag the checks decide, and refuse such pictures.
@@ -483,7 +547,7 @@ def test_the_command_writes_its_report_and_keeps_templates_only_where_it_was_tol
 def test_the_widest_face_is_taken_only_where_the_checks_are_left_out(tmp_path: Path) -> None:
     engine = ScriptedEngine()
     engine.faces = [a_face(), a_face(30)]
-    pipeline = Pipeline(Settings(), engine, ScriptedAttributes(), ModelSlots(1, 0))
+    pipeline = Pipeline(Settings(), engine, ScriptedAttributes(), ModelSlots(1, 0.0))
     photo = jpeg(a_photo())
     with pytest.raises(FaceError, match="multiple_faces"):
         pipeline.template(photo)

@@ -12,7 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from onnx import numpy_helper
 
 from engines import compact_pack, model_files
 from engines.base import similarity_of
@@ -97,6 +99,21 @@ def test_a_template_is_the_one_that_opencv_makes_of_the_same_face(
     assert min(cosines) >= 0.999
 
 
+def test_a_recogniser_whose_embeddings_would_differ_without_prelu_runs_as_it_is(
+    made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def another(path: Path, threads: int) -> onnxruntime.InferenceSession:
+        model = onnx.load(str(path))
+        bias = next(one for one in model.graph.initializer if one.name == "conv_1_conv2d_bias")
+        bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.1), bias.name))
+        return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr("engines.insightface_engine.session_without_prelu", another)
+    plain = InsightFaceEngine(made, threads=1)
+    assert "runs as it is" in caplog.text
+    assert plain._recogniser.session._model_path == str(made / "rec.onnx")
+
+
 def test_a_person_is_recognised_in_a_changed_photo(engine: InsightFaceEngine, photos: list[Pixels]) -> None:
     astronaut = photos[0]
     changed = cv2.resize(np.clip(astronaut[:, ::-1] * 0.8, 0, 255).astype(np.uint8), None, fx=0.7, fy=0.7)
@@ -142,7 +159,7 @@ def test_a_file_that_is_not_as_it_was_made_is_made_again(tmp_path: Path, harm: C
     right = make(tmp_path)
     harm(tmp_path)
     assert make(tmp_path) == right
-    assert model_files.digest(tmp_path / "rec.onnx") == right["recognition"]
+    assert model_files.sha256_of(tmp_path / "rec.onnx") == right["recognition"]
 
 
 START = """

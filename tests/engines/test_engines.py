@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,13 @@ def test_a_pack_loads_from_its_folder_and_finds_and_embeds(pack: Path) -> None:
 class ScriptedDetector:
     """Finds what it is told to, and keeps which input sizes it was asked for."""
 
-    def __init__(self, *found: tuple[float, float]) -> None:
-        self.found, self.sides = found, list[int]()
+    def __init__(self, *found: tuple[float, float], smallest_side_of_second: int = 0) -> None:
+        self.found, self.smallest_side_of_second, self.sides = found, smallest_side_of_second, list[int]()
 
-    def detect(self, image: Pixels, input_size: list[tuple[int, int]], det_thresh: float = 0.5) -> tuple[Any, Any]:
-        self.sides.append(int(np.max(input_size)))
-        seen = [(width, score) for width, score in self.found if score >= det_thresh]
+    def detect(self, image: Pixels, input_size: tuple[int, int], det_thresh: float = 0.5) -> tuple[Any, Any]:
+        self.sides.append(max(input_size))
+        shown = self.found if max(input_size) >= self.smallest_side_of_second else self.found[:1]
+        seen = [(width, score) for width, score in shown if score >= det_thresh]
         boxes = np.array(
             [(10 + 400 * n, 10, 10 + 400 * n + width, 300, score) for n, (width, score) in enumerate(seen)]
         )
@@ -86,23 +88,31 @@ class ScriptedDetector:
 
 
 @pytest.mark.parametrize(
-    ("found", "ends"),
+    ("found", "looks"),
     [
-        ([(220.0, 0.9)], True),
-        ([(220.0, 0.9), (30.0, 0.03)], False),  # a trace of somebody else
-        ([(120.0, 0.9)], False),  # no selfie
-        ([(220.0, 0.4)], False),  # itself no more than a trace
-        ([], False),
+        ([(220.0, 0.9)], [128, 320]),
+        ([(220.0, 0.9), (30.0, 0.2)], [128, 640]),  # a trace of somebody else
+        ([(120.0, 0.9)], [128, 640]),  # no selfie
+        ([(220.0, 0.4)], [128, 640]),  # itself no more than a trace
+        ([], [128, 640]),  # no face costs no more than one full search
     ],
 )
 def test_a_quick_look_is_enough_only_for_one_large_face_without_a_trace_of_another(
-    pack: Path, found: list[tuple[float, float]], ends: bool
+    pack: Path, found: list[tuple[float, float]], looks: list[int]
 ) -> None:
     tiny = InsightFaceEngine(pack, threads=1)
     detector = ScriptedDetector(*found)
     tiny._detector = detector
-    tiny.detect(np.full((640, 640, 3), 127, np.uint8))
-    assert (640 not in detector.sides) == ends
+    tiny._search(np.full((640, 640, 3), 127, np.uint8))
+    assert detector.sides == looks
+
+
+def test_what_only_the_quick_look_shows_leads_to_a_full_search(pack: Path) -> None:
+    tiny = InsightFaceEngine(pack, threads=1)
+    detector = ScriptedDetector((220.0, 0.9), (30.0, 0.2), smallest_side_of_second=320)
+    tiny._detector = detector
+    tiny._search(np.full((640, 640, 3), 127, np.uint8))
+    assert detector.sides == [128, 320, 640]
 
 
 def test_a_packs_name_follows_its_recogniser_and_not_its_folder(tmp_path: Path) -> None:
@@ -147,7 +157,7 @@ def verifiable(pack: Path) -> list[ModelFile]:
     files = []
     for task, name in (("detection", "det.onnx"), ("recognition", "rec.onnx")):
         os.utime(pack / name, (0, 0))
-        files.append(ModelFile(name, (pack / name).stat().st_size, model_files.digest(pack / name), task, ""))
+        files.append(ModelFile(name, (pack / name).stat().st_size, model_files.sha256_of(pack / name), task, ""))
     return files
 
 
@@ -161,13 +171,13 @@ def test_a_file_is_read_for_its_digest_once_and_only_where_something_hangs_on_it
     files, plain = verifiable(pack), InsightFaceEngine(pack, threads=1).name
     if which == "declared":  # InsightFace reads it, which verifies it
         declare(pack, detection={"file": "det.onnx"}, recognition={"file": "rec.onnx", "sha256": files[1].sha256})
-    digested, digest = list[str](), model_files.digest
+    digested, digest = list[str](), model_files.sha256_of
 
     def counted(path: Path) -> str:
         digested.append(path.name)
         return digest(path)
 
-    monkeypatch.setattr(model_files, "digest", counted)
+    monkeypatch.setattr(model_files, "sha256_of", counted)
     engine = InsightFaceEngine(pack, threads=1, files=ensure(pack, files) if which == "verified" else None)
     assert sorted(digested) == read
     assert engine.name == plain
@@ -264,7 +274,7 @@ def test_a_recogniser_that_is_replaced_while_it_is_loaded_gives_its_name_to_no_o
 ) -> None:
     verifiable(pack)
     write_tiny_pack(pack / "other", seed=1)
-    digest = model_files.digest
+    digest = model_files.sha256_of
 
     def replaced_meanwhile(path: Path) -> str:
         found = digest(path)
@@ -272,7 +282,7 @@ def test_a_recogniser_that_is_replaced_while_it_is_loaded_gives_its_name_to_no_o
             (pack / "other" / "rec.onnx").replace(path)
         return found
 
-    monkeypatch.setattr(model_files, "digest", replaced_meanwhile)
+    monkeypatch.setattr(model_files, "sha256_of", replaced_meanwhile)
     with pytest.raises(ModelUnavailable, match="changed while it was loaded"):
         InsightFaceEngine(pack, threads=1)
 
@@ -361,6 +371,37 @@ def test_where_the_model_matters_there_is_no_falling_back(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelUnavailable, match=r"glintr100\.onnx"):
         load_engine(model, models_dir=tmp_path, hub_timeout_s=1, threads=1, may_fall_back=may_fall_back)
+
+
+def test_yunet_finds_faces_for_any_recogniser_and_a_folders_own_detector_is_its_default(
+    pack: Path, tmp_path: Path
+) -> None:
+    photo, squares = packaged_photo("skimage", "data", "astronaut.png"), white_squares((320, 320))
+    load = partial(load_engine, str(pack), models_dir=tmp_path, hub_timeout_s=0, threads=1, may_fall_back=False)
+    own = load()
+    assert [len(own.detect(image)) for image in (photo, squares)] == [0, 1]
+    (pack / "det.onnx").unlink()
+    yunet = load(face_detector="yunet")
+    assert [len(yunet.detect(image)) for image in (photo, squares)] == [1, 0]
+    assert yunet.name == own.name
+    assert str(tmp_path / "compact" / "det.onnx") in yunet.describe()
+
+
+@pytest.mark.parametrize(("detector", "needed"), [("auto", False), ("yunet", False), ("pack", True)])
+def test_the_research_only_detector_of_auraface_is_fetched_only_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str, needed: bool
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelUnavailable, match=r"glintr100\.onnx") as refused:
+        load_engine(
+            "auraface",
+            models_dir=tmp_path,
+            hub_timeout_s=0,
+            threads=1,
+            may_fall_back=False,
+            face_detector=detector,
+        )
+    assert ("scrfd_10g_bnkps.onnx" in str(refused.value)) == needed
 
 
 def test_auraface_is_known_by_its_recognisers_digest() -> None:

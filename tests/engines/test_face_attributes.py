@@ -13,7 +13,7 @@ import pytest
 
 from engines.face_attributes import FaceAttributes, FaceAttributesModel
 from engines.model_files import ModelUnavailable
-from face_checks import ORIGIN, aligned_face
+from face_checks import FRAME_EYE_CENTRE_PX, aligned_face
 from photos.pixels import Pixels
 from settings import PROJECT, Settings
 from tests.support.fakes import a_face, packaged_photo
@@ -38,7 +38,7 @@ def painted(
 ) -> Pixels:
     """The face with a polygon over it; its corners in pixels from the point between the eyes."""
     over = face.copy()
-    cv2.fillPoly(over, [np.round(np.array(outline) + ORIGIN).astype(np.int32)], colour, cv2.LINE_AA)
+    cv2.fillPoly(over, [np.round(np.array(outline) + FRAME_EYE_CENTRE_PX).astype(np.int32)], colour, cv2.LINE_AA)
     return np.asarray(cv2.addWeighted(over, opacity, face, 1 - opacity, 0), np.uint8)
 
 
@@ -138,7 +138,9 @@ def test_without_its_file_the_service_does_not_start(tmp_path: Path, content: by
 def test_the_models_runtime_reports_to_nobody(tmp_path: Path) -> None:
     # With an environment of its own: in continuous integration onnxruntime keeps quiet by itself.
     load = (
-        "from engines.face_attributes import *; from settings import PROJECT; FaceAttributesModel(PROJECT / 'models')"
+        "from bootstrap import prepare_libraries; prepare_libraries();"
+        "from engines.face_attributes import FaceAttributesModel; from settings import PROJECT;"
+        "FaceAttributesModel(PROJECT / 'models')"
     )
     subprocess.run([sys.executable, "-c", load], cwd=PROJECT, env={"HOME": str(tmp_path)}, check=True, timeout=60)
     assert list(tmp_path.rglob("*")) == []  # otherwise: .cache/Microsoft/DeveloperTools/.onnxruntime/deviceid

@@ -1,4 +1,4 @@
-"""Owns the rules of weights.py: only verified model files are ever found under their names, whatever the hub does."""
+"""Model files: only verified model files are ever found under their names, whatever the hub does."""
 
 from __future__ import annotations
 

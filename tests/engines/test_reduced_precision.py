@@ -1,4 +1,4 @@
-"""Owns what EMBEDDING_PRECISION and ORT_PROVIDERS promise: compared with the original, and no silent falling back."""
+"""EMBEDDING_PRECISION and ORT_PROVIDERS: compared with the original, and no silent falling back."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Recogniser:
         folder.mkdir(parents=True, exist_ok=True)
         self.source = folder / "rec.onnx"
         onnx.save(small_recogniser(seed), str(self.source))
-        self.digest = model_files.digest(self.source)
+        self.digest = model_files.sha256_of(self.source)
         self.folder = folder / "int8"
         self.original = onnxruntime.InferenceSession(str(self.source), providers=["CPUExecutionProvider"])
         self.conversions = 0
@@ -165,7 +165,7 @@ def test_a_copy_that_is_not_as_it_was_made_is_made_again(tmp_path: Path, harm: s
         about.write_text("[1]")
     recogniser.session("int8")
     assert recogniser.conversions == 2
-    assert json.loads(about.read_text())["sha256"] == model_files.digest(copy)
+    assert json.loads(about.read_text())["sha256"] == model_files.sha256_of(copy)
 
 
 @needs("int8")

@@ -76,14 +76,14 @@ class Started:
 
     def settle(self) -> int:
         """Let the tail be shortened as far as it goes; returns how many it still holds."""
-        self.replica.settle()
+        self.copy.settle()
         return int(self.gallery.status()["in_tail"])
 
     @property
-    def replica(self) -> IndexedCopy:
-        replica = self.gallery._copy
-        assert isinstance(replica, IndexedCopy)
-        return replica
+    def copy(self) -> IndexedCopy:
+        copy = self.gallery._copy
+        assert isinstance(copy, IndexedCopy)
+        return copy
 
 
 @pytest.fixture
@@ -142,10 +142,10 @@ def test_a_person_enrolled_between_search_and_decision_is_seen_though_they_left_
     collection: VectorCollection,
 ) -> None:
     here, there = Started(collection), Started(collection)
-    searched = here.replica.caught_up()
+    searched = here.copy.caught_up()
     user_id = there.enrol(0)
     assert here.settle() == 0
-    found = here.replica.caught_up().search(a_face(0), since=searched)
+    found = here.copy.caught_up().search(a_face(0), after=searched.last)
     assert [one.user_id for one in found] == [user_id]
 
 
@@ -283,7 +283,7 @@ def test_while_the_index_is_built_nothing_is_decided_and_then_it_goes_on(collect
     user_id = Started(collection, in_memory=True).enrol(0)
     collection.queryable = False
     here = Started(collection, load=False)
-    assert here.replica._load() is False
+    assert here.copy._load() is False
     with pytest.raises(FaceError, match="not_ready"):
         here.finds(0)
     collection.queryable = True
@@ -396,10 +396,10 @@ def test_later_places_in_the_index_do_not_vouch_for_earlier_ones_that_got_their_
     collection.follows = False
     assert index.fill(0, 12, lambda _: True) == 12
     here = Started(collection, load=False)
-    assert here.replica._load() is bool(tail_at_start)
+    assert here.copy._load() is bool(tail_at_start)
     if not tail_at_start:
         collection.catch_up()
-        assert here.replica._load()
+        assert here.copy._load()
     assert [here.finds(seed) for seed in range(12)] == people
 
 
@@ -506,6 +506,9 @@ class IndexedLogMachine(LogMachine):
         gallery.load()
         return gallery
 
+    def statuses(self) -> list[dict[str, Any]]:
+        return [self.galleries[2].status()]  # the others count now and then
+
     @rule(until=st.integers(1, 60))
     def the_index_catches_up(self, until: int) -> None:
         self.seen = max(self.seen, until)
@@ -513,9 +516,9 @@ class IndexedLogMachine(LogMachine):
 
     @rule(process=st.integers(0, 1))
     def settle(self, process: int) -> None:
-        replica = self.galleries[process]._copy
-        assert isinstance(replica, IndexedCopy)
-        replica.settle()
+        copy = self.galleries[process]._copy
+        assert isinstance(copy, IndexedCopy)
+        copy.settle()
 
 
 def test_no_order_of_events_breaks_the_log_where_an_index_that_lags_searches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """No order of events breaks the enrolment log: one live template a face, and nothing acknowledged is lost.
 
-Hypothesis drives several galleries on one store through enrolments, erasures, searches, overtaking between decision
-and insertion, lost answers, crashes and restarts (from snapshots too), and shrinks whatever breaks the promise.
+Hypothesis drives several galleries on one store through enrolments, added and removed photos, erasures, searches,
+overtaking between decision and insertion, lost answers, crashes and restarts (from snapshots too), and shrinks whatever
+breaks the promise.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ D = 32
 FACES = 8
 PROCESSES = 3
 SAME = 0.8
+MAX_PHOTOS = 3
 ROWS = 4
 # More of them find no more than a handful does, until somebody changes the log: then run a thousand.
 EXAMPLES = int(os.environ.get("LOG_MODEL_EXAMPLES", "20"))
@@ -66,6 +68,9 @@ class FaultyStore:
 
     def erase(self, seq: int, user_id: str) -> bool:
         return bool(self._insert(lambda: self._store.erase(seq, user_id)))
+
+    def remove_photo(self, seq: int, place: int) -> bool:
+        return bool(self._insert(lambda: self._store.remove_photo(seq, place)))
 
     def _insert(self, insertion: Any) -> Any:
         overtake, self.overtaken_by = self.overtaken_by, None
@@ -108,6 +113,8 @@ class LogMachine(RuleBasedStateMachine):
         # user_id -> face, of those whose enrolment was acknowledged and whose erasure was not asked for.
         self.acknowledged: dict[str, int] = {}
         self.erased: set[str] = set()
+        # The places of photos whose removal, or whose replacement, was acknowledged.
+        self.removed: set[int] = set()
         for number in range(PROCESSES):
             self.stores.append(self.open())
             self.galleries.append(self.start(number))
@@ -161,10 +168,92 @@ class LogMachine(RuleBasedStateMachine):
         self.acknowledged.update({user_id: face for user_id, face in zip(results, batch, strict=True) if user_id})
         assert set(batch) <= set(self.live().values())
 
+    def add_photo_at(self, process: int, user_id: str, face: int, take: int, fault: str = "") -> None:
+        before = self.photos_of(user_id)
+        is_theirs = self.acknowledged[user_id] == face
+        self.stores[process].fault = fault
+        try:
+            count = self.galleries[process].add_photo(
+                user_id, photo(face, take), match_cosine=SAME, duplicate_cosine=SAME, max_photos=MAX_PHOTOS
+            )
+        except FaceError as error:
+            if error.code not in (["database_unavailable"] if is_theirs else ["no_match", "duplicate_face"]):
+                raise
+        else:
+            now = self.photos_of(user_id)
+            assert is_theirs
+            assert count == len(now) <= MAX_PHOTOS
+            assert np.array_equal(now[max(now)], photo(face, take))
+            self.removed |= before.keys() - now.keys()
+        self.stores[process].fault = ""
+
+    @precondition(lambda self: self.acknowledged)
+    @rule(process=processes, take=takes, fault=faults, data=st.data())
+    def add_photo(self, process: int, take: int, fault: str, data: st.DataObject) -> None:
+        user_id = self.somebody(data)
+        self.add_photo_at(process, user_id, self.acknowledged[user_id], take, fault)
+
+    @precondition(lambda self: self.acknowledged)
+    @rule(process=processes, face=faces, data=st.data())
+    def add_a_photo_of_anybody(self, process: int, face: int, data: st.DataObject) -> None:
+        self.add_photo_at(process, self.somebody(data), face, 0)
+
+    @precondition(lambda self: self.acknowledged)
+    @rule(process=processes, how=st.sampled_from(["add", "remove", "erase"]), data=st.data())
+    def add_photo_overtaken(self, process: int, how: str, data: st.DataObject) -> None:
+        """Another process changes the same person between the decision and the insertion."""
+        user_id = self.somebody(data)
+        face, other = self.acknowledged[user_id], (process + 1) % PROCESSES
+
+        def overtake() -> None:
+            if how == "add":
+                self.add_photo_at(other, user_id, face, 1)
+            elif how == "remove":
+                self.remove_photo_at(other, user_id, 0)
+            else:
+                self.erase_at(other, user_id)
+
+        self.stores[process].overtaken_by = overtake
+        try:
+            self.galleries[process].add_photo(
+                user_id, photo(face, 2), match_cosine=SAME, duplicate_cosine=SAME, max_photos=MAX_PHOTOS
+            )
+        except FaceError as error:
+            if (how, error.code) != ("erase", "unknown_user"):
+                raise
+        self.stores[process].overtaken_by = None
+
+    @precondition(lambda self: self.acknowledged)
+    @rule(process=processes, which=st.integers(0, MAX_PHOTOS - 1), fault=faults, data=st.data())
+    def remove_photo(self, process: int, which: int, fault: str, data: st.DataObject) -> None:
+        self.remove_photo_at(process, self.somebody(data), which, fault)
+
+    def remove_photo_at(self, process: int, user_id: str, which: int, fault: str = "") -> None:
+        person = self.reader.find_person(user_id)
+        before = self.photos_of(user_id)
+        assert [one.seq for one in person.photos] == sorted(before)
+        removed = person.photos[which % len(person.photos)]
+        self.stores[process].fault = fault
+        try:
+            left = self.galleries[process].remove_photo(user_id, removed.number)
+        except FaceError as error:
+            if error.code != ("last_photo" if len(before) == 1 else "database_unavailable"):
+                raise
+        else:
+            assert self.photos_of(user_id).keys() == before.keys() - {removed.seq}
+            assert left == len(before) - 1
+            self.removed.add(removed.seq)
+        self.stores[process].fault = ""
+
+    def somebody(self, data: st.DataObject) -> str:
+        return list(self.acknowledged)[data.draw(st.integers(0, len(self.acknowledged) - 1))]
+
     @precondition(lambda self: self.acknowledged)
     @rule(process=processes, fault=faults, data=st.data())
     def erase(self, process: int, fault: str, data: st.DataObject) -> None:
-        user_id = list(self.acknowledged)[data.draw(st.integers(0, len(self.acknowledged) - 1))]
+        self.erase_at(process, self.somebody(data), fault)
+
+    def erase_at(self, process: int, user_id: str, fault: str = "") -> None:
         self.stores[process].fault = fault
         try:
             self.galleries[process].erase(user_id)
@@ -173,6 +262,8 @@ class LogMachine(RuleBasedStateMachine):
                 raise
             if user_id in self.live():
                 return
+        finally:
+            self.stores[process].fault = ""
         self.erased.add(user_id)
         del self.acknowledged[user_id]
 
@@ -181,6 +272,9 @@ class LogMachine(RuleBasedStateMachine):
         found = self.galleries[process].candidates(photo(face, take), 1, SAME)
         expected = {user_id for user_id, whose in self.live().items() if whose == face}
         assert {one.user_id for one in found} == expected
+        for one in found:
+            cosines = [float(np.vecdot(own, photo(face, take))) for own in self.photos_of(one.user_id).values()]
+            assert one.cosine == pytest.approx((max(cosines) + np.mean(cosines)) / 2, abs=1e-6)
 
     @rule(number=processes, tidily=st.booleans())
     def restart(self, number: int, tidily: bool) -> None:
@@ -190,14 +284,26 @@ class LogMachine(RuleBasedStateMachine):
         self.stores[number] = self.open()
         self.galleries[number] = self.start(number)
 
-    def live(self) -> dict[str, int]:
-        """Whose templates the log holds, read by nobody's code but the store's."""
-        people: dict[str, int] = {}
+    def photos(self) -> dict[str, dict[int, Template]]:
+        """The templates that the log holds, by person and place, read by nobody's code but the store's."""
+        people: dict[str, dict[int, Template]] = {}
         for entry in self.reader.entries(0):
             if entry.erases is not None:
                 people.pop(entry.erases, None)
-            elif entry.template is not None and entry.user_id is not None:
-                people[entry.user_id] = int(np.argmax(entry.template))
+            if entry.template is not None and entry.user_id is not None:
+                people.setdefault(entry.user_id, {})[entry.seq] = entry.template
+            for own in people.values():
+                own.pop(entry.removes or 0, None)
+        return {user_id: own for user_id, own in people.items() if own}
+
+    def photos_of(self, user_id: str) -> dict[int, Template]:
+        return self.photos().get(user_id, {})
+
+    def live(self) -> dict[str, int]:
+        """Whose faces the log holds; every photo of a person shows the same face."""
+        people = {}
+        for user_id, own in self.photos().items():
+            (people[user_id],) = {int(np.argmax(template)) for template in own.values()}
         return people
 
     @invariant()
@@ -208,8 +314,18 @@ class LogMachine(RuleBasedStateMachine):
         assert len(set(live.values())) == len(live), "two live templates of one face"
         assert self.acknowledged.items() <= live.items(), "an acknowledged enrolment is lost"
         assert not self.erased & live.keys(), "an erased person is back"
+        photos = self.photos()
+        assert not self.removed & {place for own in photos.values() for place in own}, "a removed photo is back"
+        assert all(len(own) <= MAX_PHOTOS for own in photos.values()), "too many photos of a person"
         places = [entry.seq for entry in self.reader.entries(0)]
         assert places == list(range(1, len(places) + 1)), "a hole in the log"
+        for status in self.statuses():
+            if status["last_seq"] == len(places):
+                counts = (status["enrolled"], status["photos"])
+                assert counts == (len(live), sum(map(len, photos.values()))), "a gallery counts others"
+
+    def statuses(self) -> list[dict[str, Any]]:
+        return [gallery.status() for gallery in self.galleries]
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):

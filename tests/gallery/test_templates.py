@@ -27,7 +27,8 @@ def enrolled(vectors: Template, at_once: int = 1000) -> Templates:
     templates = Templates(vectors.shape[1])
     for start in range(0, len(vectors), at_once):
         part = vectors[start : start + at_once]
-        templates = templates.extended(part, [an_id(start + row) for row in range(len(part))])
+        ids = [an_id(start + row) for row in range(len(part))]
+        templates = templates.extended(part, ids, range(start + 1, start + len(part) + 1))
     return templates
 
 
@@ -122,7 +123,7 @@ def test_a_search_from_a_row_on_ignores_the_rows_before_it(first: int, monkeypat
 def test_an_older_view_never_sees_who_came_later() -> None:
     vectors = people(10, 32)
     older = enrolled(vectors[:5])
-    newer = older.extended(vectors[5:], [an_id(row) for row in range(5, 10)])
+    newer = older.extended(vectors[5:], [an_id(row) for row in range(5, 10)], range(6, 11))
     assert {one.user_id for one in older.search(vectors[9], None)} == {an_id(row) for row in range(5)}
     assert newer.search(vectors[9])[0].user_id == an_id(9)
 
@@ -132,7 +133,7 @@ def test_an_older_view_never_sees_who_came_later() -> None:
 )
 def test_a_user_id_of_any_text_is_kept_found_and_forgotten(user_id: str) -> None:
     vectors = people(3, 32)
-    templates = Templates(32).extended(vectors, [an_id(0), user_id, user_id])
+    templates = Templates(32).extended(vectors, [an_id(0), user_id, user_id], [1, 2, 3])
     assert templates.search(vectors[1])[0].user_id == user_id
     assert templates.find(user_id) == [1, 2]
     assert templates.blocks[0].find_any({id_bytes(user_id)}, 3) == [1, 2]
@@ -146,5 +147,5 @@ def test_an_erased_row_leaves_nothing_behind() -> None:
     templates = enrolled(people(3, 32))
     block = templates.blocks[0]
     block.wipe(1)
-    assert not any(array[1].any() for name, array in block.arrays.items() if name != "residuals")
+    assert not any(array[1].any() for name, array in block.arrays.items() if name not in ("residuals", "places"))
     assert block.erased(3) == [1]

@@ -88,7 +88,7 @@ def test_where_no_decoder_works_nobody_is_told_that_a_photo_is_damaged(
 
 def test_a_decoder_that_hangs_is_ended(pool: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
     pool.decode(ASTRONAUT, **LIMITS)
-    monkeypatch.setattr(decoder_pool, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(decoder_pool, "MAX_DECODING_S", 0.2)
     os.kill(process_of(pool), signal.SIGSTOP)
     assert refusal(pool, ASTRONAUT).code == "unreadable_image"
     monkeypatch.undo()

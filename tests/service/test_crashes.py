@@ -1,4 +1,4 @@
-"""kill -9, full disks, lost connections, step-downs: whoever was told to be enrolled is enrolled, once and wholly."""
+"""kill -9, full disks, lost connections, step-downs: an acknowledged enrolment stays, once and completely."""
 
 from __future__ import annotations
 

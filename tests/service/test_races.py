@@ -55,7 +55,7 @@ def a_person(number: int) -> bytes:
 @pytest.fixture(params=["SQLite", "MongoDB"])
 def services(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Service]]:
     write_tiny_pack(tmp_path / "pack")
-    settings = {**NO_GATES, "FACE_MODEL": str(tmp_path / "pack"), "MODEL_THREADS": "1", "QUEUE_LIMIT": "28"}
+    settings = {**NO_GATES, "FACE_MODEL": str(tmp_path / "pack"), "MODEL_THREADS": "1"}
     if request.param == "MongoDB":
         server: MongoServer = request.getfixturevalue("mongo_server")
         settings.update(MONGO_URI=server.uri, MONGO_COLLECTION=f"races_{tmp_path.name}")

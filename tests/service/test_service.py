@@ -24,6 +24,7 @@ import requests
 from PIL import Image
 
 from api.responses import SECURITY_HEADERS
+from bootstrap import UPLOAD_PREFIX
 from settings import PROJECT
 from tests.support.fakes import packaged
 from tests.support.running import ASTRONAUT, Service, read_answer
@@ -75,7 +76,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     service = Service(folder, MODEL_SLOTS="1", MODEL_THREADS="1")
     service.uploads.mkdir()
-    (service.uploads / "left-over.jpg").write_bytes(ASTRONAUT)
+    (service.uploads / f"{UPLOAD_PREFIX}0a1b2c3d").write_bytes(ASTRONAUT)
     service.start()
     yield service
     survived = service.process.poll() is None
@@ -108,6 +109,31 @@ def test_the_start_says_in_plain_words_which_model_and_which_store_it_runs_on(se
     said = "".join(service.lines)
     assert "Model: sface-2021dec" in said
     assert "Store: " in said
+    for open_door in ("No API keys", "Templates are not encrypted", "LIVENESS is off"):
+        assert said.count(open_door) == 1
+
+
+def test_the_start_ends_with_the_pages_for_people(service: Service) -> None:
+    service.wait_for_line("The pages for people: ")
+    (line,) = [line for line in service.lines if "The pages for people: " in line]
+    for page in line.split("people: ")[1].split(", "):
+        assert requests.get(page.strip(), timeout=30).status_code == 200
+
+
+def test_a_python_without_the_packages_gets_one_sentence() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-I", "-S", "app.py"], cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "make run" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(not LINUX, reason="reads Linux's /proc")
+def test_no_core_dump_could_hold_keys_templates_or_photos(service: Service) -> None:
+    process = Path(f"/proc/{service.process.pid}")
+    assert re.search(r"Max core file size +0 +0 ", (process / "limits").read_text())
+    assert int((process / "coredump_filter").read_text(), 16) == 0
 
 
 def test_the_service_says_that_it_runs(service: Service) -> None:
@@ -233,7 +259,13 @@ BAD_REQUESTS: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "another field's file": ("/signUp", {"files": {"photo": ("a.png", ASTRONAUT)}}, 400, "no_file"),
     "a form sent without choosing a file": ("/signUp", {"files": {"file": ("", b"")}}, 400, "no_file"),
     "an empty file": ("/signUp", photo(b""), 400, "empty_file"),
-    "a file sent as a text field": ("/signUp", {"files": {"file": (None, b"photo")}}, 415, "unsupported_format"),
+    "a text as a photo without a file name": (
+        "/signUp",
+        {"files": {"file": (None, b"photo")}},
+        415,
+        "unsupported_format",
+    ),
+    "an empty text as a photo": ("/signUp", {"files": {"file": (None, b"")}}, 400, "no_file"),
     "a JSON body": ("/signUp", {"files": None, "json": {"file": "photo"}}, 400, "no_file"),
     "two files": ("/signUp", {"files": [("file", ("a.png", ASTRONAUT))] * 2}, 400, "bad_request"),
     "a text": ("/signUp", photo(b"Hello!"), 415, "unsupported_format"),
@@ -443,7 +475,7 @@ def test_a_service_that_waits_for_its_database_can_be_stopped(tmp_path: Path, si
     [
         ({"PORT": "http"}, "PORT is 'http'"),
         ({"FACE_MODEL": "no/such/folder"}, "The face model is not available"),
-        ({"MONGO_URI": "mongodb://me:hunter2@", "FACE_MODEL": "compact"}, "MONGO_URI is not valid"),
+        ({"MONGO_URI": "mongodb://me:hunter2@", "FACE_MODEL": "compact"}, "MONGO_URI has a character"),
     ],
 )
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import app
 from api.metrics import Metrics
 from gallery.decisions import Gallery
 from settings import Settings
-from store.audit_log import MAX_DROPPED, AuditError, AuditLog, lines_of
+from store.audit_log import MAX_DROPPED, MAX_REFUSALS_PER_MINUTE, AuditError, AuditLog, lines_of
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
 from tests.support.fakes import ScriptedAttributes, ScriptedEngine, a_photo, jpeg
@@ -183,14 +183,27 @@ def test_a_clock_that_jumps_ahead_takes_only_a_few_of_the_oldest_days(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at(monkeypatch, tmp_path, *range(-30, 0), 5000)
-    assert [line["user_id"] for line in lines(tmp_path)] == [*map(str, range(-30 + MAX_DROPPED, 0)), "5000"]
+    assert [line["user_id"] for line in lines(tmp_path)] == [*map(str, range(-30, 0)), "5000"]
+    # It stays ahead: as far as this machine knows, a day has passed.
+    at(monkeypatch, tmp_path, 5001)
+    assert [line["user_id"] for line in lines(tmp_path)] == [*map(str, range(-30 + MAX_DROPPED, 0)), "5000", "5001"]
+
+
+def test_a_clock_that_jumps_ahead_and_back_again_and_again_takes_no_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = [*range(-30, 0), 5000, 0, 5001, 1, 6000, 2]
+    at(monkeypatch, tmp_path, *days)
+    assert [line["user_id"] for line in lines(tmp_path)] == [str(day) for day in days]
 
 
 def test_days_written_ahead_of_their_time_are_dropped_with_those_that_follow_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at(monkeypatch, tmp_path, 0, 5000, 1, 2, 2 + 366)
-    assert [line["user_id"] for line in lines(tmp_path)] == ["2", "368"]
+    at(monkeypatch, tmp_path, 0, 5000, 1, 2, 2 + 366, 2 + 367)
+    assert [line["user_id"] for line in lines(tmp_path)] == ["1", "2", "368", "369"]
+    at(monkeypatch, tmp_path, 2 + 368)
+    assert [line["user_id"] for line in lines(tmp_path)] == ["368", "369", "370"]
 
 
 @pytest.mark.parametrize("torn", [b'{"time": "20', b"\0" * 100_000])
@@ -225,6 +238,21 @@ def test_a_refused_key_leaves_a_line_with_its_name_wherever_it_was_tried(tmp_pat
         ("call", "forbidden", "phone"),
         ("verify", "unauthorized", None),
     ]
+
+
+@pytest.mark.usefixtures("app_key")
+def test_refused_keys_fill_the_log_only_so_fast_and_it_tells_how_many_were_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(tmp_path, rate_limit_address="off")
+    begun = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: begun)
+    for _ in range(MAX_REFUSALS_PER_MINUTE + 7):
+        client.get("/metrics", headers={"X-API-Key": "wrong"})
+    assert len(lines(tmp_path)) == MAX_REFUSALS_PER_MINUTE
+    monkeypatch.setattr(time, "monotonic", lambda: begun + 60)
+    client.get("/metrics", headers={"X-API-Key": "wrong"})
+    assert [line.get("left_out") for line in lines(tmp_path)][-2:] == [None, "7"]
 
 
 @pytest.mark.usefixtures("app_key")

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,16 @@ def test_who_was_verified_since_is_not_due(database: Database) -> None:
     store.note_seen(["person-0", "person-1"], int((NOW - 150 * DAY_S) // DAY_S))
     store.note_seen(["person-1"], int((NOW - 5 * DAY_S) // DAY_S))
     assert due(store, DAYS, NOW, 4) == ["person-0", "person-2"]
+
+
+def test_a_person_is_due_once_and_not_when_a_photo_was_added_since(database: Database) -> None:
+    store = database.open()
+    store.append(1, enrolled_ago(200, 200, 200, 1))
+    older, newer = enrolled_ago(150, 5)
+    store.append(5, [replace(older, photo_id="a"), replace(newer, photo_id="b")])
+    assert due(store, DAYS, NOW, 4) == ["person-0", "person-2"]
+    store.remove_photo(7, 1)
+    assert sorted(due(store, DAYS, NOW, 4)) == ["person-0", "person-2"]
 
 
 def test_who_is_erased_is_not_due_again_and_leaves_no_note(database: Database) -> None:

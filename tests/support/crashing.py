@@ -107,12 +107,18 @@ def records_of(service: Service, mongo_uri: str | None = None) -> Iterator[Enrol
 
 
 class Crowd:
-    """People who sign up one after the other, several at a time, each asking again until told to be enrolled."""
+    """People who sign up one after the other, several at a time, each asking again until told to be enrolled.
+
+    One in three of them then adds a photo, and asks again in the same way.
+    """
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.user_ids: dict[int, str] = {}
+        # Whose added photo was acknowledged.
+        self.with_photo: set[int] = set()
         self.answers: list[str] = []
+        self._without_photo: deque[int] = deque()
         self._numbers = itertools.count()
         self._unsettled: deque[int] = deque()
         self._recognised = 0
@@ -124,11 +130,7 @@ class Crowd:
 
         def client() -> None:
             while not stopped.is_set():
-                try:
-                    number = self._unsettled.popleft()
-                except IndexError:
-                    number = next(self._numbers)
-                if not self.sign_up(number):
+                if not self._step():
                     time.sleep(0.02)
 
         with ThreadPoolExecutor(CLIENTS) as clients:
@@ -140,24 +142,48 @@ class Crowd:
         for one in working:
             one.result()
 
+    def _step(self) -> bool:
+        """Let one person add a photo or sign up; True when told to have succeeded."""
+        with contextlib.suppress(IndexError):
+            return self.add_photo(self._without_photo.popleft())
+        with contextlib.suppress(IndexError):
+            return self.sign_up(self._unsettled.popleft())
+        return self.sign_up(next(self._numbers))
+
+    def add_photo(self, number: int) -> bool:
+        """Let one person add a photo, always with the same Idempotency-Key; True when told that it is added."""
+        body = self._send(f"/users/{self.user_ids[number]}/photos", number)
+        if body is None:
+            self._without_photo.append(number)
+            return False
+        assert body["photos"] == 2
+        self.with_photo.add(number)
+        return True
+
     def sign_up(self, number: int) -> bool:
         """Let one person sign up, always with the same Idempotency-Key; True when told to be enrolled."""
-        try:
-            answer = self.service.post("/signUp", photo(number), headers={"Idempotency-Key": f"person-{number}"})
-            body = answer.json()
-        except requests.RequestException:
-            self.answers.append(NO_ANSWER)
+        body = self._send("/signUp", number)
+        if body is None:
             self._unsettled.append(number)
             return False
+        self.user_ids[number] = body["user_id"]
+        if number % 3 == 0:
+            self._without_photo.append(number)
+        return True
+
+    def _send(self, route: str, number: int) -> dict[str, Any] | None:
+        """Send a person's photo; return the body of a `200`, None without one."""
+        try:
+            answer = self.service.post(route, photo(number), headers={"Idempotency-Key": f"person-{number}"})
+            body = dict(answer.json())
+        except requests.RequestException:
+            self.answers.append(NO_ANSWER)
+            return None
         told = f"{answer.status_code} {body.get('code', 'enrolled')}"
         if answer.status_code == 503 and not answer.headers.get("Retry-After", "").isdigit():
             told += " without Retry-After"
         self.answers.append(told)
-        if told in (UNAVAILABLE, NO_ROOM):
-            self._unsettled.append(number)
-        elif answer.status_code == 200:
-            self.user_ids[number] = body["user_id"]
-        return answer.status_code == 200
+        return body if answer.status_code == 200 else None
 
     def wait_for_more(self) -> None:
         """Return when somebody more has been enrolled, as the service does again after every trouble."""
@@ -169,9 +195,9 @@ class Crowd:
     def settle(self) -> None:
         """Let everybody ask again who was not told the outcome."""
         deadline = time.monotonic() + PATIENCE_S
-        while self._unsettled:
+        while self._unsettled or self._without_photo:
             assert time.monotonic() < deadline, f"the service did not recover: {Counter(self.answers[-20:])}"
-            self.sign_up(self._unsettled.popleft())
+            self._step()
 
     def check(self, store: EnrolmentLog) -> int:
         """Assert that the log is whole, and that everybody who was told to be enrolled is in it and recognised.
@@ -180,9 +206,14 @@ class Crowd:
         """
         assert set(self.answers) <= {ENROLLED, UNAVAILABLE, NO_ROOM, NO_ANSWER}
         entries = assert_whole(store)
-        templates = np.stack([entry.template for entry in entries if entry.template is not None])
-        assert len(templates) == len(entries)
-        assert_nobody_twice(templates)
+        assert all(entry.template is not None for entry in entries)
+        firsts = [entry.template for entry in entries if entry.template is not None and not entry.is_added]
+        assert_nobody_twice(np.stack(firsts))
+        photos = Counter(entry.user_id for entry in entries)
+        assert set(photos.values()) <= {1, 2}
+        assert {user_id for user_id, count in photos.items() if count == 2} >= {
+            self.user_ids[number] for number in self.with_photo
+        }
         enrolled = {entry.user_id for entry in entries}
         assert enrolled >= set(self.user_ids.values())
         assert len(set(self.user_ids.values())) == len(self.user_ids)
@@ -247,7 +278,9 @@ def _kill_while_starting(service: Service) -> None:
 
 # --- kill -9 of the process that writes the embedded store ---
 
-# Each step can be taken again without harm: step 4n + 3 erases the person of the step before, the others enrol one.
+# Each step can be taken again without harm, and is one entry of the log. Of six steps three enrol somebody, the third
+# adds a photo to the person of the second, the fourth removes that person's first photo, and the last one erases the
+# person of the fifth.
 WRITER = """
 import sys
 from itertools import count
@@ -265,21 +298,30 @@ store.prepare()
 gallery = Gallery(store, "m", 512, snapshot=snapshot.SnapshotFolder(Path(sys.argv[1]) / "gallery", "", 512))
 gallery.load()
 for step in count(int(sys.argv[2])):
-    number = step - 1 if step % 4 == 3 else step
-    template = np.random.default_rng(number).standard_normal(512, np.float32)
+    kind = step % 6
+    template = np.random.default_rng(step - {2: 1, 3: 2, 5: 1}.get(kind, 0)).standard_normal(512, np.float32)
     template /= np.linalg.norm(template)
-    if step % 4 == 3:
-        found = gallery.search(template)
-        if found is not None and found.cosine > 0.999:
-            gallery.erase(found.user_id)
-        print(step, "erased", flush=True)
+    found = gallery.search(template)
+    known = found.user_id if found is not None and found.cosine > 0.999 else None
+    outcome = {2: "added", 3: "removed", 5: "erased"}.get(kind)
+    if kind == 2:
+        gallery.add_photo(
+            known, template, match_cosine=0.999, duplicate_cosine=0.999, max_photos=5, request_key=f"step {step}"
+        )
+    elif kind == 3:
+        if len(store.find_person(known).photos) == 2:
+            gallery.remove_photo(known, 1)
+    elif kind == 5:
+        if known is not None:
+            gallery.erase(known)
     else:
-        print(step, gallery.enrol(template, duplicate_cosine=0.999, request_key=f"step {step}"), flush=True)
+        outcome = gallery.enrol(template, duplicate_cosine=0.999, request_key=f"step {step}")
+    print(step, outcome, flush=True)
 """
 
 
 def kill_the_writer(folder: Path, kills: int) -> Figures:
-    """Kill a process that does nothing but enrol and erase on the embedded store, at random moments of that."""
+    """Kill a process that changes the embedded store without a pause, at random moments of that."""
     done: list[str] = []
     untold = 0
     for _ in range(kills):
@@ -297,7 +339,7 @@ def kill_the_writer(folder: Path, kills: int) -> Figures:
                 assert int(step) == len(done)
                 done.append(outcome)
         untold += _check_steps(folder, done)
-    return Figures(kills, sum(outcome != "erased" for outcome in done), untold=untold)
+    return Figures(kills, sum(step % 6 in (0, 1, 4) for step in range(len(done))), untold=untold)
 
 
 def _check_steps(folder: Path, done: list[str]) -> int:
@@ -308,17 +350,20 @@ def _check_steps(folder: Path, done: list[str]) -> int:
     store.close()
     untold = len(entries) - len(done)
     assert untold in (0, 1)
-    last = entries[-1]
+    gone = {entry.removes for entry in entries} | {entry.erases for entry in entries}
     for step, (entry, outcome) in enumerate(zip(entries, done, strict=False)):
-        if outcome == "erased":
+        kind = step % 6
+        if kind == 5:
             assert entry.erases == done[step - 1]
-            continue
-        assert (entry.user_id, entry.erases) in ((outcome, None), (None, None))
-        erased = done[step + 1 : step + 2] == ["erased"] or last.erases == outcome
-        assert (entry.template is None) == erased
-        if entry.template is not None:
-            assert entry.user_id == outcome
-            assert np.vecdot(entry.template, a_template(step)) > SAME
+        elif kind == 3:
+            assert entry.removes == entries[step - 2].seq
+        else:
+            user_id = done[step - 1] if kind == 2 else outcome
+            assert entry.is_added == (kind == 2 and entry.template is not None)
+            assert (entry.template is None) == bool({entry.seq, user_id} & gone)
+            if entry.template is not None:
+                assert entry.user_id == user_id
+                assert np.vecdot(entry.template, a_template(step - (kind == 2))) > SAME
     return untold
 
 

@@ -1,16 +1,19 @@
-"""The outline of an ONNX file: what the library reads of the whole file, but for the weights, and refused as it is."""
+"""ONNX files: the outline is what the library reads, but for the weights; without PRelu a model computes the same."""
 
 from __future__ import annotations
 
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnx
+import onnxruntime
 import pytest
 from google.protobuf.message import DecodeError
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
-from engines.onnx_outline import outline
+from engines.onnx_files import outline, session_without_prelu
 from tests.support.fakes import write_tiny_pack
 
 
@@ -112,3 +115,46 @@ def test_a_file_that_lacks_the_end_of_its_last_weights_is_refused_without_readin
 
 def varint(value: int) -> bytes:
     return bytes([value & 0x7F | 0x80]) + varint(value >> 7) if value >= 0x80 else bytes([value])
+
+
+def write_prelu_model(path: Path, slopes: npt.NDArray[np.float32]) -> None:
+    """A convolution and a PRelu of `slopes`, with random weights."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.normal(size=(16, 3, 3, 3)).astype(np.float32),
+        "b": rng.normal(size=16).astype(np.float32),
+        "slopes": slopes,
+    }
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c"]), helper.make_node("PRelu", ["c", "slopes"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "prelu",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 12, 12])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16, 10, 10])],
+        [numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+
+
+def test_without_prelu_a_model_computes_the_same_for_slopes_of_every_kind(tmp_path: Path) -> None:
+    slopes = np.array([-0.5, 0.0, 0.25, 1.0, 1.7, 0.1, -1.2, 3.0] * 2, np.float32).reshape(16, 1, 1)
+    write_prelu_model(tmp_path / "m.onnx", slopes)
+    image = np.random.default_rng(1).normal(size=(2, 3, 12, 12)).astype(np.float32)
+    whole = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    quicker = session_without_prelu(tmp_path / "m.onnx", threads=1)
+    assert quicker is not None
+    np.testing.assert_allclose(
+        quicker.run(None, {"x": image})[0], whole.run(None, {"x": image})[0], rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("shape", [(1,), (16, 10, 1)], ids=["one for all", "one for each row"])
+def test_a_prelu_whose_slopes_are_not_one_for_each_channel_is_left_as_it_is(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    write_prelu_model(tmp_path / "m.onnx", np.full(shape, 0.2, np.float32))
+    assert session_without_prelu(tmp_path / "m.onnx", threads=1) is None
+
+
+def test_a_model_that_has_no_prelu_is_left_as_it_is(pack: Path) -> None:
+    assert session_without_prelu(pack / "rec.onnx", threads=1) is None

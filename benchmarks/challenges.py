@@ -1,0 +1,329 @@
+"""Counts how often a challenge accepts attacks and refuses honest people, in frames made from photos.
+
+    python benchmarks/challenges.py PACK... --mesh face_landmark_468.onnx --photos PHOTO... --people FOLDER
+
+PACK is the folder of an InsightFace pack, or `compact`. Each photo with one nearly frontal face gives a head in 3D and
+prints of it (`turning_faces.py`). Honest people and attackers do the steps of random challenges before a background;
+the frames are JPEGs with a sensor's noise. FOLDER has a folder a person, for the attack by several photos of one.
+
+The words are those of ISO/IEC 30107-3: APCER is the share of attacks accepted, of each kind of attack; BPCER the share
+of honest attempts refused. Intervals are Wilson's at 95 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import pickle
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT))
+
+from benchmarks.turning_faces import (
+    ARM_LENGTH,
+    FLAT_PIVOT,
+    NECK_PIVOT,
+    FaceMesh,
+    Relief,
+    View,
+    a_background,
+    as_sent,
+    filmed,
+    head_of,
+    print_of,
+)
+from bootstrap import load_engine
+from challenge.judge import Outcome, judge
+from challenge.motion import Frame
+from challenge.steps import CLOSER, LEFT, MAX_FRAMES, RIGHT, STRAIGHT, draw_steps
+from engines.base import Engine, Face
+from face_checks import head_pose
+from photos.pixels import Pixels
+from settings import Settings
+
+MIN_INTER_EYE_PX = 36.0
+MAX_YAW_DEG, MAX_ROLL_DEG = 12.0, 10.0
+HONEST = "honest"
+Film = Callable[[View], Pixels]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A photo with one face, what it is in 3D, and the background that it is filmed before."""
+
+    photo: Pixels
+    face: Face
+    head: Relief
+    background: Pixels
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What one attempt sends: the kind of attempt, the photo, the challenge's steps and the frames."""
+
+    kind: str
+    photo: Pixels
+    steps: tuple[str, ...]
+    frames: list[bytes]
+
+
+def subjects(photos: Sequence[Path], engine: Engine, mesh: FaceMesh, random: np.random.Generator) -> list[Subject]:
+    """The photos that show one face, large and straight enough to be turned."""
+    found = []
+    for path in photos:
+        photo = np.asarray(cv2.imread(str(path), cv2.IMREAD_COLOR), np.uint8)
+        faces = engine.detect(photo)
+        if len(faces) != 1 or faces[0].inter_eye < MIN_INTER_EYE_PX:
+            continue
+        pose = head_pose(faces[0])
+        if abs(pose.yaw) <= MAX_YAW_DEG and abs(pose.roll) <= MAX_ROLL_DEG:
+            found.append(Subject(photo, faces[0], head_of(photo, faces[0], mesh), a_background(random)))
+    return found
+
+
+def views(
+    steps: Sequence[str], random: np.random.Generator, turns_deg: tuple[float, float], pivot: tuple[float, float, float]
+) -> Iterator[tuple[str, View]]:
+    """How something stands before the camera while it does the steps, one or two frames a step and some between."""
+    yaw, distance, extra = 0.0, ARM_LENGTH * random.uniform(0.9, 1.15), MAX_FRAMES - len(steps)
+    pitch, roll = random.normal(0, 3), random.normal(0, 2)
+    for step in steps:
+        before = yaw, distance
+        if step == CLOSER:
+            yaw, distance = random.normal(0, 2), distance * random.uniform(0.6, 0.75)
+        else:
+            sign = {LEFT: 1, RIGHT: -1, STRAIGHT: 0}[step]
+            yaw = random.normal(0, 2) if step == STRAIGHT else sign * random.uniform(*turns_deg)
+        count = 1 + int(extra > 0 and random.random() < 0.4)
+        between = extra > count - 1 and before[0] != 0.0 and random.random() < 0.4
+        extra -= count - 1 + between
+        half_way = ((before[0] + yaw) / 2, (before[1] + distance) / 2, "between")
+        moves = [half_way] if between else []
+        for now_yaw, now_distance, name in [*moves, *[(yaw, distance, step)] * count]:
+            shift = (random.normal(0, 0.08), random.normal(0, 0.08))
+            yield (
+                name,
+                View(
+                    float(now_yaw + random.normal(0, 1)),
+                    pitch + random.normal(0, 2),
+                    roll + random.normal(0, 2),
+                    float(now_distance * random.uniform(0.98, 1.02)),
+                    shift,
+                    pivot,
+                ),
+            )
+
+
+def sent(frames: Sequence[Pixels], random: np.random.Generator) -> list[bytes]:
+    """The frames as a camera sends them, in light that changes a little."""
+    quality, noise, light = int(random.integers(70, 92)), random.uniform(1, 4), random.uniform(0.8, 1.15)
+    lit = [np.clip(frame * (light + random.normal(0, 0.01)), 0, 255).astype(np.uint8) for frame in frames]
+    return [as_sent(frame, random, quality=quality, noise=noise) for frame in lit]
+
+
+def done_by(relief: Relief, background: Pixels, shown: Iterable[tuple[str, View]]) -> list[Pixels]:
+    """The frames of a head or a print that does the steps."""
+    return [filmed(relief, view, background) for _, view in shown]
+
+
+def by_head(subject: Subject, steps: Sequence[str], random: np.random.Generator) -> list[Pixels]:
+    """The frames of a person who does the steps."""
+    return done_by(subject.head, subject.background, views(steps, random, (22, 42), NECK_PIVOT))
+
+
+def shaken(subject: Subject, steps: Sequence[str], random: np.random.Generator) -> list[Pixels]:
+    """A print that is moved in every way but as asked."""
+    flat = print_of(subject.photo, subject.face)
+    return [
+        filmed(
+            flat,
+            View(
+                random.uniform(-50, 50), random.uniform(-25, 25), random.uniform(-15, 15),
+                ARM_LENGTH * random.uniform(0.7, 1.3), (random.normal(0, 0.3), random.normal(0, 0.3)), FLAT_PIVOT,
+            ),
+            subject.background,
+        )
+        for _ in range(len(steps) + 4)
+    ]  # fmt: skip
+
+
+def with_eye_holes(subject: Subject, other: Subject, steps: Sequence[str], random: np.random.Generator) -> list[Pixels]:
+    """A print with the eyes cut out, before the attacker's own face."""
+    mask = print_of(subject.photo, subject.face, holes=True)
+    frames = []
+    for _, view in views(steps, random, (25, 55), FLAT_PIVOT):
+        behind = View(view.yaw, view.pitch, view.roll, view.distance + 0.5, view.shift, (0.0, 0.6, 0.5))
+        frames.append(filmed(mask, view, filmed(other.head, behind, subject.background)))
+    return frames
+
+
+def replayed(subject: Subject, random: np.random.Generator) -> list[Pixels]:
+    """A screen that shows what a person did for another challenge."""
+    steps = draw_steps()
+    height, width = subject.background.shape[:2]
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+    seen = (corners + random.normal(0, 8, corners.shape)).astype(np.float32)
+    matrix = cv2.getPerspectiveTransform(corners, seen)
+    stripes = 4 * np.sin(np.arange(width) * random.uniform(0.8, 2.5))[None, :, None]
+    return [
+        np.clip(cv2.warpPerspective(frame, matrix, (width, height)) * 0.9 + 10 + stripes, 0, 255).astype(np.uint8)
+        for frame in by_head(subject, steps, random)
+    ]
+
+
+def with_anothers_turns(
+    subject: Subject, other: Subject, steps: Sequence[str], random: np.random.Generator
+) -> list[Pixels]:
+    """A print of the person where a look straight is asked for, the attacker's own head where it must turn."""
+    flat = print_of(subject.photo, subject.face)
+    frames = []
+    for name, view in views(steps, random, (22, 42), NECK_PIVOT):
+        frames.append(filmed(other.head if name in (LEFT, RIGHT) else flat, view, subject.background))
+    return frames
+
+
+def album(folder: Path, engine: Engine) -> list[tuple[float, Pixels, Face]]:
+    """A person's photos with one face each, with the yaw that is read from each, from left to right."""
+    photos = []
+    for path in sorted(folder.glob("*.jpg")):
+        photo = np.asarray(cv2.imread(str(path), cv2.IMREAD_COLOR), np.uint8)
+        faces = engine.detect(photo)
+        if len(faces) == 1:
+            photos.append((head_pose(faces[0]).yaw, photo, faces[0]))
+    return sorted(photos, key=lambda one: one[0])
+
+
+def several_photos(
+    photos: Sequence[tuple[float, Pixels, Face]], background: Pixels, steps: Sequence[str], random: np.random.Generator
+) -> tuple[Pixels, list[Pixels]]:
+    """Photos of one person, turned to either side and straight, held up one after the other; and the straight one."""
+    straight = min(photos, key=lambda one: abs(one[0]))
+    prints = {name: print_of(*one[1:]) for name, one in ((LEFT, photos[0]), (RIGHT, photos[-1]), (STRAIGHT, straight))}
+    frames = [
+        filmed(prints.get(name, prints[STRAIGHT]), view, background)
+        for name, view in views(steps, random, (0, 5), FLAT_PIVOT)
+    ]
+    return straight[1], frames
+
+
+def attacks_on(
+    subject: Subject, other: Subject, random: np.random.Generator
+) -> dict[str, Callable[[tuple[str, ...]], list[Pixels]]]:
+    """Kind of attack -> what makes its frames for a challenge's steps."""
+    flat = print_of(subject.photo, subject.face)
+    bent = print_of(subject.photo, subject.face, radius=random.uniform(0.9, 2.5))
+
+    def turned(relief: Relief, degrees: tuple[float, float]) -> Callable[[tuple[str, ...]], list[Pixels]]:
+        return lambda steps: done_by(relief, subject.background, views(steps, random, degrees, FLAT_PIVOT))
+
+    return {
+        "flat print, turned and moved closer": turned(flat, (25, 60)),
+        "bent print, turned and moved closer": turned(bent, (25, 55)),
+        "print with eye holes": lambda steps: with_eye_holes(subject, other, steps, random),
+        "print, shaken": lambda steps: shaken(subject, steps, random),
+        "one photo, repeated": lambda steps: [filmed(flat, View(), subject.background)] * (len(steps) + 2),
+        "screen, another challenge": lambda _: replayed(subject, random),
+        "another person's head": lambda steps: by_head(other, steps, random),
+        "print, and another's head for the turns": lambda steps: with_anothers_turns(subject, other, steps, random),
+    }
+
+
+def attempts(
+    people: Sequence[Subject], albums: Sequence[Path], engine: Engine, random: np.random.Generator, honest: int
+) -> Iterator[Sent]:
+    """Honest attempts of every person, and an attack of every kind on each."""
+    for at, subject in enumerate(people):
+        other = people[(at + 1 + int(random.integers(len(people) - 1))) % len(people)]
+        for _ in range(honest):
+            steps = draw_steps()
+            yield Sent(HONEST, subject.photo, steps, sent(by_head(subject, steps, random), random))
+        for kind, attack in attacks_on(subject, other, random).items():
+            steps = draw_steps()
+            yield Sent(kind, subject.photo, steps, sent(attack(steps), random))
+    for folder in albums:
+        photos = album(folder, engine)
+        if len(photos) >= 3:
+            steps = draw_steps()
+            photo, frames = several_photos(photos, a_background(random), steps, random)
+            yield Sent("several photos of the person in turn", photo, steps, sent(frames, random))
+
+
+def judged(one: Sent, engine: Engine, settings: Settings) -> Outcome:
+    """What the service makes of one attempt."""
+    (face, *_) = engine.detect(one.photo)
+    frames = []
+    for data in one.frames:
+        pixels = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), np.uint8)
+        frames.append(Frame(pixels, engine.detect_in_frame(pixels)))
+    return judge(frames, one.steps, engine.embed(one.photo, face), engine, settings)
+
+
+def wilson(events: int, of: int) -> tuple[float, float]:
+    """Wilson's interval at 95 % for a share."""
+    z, share = 1.96, events / of
+    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
+    half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def report(outcomes: dict[str, list[Outcome]]) -> None:
+    """Print a table of the kinds of attempts, with what refuses each most."""
+    print("| attempt | n | APCER (BPCER for honest ones) | 95 % | what refused it most |")
+    print("|---|---|---|---|---|")
+    for kind, made in outcomes.items():
+        accepted = sum(all(check.passed for check in one.checks) for one in made)
+        errors = len(made) - accepted if kind == HONEST else accepted
+        low, high = wilson(errors, len(made))
+        reasons = Counter(reason_of(one) for one in made if not all(check.passed for check in one.checks))
+        told = ", ".join(f"{name} {count}" for name, count in reasons.most_common(3))
+        print(f"| {kind} | {len(made)} | {errors / len(made):.1%} | {low:.1%} to {high:.1%} | {told} |")
+
+
+def reason_of(outcome: Outcome) -> str:
+    """The name of the first failed check."""
+    failed = next(at for at, check in enumerate(outcome.checks) if not check.passed)
+    return str(list(outcome.figures)[failed]).removeprefix("challenge_")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", help="folders of packs, or compact")
+    parser.add_argument("--mesh", type=Path, required=True, help="MediaPipe's face landmark network as ONNX")
+    parser.add_argument("--photos", type=Path, nargs="+", required=True)
+    parser.add_argument("--people", type=Path, help="a folder with a folder a person")
+    parser.add_argument("--honest", type=int, default=3, help="honest attempts of each person")
+    parser.add_argument("--thresholds", type=float, nargs="*", default=[], help="VERIFY_THRESHOLD of each model")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="a file to keep the attempts in, outside of the repository")
+    options = parser.parse_args()
+    engines = [
+        load_engine(model, models_dir=PROJECT / "models", hub_timeout_s=1, threads=1, may_fall_back=False)
+        for model in options.models
+    ]
+    random = np.random.default_rng(options.seed)
+    if options.keep and options.keep.exists():
+        made = pickle.loads(options.keep.read_bytes())
+    else:
+        people = subjects(options.photos, engines[0], FaceMesh(options.mesh), random)
+        albums = sorted(path for path in options.people.iterdir() if path.is_dir()) if options.people else []
+        made = list(attempts(people, albums, engines[0], random, options.honest))
+        if options.keep:
+            options.keep.write_bytes(pickle.dumps(made))
+    for engine, threshold in zip(engines, [*options.thresholds, *[0.5] * len(engines)], strict=False):
+        outcomes: dict[str, list[Outcome]] = defaultdict(list)
+        for one in made:
+            outcomes[one.kind].append(judged(one, engine, Settings(verify_threshold=threshold)))
+        print(f"\n{engine.describe()}, VERIFY_THRESHOLD {threshold}\n")
+        report(outcomes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Decides whether the frames of a challenge show the live person of a photo.
+
+A person does random steps before the camera: looks straight, turns to either side, comes closer. The frames must show
+every step in order, one person without a cut, and a head: what turns must stand out as a head does, and look otherwise
+from the side. docs/liveness.md has the measurements behind every limit here, and what this does not stop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+import face_checks
+from challenge.motion import Frame, Track
+from challenge.steps import MAX_FRAMES, Attempt
+from engines.base import Engine, Template, similarity_of
+from errors import FaceError
+from face_checks import Check
+from settings import Settings
+
+# How much of the turned faces no print explains, flat or bent.
+MIN_UNLIKE_A_PRINT = 0.05
+# How far the nose's tip stands before the plane of eyes and mouth, in inter-eye distances, from its parallax.
+MIN_NOSE_DEPTH = 0.26
+# So many of the frames must show the face: a detector misses one now and then between two steps.
+MIN_SHARE_WITH_FACE = 0.75
+# From one frame to the next the face moves by at most so many inter-eye distances, and grows or shrinks by this factor.
+MAX_SHIFT = 2.0
+MAX_ZOOM = 1.8
+# ... and its mean colour by so much (CIELAB).
+MAX_COLOUR_SHIFT = 12.0
+# Two frames that differ by less (mean over all pixels, of 255) are one frame that was sent twice.
+MIN_DIFFERENCE = 0.25
+
+# How much lower than the operator's threshold the similarity of the turned frames to the photo may be.
+TURNED_SIMILARITY_LOSS = 0.12
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the frames were found to show.
+
+    Attributes:
+        checks: every check that was made, in the order in which a refusal names its reason.
+        figures: name -> what was measured, for the log.
+    """
+
+    checks: list[Check]
+    figures: dict[str, float | None]
+
+
+def not_attempted(code: str, required: dict[str, float]) -> FaceError:
+    """The refusal of a request without a challenge that could be judged."""
+    return face_checks.refusal([Check(code, False, None, required, face_checks.HINTS[code])])
+
+
+def require_frame_count(attempt: Attempt) -> None:
+    """FaceError `challenge_failed` if there are fewer frames than steps, or too many."""
+    count, least = len(attempt.frames), len(attempt.steps)
+    if not least <= count <= MAX_FRAMES:
+        required: dict[str, float] = {"max": MAX_FRAMES} if count > MAX_FRAMES else {"min": least}
+        raise face_checks.refusal([_check("challenge_failed", count, required, "challenge_frames")])
+
+
+def judge(
+    frames: Sequence[Frame], steps: Sequence[str], template: Template, engine: Engine, settings: Settings
+) -> Outcome:
+    """Judge the frames of a challenge.
+
+    Args:
+        frames: in order.
+        steps: the challenge's.
+        template: of the photo, whose person the frames must show.
+        engine: embeds two of the frames, if all else is well.
+        settings: how similar one person must be, and which faces count.
+
+    Returns:
+        The checks; after one that makes the others meaningless, those are left out.
+    """
+    seen = [frame for frame in frames if _faces_that_count(frame, settings) == 1]
+    most = max(_faces_that_count(frame, settings) for frame in frames)
+    least = max(len(steps), math.ceil(MIN_SHARE_WITH_FACE * len(frames)))
+    checks = [
+        _check("challenge_failed", len(seen), {"min": least}, "challenge_faces"),
+        _check("challenge_failed", most, {"max": 1}, "challenge_alone"),
+    ]
+    figures: dict[str, float | None] = {"challenge_faces": len(seen), "challenge_alone": most}
+    if not all(check.passed for check in checks):
+        return Outcome(checks, figures)
+    track = Track(seen)
+    followed = track.follow(steps)
+    measures = [
+        ("challenge_failed", "challenge_steps", float(len(followed)), {"min": float(len(steps))}),
+        ("challenge_failed", "challenge_repeated", track.least_difference(), {"min": MIN_DIFFERENCE}),
+        ("challenge_failed", "challenge_shift", track.largest_shift(), {"max": MAX_SHIFT}),
+        ("challenge_failed", "challenge_zoom", track.largest_zoom(), {"max": MAX_ZOOM}),
+        ("challenge_failed", "challenge_cut", track.largest_colour_shift(), {"max": MAX_COLOUR_SHIFT}),
+    ]
+    turned = track.turned_frames() if len(followed) == len(steps) else None
+    if turned is not None:
+        measures += [
+            ("not_live", "challenge_plane", track.unlike_a_print(turned), {"min": MIN_UNLIKE_A_PRINT}),
+            ("not_live", "challenge_depth", track.nose_depth(), {"min": MIN_NOSE_DEPTH}),
+        ]
+    checks += [_check(code, measured, required, hint) for code, hint, measured, required in measures]
+    figures |= {hint: round(measured, 4) for _, hint, measured, _ in measures}
+    if turned is not None and all(check.passed for check in checks):
+        lowest = settings.verify_threshold - TURNED_SIMILARITY_LOSS
+        similarity = _similarity([seen[number] for number in turned], template, engine)
+        checks.append(_check("challenge_failed", similarity, {"min": round(lowest, 4)}, "challenge_person"))
+        figures["challenge_person"] = round(similarity, 4)
+    return Outcome(checks, figures)
+
+
+def _check(code: str, measured: float, required: dict[str, float], hint: str) -> Check:
+    passed = measured >= required["min"] if "min" in required else measured <= required["max"]
+    return Check(code, passed, round(measured, 4), required, None if passed else face_checks.NEARER_HINTS[hint])
+
+
+def _faces_that_count(frame: Frame, settings: Settings) -> int:
+    """How many faces count in the frame, as in a photo; 0 for one whose landmarks cannot be measured."""
+    try:
+        face, _ = face_checks.require_single_face(frame.faces, settings)
+        face_checks.head_pose(face)
+    except FaceError as refusal:
+        return int(refusal.fields["checks"][0]["measured"])
+    except (ValueError, cv2.error):
+        return 0
+    return 1
+
+
+def _similarity(frames: Sequence[Frame], template: Template, engine: Engine) -> float:
+    """The mean similarity of the frames' faces to the photo's; -1 if one cannot be embedded.
+
+    The frames are turned ones, since a photograph can give the straight ones.
+    """
+    try:
+        cosines = [float(engine.embed(frame.pixels, frame.faces[0]) @ template) for frame in frames]
+    except (ValueError, cv2.error):
+        return -1.0
+    return similarity_of(float(np.mean(cosines)), engine.cosine_at_half)

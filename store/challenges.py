@@ -1,0 +1,72 @@
+"""What a challenge is, and what every store promises about challenges: each is used once, in time, by its owner."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from errors import FaceError
+
+# From its issue on, a challenge can be used for so many seconds. A person needs about ten.
+CHALLENGE_SECONDS = 60.0
+# A challenge from the future was issued before a clock was set back, or by another machine. Its clock may be ahead by
+# so many seconds.
+CLOCK_SKEW_S = 5.0
+# A used challenge is kept for so many seconds, so that a second use is told `challenge_used`.
+KEPT_SECONDS = 600.0
+# The oldest challenges of an owner go when there are more: an API key at its usual rate limit asks for 6,000 a minute.
+MAX_KEPT = 10_000
+ID_BYTES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """What one person is asked to do before the camera.
+
+    Args:
+        challenge_id: a random text that nobody can guess.
+        owner: the SHA-256 of the API key that it was issued to; empty without one.
+        steps: what to do, in order.
+        issued_at: seconds since the epoch.
+    """
+
+    challenge_id: str
+    owner: str
+    steps: tuple[str, ...]
+    issued_at: float
+
+
+class ChallengeStore(Protocol):
+    """Challenges, seen by every process on the store. Each method raises FaceError `database_unavailable`, too."""
+
+    def add_challenge(self, challenge: Challenge) -> None:
+        """Keep a challenge durably; remove those that are long over, and the owner's oldest beyond `MAX_KEPT`."""
+
+    def use_challenge(self, challenge_id: str, owner: str) -> Challenge:
+        """Mark a challenge as used, as one step among all processes, and return it.
+
+        Raises:
+            FaceError: `challenge_used`; `challenge_expired`: it is too old, or it is not a challenge of this owner.
+        """
+
+
+def new_challenge(owner: str, steps: Sequence[str]) -> Challenge:
+    """Make a challenge that is issued now."""
+    return Challenge(secrets.token_urlsafe(ID_BYTES), owner, tuple(steps), time.time())
+
+
+def require_in_time(challenge: Challenge) -> Challenge:
+    """Return a challenge that can still be used; FaceError `challenge_expired`."""
+    age = time.time() - challenge.issued_at
+    # A clock that was set back must not make a challenge last: one from the future is as good as expired.
+    if not -CLOCK_SKEW_S <= age <= CHALLENGE_SECONDS:
+        raise FaceError("challenge_expired")
+    return challenge
+
+
+def over(now: float) -> tuple[float, float]:
+    """Challenges that were issued before the first or after the second of these moments are removed."""
+    return now - KEPT_SECONDS, now + KEPT_SECONDS

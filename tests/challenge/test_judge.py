@@ -1,0 +1,156 @@
+"""The judge of a challenge, with the compact model and frames of the packaged astronaut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from benchmarks.turning_faces import as_sent
+from bootstrap import load_engine
+from challenge.judge import Outcome, judge, require_frame_count
+from challenge.motion import Frame
+from challenge.steps import CLOSER, LEFT, MAX_FRAMES, ORDERS, RIGHT, STRAIGHT, Attempt
+from engines.base import Engine, Template
+from errors import FaceError
+from photos.pixels import Pixels
+from settings import Settings
+from tests.support.fakes import packaged_photo
+from tests.support.filming import astronaut, frames_of
+
+STEPS = (STRAIGHT, LEFT, CLOSER, RIGHT, LEFT)
+Judge = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    folder = tmp_path_factory.mktemp("models")
+    return load_engine("compact", models_dir=folder, hub_timeout_s=0, threads=1, may_fall_back=False)
+
+
+@pytest.fixture(scope="module")
+def judged(engine: Engine) -> Judge:
+    photo, face = astronaut()
+    of_the_photo = engine.embed(photo, face)
+
+    def judge_frames(
+        frames: Sequence[bytes], steps: Sequence[str] = STEPS, template: Template = of_the_photo
+    ) -> Outcome:
+        return judge([seen(engine, data) for data in frames], steps, template, engine, Settings())
+
+    return judge_frames
+
+
+def seen(engine: Engine, data: bytes) -> Frame:
+    pixels = pixels_of(data)
+    return Frame(pixels, engine.detect_in_frame(pixels))
+
+
+def pixels_of(data: bytes) -> Pixels:
+    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), np.uint8)
+
+
+def failed(outcome: Outcome) -> list[str]:
+    """The names of the failed checks, without those that were not made."""
+    return [name for name, check in zip(outcome.figures, outcome.checks, strict=True) if not check.passed]
+
+
+@pytest.mark.parametrize("steps", ORDERS[::5], ids=" ".join)
+def test_a_person_who_does_the_steps_passes_every_check(judged: Judge, steps: tuple[str, ...]) -> None:
+    outcome = judged(frames_of(steps), steps)
+    assert failed(outcome) == []
+    codes = [check.code for check in outcome.checks]
+    assert codes == ["challenge_failed"] * 7 + ["not_live"] * 2 + ["challenge_failed"]
+
+
+@pytest.mark.parametrize("what", ["flat", "bent"])
+@pytest.mark.parametrize("turn_deg", [25.0, 40.0, 55.0])
+def test_a_print_that_is_turned_and_moved_closer_does_not_pass(judged: Judge, what: str, turn_deg: float) -> None:
+    assert failed(judged(frames_of(STEPS, what, turn_deg=turn_deg))) != []
+
+
+def test_every_other_order_of_steps_is_refused(judged: Judge) -> None:
+    frames = frames_of(STEPS)
+    assert [steps for steps in ORDERS if not failed(judged(frames, steps))] == [STEPS]
+
+
+def test_frames_out_of_order_are_refused(judged: Judge) -> None:
+    frames = frames_of(STEPS)
+    frames[1], frames[3] = frames[3], frames[1]
+    assert failed(judged(frames)) == ["challenge_steps"]
+
+
+def test_a_step_that_is_missing_or_not_asked_for_is_refused(judged: Judge) -> None:
+    frames = frames_of(STEPS)
+    without = judged([*frames[:2], frames_of(STEPS, seed=1)[1], *frames[3:]])
+    assert failed(without) == ["challenge_steps"]
+    one_more = judged(frames_of([*STEPS, RIGHT]))
+    assert failed(one_more) == ["challenge_steps"]
+
+
+def test_several_frames_of_a_step_are_welcome(judged: Judge) -> None:
+    every_twice = [frame for pair in zip(frames_of(STEPS), frames_of(STEPS, seed=1), strict=True) for frame in pair]
+    assert "challenge_steps" not in failed(judged(every_twice))
+
+
+def test_one_frame_sent_twice_is_refused(judged: Judge) -> None:
+    frames = frames_of(STEPS)
+    assert failed(judged([frames[0], *frames])) == ["challenge_repeated"]
+
+
+def test_a_cut_to_another_place_or_another_light_is_refused(judged: Judge) -> None:
+    frames = frames_of(STEPS)
+    moved = np.roll(pixels_of(frames[1]), 150, axis=0)
+    dark = (pixels_of(frames[1]) * 0.5).astype(np.uint8)
+    random = np.random.default_rng(0)
+    for cut, name in ((moved, "challenge_shift"), (dark, "challenge_cut")):
+        assert name in failed(judged([frames[0], as_sent(cut, random), *frames[2:]]))
+
+
+def test_somebody_elses_head_is_refused(judged: Judge, engine: Engine) -> None:
+    other = packaged_photo("insightface", "data", "images", "t1.jpg")
+    template = engine.embed(other, engine.detect(other)[0])
+    assert failed(judged(frames_of(STEPS), template=template)) == ["challenge_person"]
+
+
+def test_a_frame_between_two_steps_may_miss_the_face_but_no_step_may(judged: Judge) -> None:
+    frames = frames_of(STEPS)
+    empty = as_sent(np.full((480, 360, 3), 127, np.uint8), np.random.default_rng(0))
+    assert failed(judged([*frames[:2], empty, *frames[2:]])) == []
+    assert failed(judged([*frames[:2], empty, *frames[3:]])) == ["challenge_faces"]
+
+
+def test_a_second_person_in_a_frame_is_refused_and_nothing_else_is_measured(judged: Judge) -> None:
+    frames = frames_of(STEPS)
+    both = np.tile(pixels_of(frames[2]), (1, 2, 1))
+    outcome = judged([*frames[:2], as_sent(both, np.random.default_rng(0)), *frames[3:]])
+    assert "challenge_alone" in failed(outcome)
+    assert len(outcome.checks) == 2
+
+
+def test_every_failed_check_says_what_to_do_and_the_limit_that_it_missed(judged: Judge) -> None:
+    for check in judged(frames_of(STEPS, "flat")).checks:
+        assert check.measured is not None
+        assert (check.hint is None) == check.passed
+        within = check.measured >= check.required.get("min", -np.inf)
+        assert (within and check.measured <= check.required.get("max", np.inf)) == check.passed
+
+
+@pytest.mark.parametrize("count", [0, len(STEPS) - 1, MAX_FRAMES + 1])
+def test_too_few_or_too_many_frames_are_refused_before_any_is_decoded(count: int) -> None:
+    with pytest.raises(FaceError) as refused:
+        require_frame_count(Attempt(STEPS, (b"",) * count))
+    assert refused.value.code == "challenge_failed"
+    assert refused.value.fields["checks"][0]["measured"] == count
+
+
+def test_degenerate_landmarks_crash_nothing(engine: Engine, judged: Judge) -> None:
+    frames = [seen(engine, data) for data in frames_of(STEPS)]
+    for landmarks in (np.zeros((5, 2)), np.full((5, 2), np.nan), np.tile([[1.0, 2.0]], (5, 1)), -np.ones((5, 2)) * 1e9):
+        odd = replace(frames[1].faces[0], landmarks=landmarks.astype(np.float32))
+        broken = [frames[0], Frame(frames[1].pixels, [odd]), *frames[2:]]
+        outcome = judge(broken, STEPS, np.ones(engine.dimension, np.float32), engine, Settings())
+        assert failed(outcome) != []

@@ -1,0 +1,87 @@
+"""A photo's way to its template with a real model: turned photos, bystanders, and portraits on cards."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from bootstrap import load_engine
+from engines.face_attributes import FaceAttributesModel
+from engines.model_slots import ModelSlots
+from errors import FaceError
+from photos.pixels import Pixels
+from pipeline import Pipeline
+from settings import PROJECT, Settings
+from tests.support.fakes import packaged_photo
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    folder = tmp_path_factory.mktemp("models")
+    engine = load_engine("compact", models_dir=folder, hub_timeout_s=0, threads=1, may_fall_back=False)
+    return Pipeline(Settings(), engine, FaceAttributesModel(PROJECT / "models"), ModelSlots(1, 1))
+
+
+@pytest.fixture(scope="module")
+def astronaut() -> Pixels:
+    return packaged_photo("skimage", "data", "astronaut.png")
+
+
+def png(image: Pixels) -> bytes:
+    return bytes(cv2.imencode(".png", image)[1])
+
+
+def turned(image: Pixels, quarters: int) -> Pixels:
+    return np.ascontiguousarray(np.rot90(image, quarters))
+
+
+def with_another(image: Pixels, width: int) -> Pixels:
+    """A photo of the face in `image` with the same face once more, smaller, at its left."""
+    face = image[20:190, 150:300]
+    small = cv2.resize(face, (width, width * face.shape[0] // face.shape[1]), interpolation=cv2.INTER_AREA)
+    both = image.copy()
+    both[10 : 10 + small.shape[0], 10 : 10 + width] = small
+    return both
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_photo_that_lies_on_its_side_or_head_gives_the_template_of_the_upright_one(
+    pipeline: Pipeline, astronaut: Pixels, quarters: int
+) -> None:
+    upright = pipeline.template(png(astronaut))
+    assert float(upright @ pipeline.template(png(turned(astronaut, quarters)))) > 0.9
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_an_analysis_shows_the_face_where_the_file_has_it(pipeline: Pipeline, astronaut: Pixels, quarters: int) -> None:
+    tall = np.ascontiguousarray(astronaut[:, 60:400])
+    size = tall.shape[1], tall.shape[0]
+    (expected,) = pipeline.analysis(png(tall)).faces
+    found = pipeline.analysis(png(turned(tall, quarters)))
+    assert (found.code, found.size) == (None, size[::-1] if quarters % 2 else size)
+    assert found.faces[0].landmarks == pytest.approx(expected.turned(quarters, size).landmarks, abs=10)
+
+
+def test_a_head_that_leans_far_is_refused_as_tilted_and_not_turned(pipeline: Pipeline, astronaut: Pixels) -> None:
+    wide = cv2.copyMakeBorder(astronaut, 100, 100, 100, 100, cv2.BORDER_REPLICATE)
+    leaning = cv2.warpAffine(wide, cv2.getRotationMatrix2D((325, 210), 60, 1), wide.shape[1::-1])
+    with pytest.raises(FaceError) as refused:
+        pipeline.template(png(np.asarray(leaning, np.uint8)))
+    assert refused.value.code == "head_tilted"
+
+
+def test_a_second_person_is_refused_and_a_bystander_far_behind_is_not(pipeline: Pipeline, astronaut: Pixels) -> None:
+    alone = pipeline.template(png(astronaut))
+    assert float(alone @ pipeline.template(png(with_another(astronaut, 35)))) > 0.95
+    with pytest.raises(FaceError) as refused:
+        pipeline.template(png(with_another(astronaut, 110)))
+    assert refused.value.code == "multiple_faces"
+
+
+def test_on_a_card_the_widest_portrait_counts_and_may_be_grey(pipeline: Pipeline, astronaut: Pixels) -> None:
+    card = cv2.cvtColor(cv2.cvtColor(with_another(astronaut, 90), cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    data = png(np.asarray(card, np.uint8))
+    assert float(pipeline.template(png(astronaut)) @ pipeline.template(data, picture=True)) > 0.9
+    with pytest.raises(FaceError):
+        pipeline.template(data)
