@@ -46,7 +46,7 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "head_turned": (422, "The head is turned away."),
         "head_raised_or_lowered": (422, "The head is raised or lowered."),
         "unnatural_colour": (422, "The colours of the face are not natural."),
-        "distorted": (422, "The photo was stretched, blended, or damaged by compression or noise."),
+        "distorted": (422, "The photo was stretched, or damaged by compression or noise."),
         "mask": (422, "A mask covers the face."),
         "sunglasses": (422, "Sunglasses cover the eyes."),
         "face_covered": (422, "Something covers part of the face."),

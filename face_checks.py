@@ -72,7 +72,7 @@ HINTS = {
     "head_turned": "Turn your face towards the camera.",
     "head_raised_or_lowered": "Look straight at the camera, with your chin neither up nor down.",
     "unnatural_colour": "Take a colour photo in white light, without a filter.",
-    "distorted": "Send the photo as the camera took it: not stretched or mixed, without filter or compression.",
+    "distorted": "Send the photo as the camera took it: not stretched, and without filter or strong compression.",
     "mask": "Take off your mask.",
     "sunglasses": "Take off your sunglasses.",
     "face_covered": "Uncover your face: something hides part of it.",
@@ -430,7 +430,6 @@ def judge(found: Measurements, limits: Settings) -> list[Check]:
         _worst(
             _at_most("distorted", stretch, limits.max_stretch),
             _at_least("distorted", seen.likeness, limits.min_likeness),
-            _at_most("distorted", seen.blend, limits.max_blend),
         ),
         _at_most("mask", seen.mask, limits.max_mask),
         _at_most("sunglasses", seen.sunglasses, limits.max_sunglasses, glare),

@@ -102,7 +102,6 @@ MEASURES = {
     "colour": Measure("unnatural_colour", "max_colour_distance", "distance from skin", lambda m: m.colour_distance),
     "stretch": Measure("distorted", "max_stretch", "width / height, or the inverse", _stretch_of),
     "likeness": Measure("distorted", "min_likeness", "estimated likeness", lambda m: m.attributes.likeness),
-    "blend": Measure("distorted", "max_blend", "probability", lambda m: m.attributes.blend),
     "hidden": Measure("landmarks_hidden", "max_hidden", "probability", lambda m: m.attributes.hidden),
     "mask": Measure("mask", "max_mask", "probability", lambda m: m.attributes.mask),
     "sunglasses": Measure("sunglasses", "max_sunglasses", "probability", lambda m: m.attributes.sunglasses),

@@ -24,7 +24,6 @@ class FaceAttributes:
         eyes_shut: both eyes are shut, or look down so far that nothing of them is visible.
         hand: a hand is what covers the face.
         spectacles: spectacles with clear or lightly tinted lenses.
-        blend: two people's faces lie over each other.
         yaw: degrees by which the head is turned aside.
         pitch: degrees by which the head is lowered (positive) or raised.
         roll: degrees by which the head is tilted clockwise within the crop.
@@ -40,7 +39,6 @@ class FaceAttributes:
     eyes_shut: float = 0.0
     hand: float = 0.0
     spectacles: float = 0.0
-    blend: float = 0.0
     yaw: float = 0.0
     pitch: float = 0.0
     roll: float = 0.0
@@ -93,7 +91,7 @@ class FaceAttributesModel:
         """Read uint8[160, 160, 3] BGR, eyes 44 pixels apart. Thread-safe."""
         (rows,) = self._session.run(None, {self._input: aligned[None]})
         mask, sunglasses, other, eyes, nose, mouth, *rest = (float(value) for value in rows[0])
-        shut, hand, spectacles, blend, yaw, pitch, roll, stretch, likeness = rest
+        shut, hand, spectacles, _, yaw, pitch, roll, stretch, likeness = rest
         return FaceAttributes(
             mask=mask,
             sunglasses=sunglasses,
@@ -102,7 +100,6 @@ class FaceAttributesModel:
             eyes_shut=shut,
             hand=hand,
             spectacles=spectacles,
-            blend=blend,
             yaw=yaw,
             pitch=pitch,
             roll=roll,

@@ -123,7 +123,7 @@ class Net(nn.Module):
                 hook.remove()
 
 
-EYES_SHARE = 0.5
+EYES_SHARE = 0.7
 
 
 class Exported(nn.Module):
