@@ -427,15 +427,15 @@ def judge(found: Measurements, limits: Settings) -> list[Check]:
         _at_most("head_turned", abs(found.pose.yaw), limits.max_yaw_deg),
         _at_most("head_raised_or_lowered", abs(found.pose.pitch), limits.max_pitch_deg, chin),
         _at_most("unnatural_colour", found.colour_distance, limits.max_colour_distance),
-        _worst(
-            _at_most("distorted", stretch, limits.max_stretch),
-            _at_least("distorted", seen.likeness, limits.min_likeness),
-        ),
         _at_most("mask", seen.mask, limits.max_mask),
         _at_most("sunglasses", seen.sunglasses, limits.max_sunglasses, glare),
         _at_most("face_covered", seen.other, limits.max_covered, hand or glare),
         # Last, because a covering with a name hides landmarks, too, and its name says more.
         _at_most("landmarks_hidden", seen.hidden, limits.max_hidden, glare),
+        _worst(
+            _at_most("distorted", stretch, limits.max_stretch),
+            _at_least("distorted", seen.likeness, limits.min_likeness),
+        ),
         _at_most("eyes_closed", seen.eyes_shut, limits.max_eyes_shut),
     ]
 

@@ -35,11 +35,11 @@ ORDER = [
     "head_turned",
     "head_raised_or_lowered",
     "unnatural_colour",
-    "distorted",
     "mask",
     "sunglasses",
     "face_covered",
     "landmarks_hidden",
+    "distorted",
     "eyes_closed",
 ]
 
