@@ -66,7 +66,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
     refuse_fields_in_urls(app)
     add_routes(app, settings, parts, metrics)
     if settings.try_page == "on":
-        add_try_page(app)
+        add_try_page(app, settings)
     description_pages.add_description_routes(app, settings)  # last, because it describes all other routes
     return app
 

@@ -33,10 +33,12 @@ class Trace:
     Attributes:
         stages_ms: stage -> milliseconds of wall time.
         figures: `similarity` or `liveness` -> what was measured; None where it could not be.
+        quality: of the latest photo that passed every check, as `face_checks.photo_quality`; None before.
     """
 
     stages_ms: dict[str, float] = field(default_factory=dict)
     figures: dict[str, float | None] = field(default_factory=dict)
+    quality: float | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -89,7 +91,7 @@ class Pipeline:
 
         Args:
             data: an upload's bytes.
-            trace: gets the stages' times and the figures.
+            trace: gets the stages' times, the figures and the quality.
             client: who sent the photo; clients take turns.
             picture: whether the photo may show a picture of a face, such as a card's portrait: then liveness is not
                 checked, and the limits are those of `face_checks.limits_for_pictures`.
@@ -113,6 +115,7 @@ class Pipeline:
             if attempt is not None:
                 with trace.stage("challenge"):
                     self._judge_attempt(attempt, template, checks, trace)
+            trace.quality = face_checks.photo_quality(checks)
             return template
 
     def _judge_attempt(self, attempt: Attempt, template: Template, checks: list[Check], trace: Trace) -> None:

@@ -108,6 +108,9 @@ class Settings:
     verify_threshold: float = _decision(0.5, "lowest similarity that /verify accepts", low=-1, high=1)
     duplicate_threshold: float = _decision(math.nan, "of a duplicate sign-up [VERIFY_THRESHOLD]", low=-1, high=1)
     max_photos: int = _decision(5, "photos a person may have; a further one replaces the oldest", low=1, high=100)
+    update_template: str = _decision(
+        "off", "add a better photo of a verified person: off or on_verify", choices=("off", "on_verify")
+    )
     threshold_floor: float = _decision(math.nan, "lowest that a caller may ask for [0.4]", low=-1, high=1)
 
     min_face_ratio: float = _check(0.3, "ignored if narrower: share of the widest face", low=0, high=1)

@@ -13,6 +13,7 @@ from flask import Flask, Response, request
 from api.access import PUBLIC, scope
 from errors import CODES, SENTENCES
 from face_checks import HINTS, NEARER_HINTS
+from settings import Settings
 
 
 def page_answer(page: str, *, also: str = "") -> Response:
@@ -42,9 +43,9 @@ def cached(body: str, content_type: str, policy: str) -> Response:
     return response
 
 
-def add_try_page(app: Flask) -> None:
+def add_try_page(app: Flask, settings: Settings) -> None:
     """Add `GET /try`, the page that signs up and verifies with a camera or a file."""
-    page = try_page_html()
+    page = try_page_html(updates_people=settings.update_template != "off")
 
     @app.get("/try", provide_automatic_options=False)
     @scope(PUBLIC)
@@ -54,11 +55,16 @@ def add_try_page(app: Flask) -> None:
         return response
 
 
-def try_page_html() -> str:
-    """The page of `GET /try`, with its style, its script and the texts of every language in it."""
+def try_page_html(*, updates_people: bool = False) -> str:
+    """The page of `GET /try`, with its style, its script and the texts of every language in it.
+
+    Args:
+        updates_people: whether the page must say that a verified photo may add itself to the person.
+    """
     style, script = (read_page_file(f"try.{kind}") for kind in ("css", "js"))
     texts = json.dumps(page_texts(), ensure_ascii=False).replace("<", "\\u003c")
     page = read_page_file("try.html").replace("{{ style }}", style)
+    page = page.replace("{{ privacy }}", "privacyOfUpdates" if updates_people else "privacy")
     return page.replace("{{ script }}", f"const TEXTS = {texts};\n{script}")
 
 

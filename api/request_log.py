@@ -47,7 +47,7 @@ class RequestRecord:
         origin_accepted: whether the request's web origin may call; False until that is known.
         user_id: the person that the request is about; None until that is known.
         failed_checks: the checks that the photo failed, code -> what was measured; None where nothing could be.
-        audited: whether the audit log has this request's line already.
+        audited: whether the audit log has this request's own line already.
         trace: the stages' times, the similarity and the liveness.
         begun: when the request began, by `time.perf_counter`.
     """
@@ -148,7 +148,6 @@ def audit_requests(app: Flask, audit: AuditLog) -> None:
 def audit_request(audit: AuditLog, event: str, code: str) -> str | None:
     """Write a line about the current request; returns the line's SHA-256, as `AuditLog.record` does."""
     record = current_record()
-    record.audited = True
     write = audit.record_refusal if code in REFUSED_CODES else audit.record
     return write(
         event,

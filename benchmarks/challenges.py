@@ -51,7 +51,7 @@ from settings import Settings
 
 MIN_INTER_EYE_PX = 36.0
 MAX_YAW_DEG, MAX_ROLL_DEG = 12.0, 10.0
-HONEST = "honest"
+HONEST, GUIDED = "honest", "honest, before an app that looks"
 Film = Callable[[View], Pixels]
 
 
@@ -137,6 +137,45 @@ def done_by(relief: Relief, background: Pixels, shown: Iterable[tuple[str, View]
 def by_head(subject: Subject, steps: Sequence[str], random: np.random.Generator) -> list[Pixels]:
     """The frames of a person who does the steps."""
     return done_by(subject.head, subject.background, views(steps, random, (22, 42), NECK_PIVOT))
+
+
+def shows(step: str, face: Face, straight: Face) -> bool:
+    """Whether an app that looks at each frame takes a step for done, as /try does."""
+    turned, size = (_aside(face) - _aside(straight)), face.inter_eye / straight.inter_eye
+    if step == STRAIGHT:
+        return abs(turned) <= 0.08
+    if step == CLOSER:
+        return abs(turned) <= 0.1 and size >= 1.28
+    return turned >= 0.16 if step == LEFT else turned <= -0.16
+
+
+def _aside(face: Face) -> float:
+    """How far the nose stands beside the middle of the eyes, in inter-eye distances."""
+    left, right = face.eyes
+    return float((face.landmarks[2] - (left + right) / 2) @ (right - left)) / face.inter_eye**2
+
+
+def guided(subject: Subject, steps: Sequence[str], random: np.random.Generator, engine: Engine) -> list[Pixels]:
+    """The frames of a person before an app that asks until each step is seen, six times at most."""
+    frames: list[Pixels] = []
+    straight: Face | None = None
+    near = 1.0
+    for step in steps:
+        near *= random.uniform(0.6, 0.75) if step == CLOSER else 1.0
+        for _ in range(6):
+            sign = {LEFT: 1, RIGHT: -1}.get(step, 0)
+            yaw = sign * random.uniform(22, 42) + random.normal(0, 2)
+            shift = (random.normal(0, 0.08), random.normal(0, 0.08))
+            view = View(
+                yaw, random.normal(0, 3), random.normal(0, 2), ARM_LENGTH * near * random.uniform(0.97, 1.03), shift
+            )
+            frame = filmed(subject.head, view, subject.background)
+            faces = engine.detect_in_frame(frame)
+            if len(faces) == 1 and (straight is None or shows(step, faces[0], straight)):
+                break
+        straight = straight or (faces[0] if faces else None)
+        frames.append(frame)
+    return frames
 
 
 def shaken(subject: Subject, steps: Sequence[str], random: np.random.Generator) -> list[Pixels]:
@@ -245,6 +284,7 @@ def attempts(
         for _ in range(honest):
             steps = draw_steps()
             yield Sent(HONEST, subject.photo, steps, sent(by_head(subject, steps, random), random))
+            yield Sent(GUIDED, subject.photo, steps, sent(guided(subject, steps, random, engine), random))
         for kind, attack in attacks_on(subject, other, random).items():
             steps = draw_steps()
             yield Sent(kind, subject.photo, steps, sent(attack(steps), random))
@@ -280,7 +320,7 @@ def report(outcomes: dict[str, list[Outcome]]) -> None:
     print("|---|---|---|---|---|")
     for kind, made in outcomes.items():
         accepted = sum(all(check.passed for check in one.checks) for one in made)
-        errors = len(made) - accepted if kind == HONEST else accepted
+        errors = len(made) - accepted if kind in (HONEST, GUIDED) else accepted
         low, high = wilson(errors, len(made))
         reasons = Counter(reason_of(one) for one in made if not all(check.passed for check in one.checks))
         told = ", ".join(f"{name} {count}" for name, count in reasons.most_common(3))

@@ -22,12 +22,12 @@ from photos.resampling import cut_out
 
 # Degrees by which the head's yaw differs from its yaw in the frames that look straight. Between the two limits a frame
 # is on its way, and is no step.
-MIN_TURN_DEG = 14.0
+MIN_TURN_DEG = 12.0
 MAX_STRAIGHT_DEG = 10.0
 # The first frame may be turned away from the camera by so many degrees: cameras stand beside the screen.
 MAX_FIRST_YAW_DEG = 20.0
 # The face is so many times as large as before when it has come closer, and as at first when it has gone back.
-MIN_GROWTH = 1.18
+MIN_GROWTH = 1.15
 MAX_GROWTH_WHEN_BACK = 1.09
 
 # A turn by less than this counts as this much when the depth is worked out: a small angle says little.
@@ -39,10 +39,10 @@ TELLING_TURN_DEG = 26.0
 # How far a bent print's middle may arch against its rim, in inter-eye distances at one inter-eye distance from the
 # middle: 0.25 is a print round a cylinder of 10 cm radius, turned by 40 degrees.
 ARCHES = (0.0, 0.12, 0.25)
-_ECC_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 40, 1e-4)
+_ECC_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 25, 3e-4)
 
-_SIDE_PX, _EYES_PX = 96, 30.0
-_ORIGIN_PX = np.array([48.0, 36.0])
+_SIDE_PX, _EYES_PX = 64, 20.0
+_ORIGIN_PX = np.array([32.0, 24.0])
 
 Floats = npt.NDArray[np.float64]
 
@@ -110,9 +110,10 @@ class Track:
 
     def least_difference(self) -> float:
         """The least mean difference (0...255) of any two frames of one size."""
-        pictures = [frame.pixels for frame in self._frames]
+        # Every fourth pixel is enough: two frames of a camera differ in each by its noise.
+        pictures = [np.ascontiguousarray(frame.pixels[::4, ::4]) for frame in self._frames]
         pairs = [
-            float(cv2.absdiff(one, other).mean())
+            float(np.mean(cv2.absdiff(one, other)))
             for at, one in enumerate(pictures)
             for other in pictures[at + 1 :]
             if one.shape == other.shape
@@ -132,11 +133,12 @@ class Track:
         return max(*zooms, 1 / min(zooms))
 
     def largest_colour_shift(self) -> float:
-        """By how much the face's mean colour changes between two frames at most (CIELAB)."""
+        """By how much the mean colour of the face's middle changes between two frames at most (CIELAB)."""
         colours = []
         for frame in self._frames:
-            crop = face_checks.aligned_face(frame.pixels, frame.faces[0])[face_checks.FACE_REGION]
-            lab = cv2.cvtColor(crop[:, None].astype(np.float32) / np.float32(255), cv2.COLOR_BGR2LAB)
+            crop = cut_out(frame.pixels, _crop_matrix(frame.faces[0].landmarks.astype(np.float64)), _SIDE_PX)
+            middle = crop[_MIDDLE > 0]
+            lab = cv2.cvtColor(middle[:, None].astype(np.float32) / np.float32(255), cv2.COLOR_BGR2LAB)
             colours.append(lab.reshape(-1, 3).mean(axis=0).astype(np.float64))
         return max(float(np.linalg.norm(one - other)) for one, other in pairwise(colours))
 
@@ -179,19 +181,20 @@ class Track:
         of_sides = []
         for sign in (-1, 1):
             turns = sign * (self._yaws - self._centre)
-            number = int(np.argmin(np.abs(turns - TELLING_TURN_DEG)))
-            if turns[number] < MIN_TURN_DEG:
+            turned = np.flatnonzero(turns >= MIN_TURN_DEG)
+            if len(turned) == 0:
                 return None
-            of_sides.append(number)
+            of_sides.append(int(turned[np.argmin(np.abs(turns[turned] - TELLING_TURN_DEG))]))
         return of_sides[0], of_sides[1]
 
     def unlike_a_print(self, turned: Sequence[int]) -> float:
-        """How much of the turned faces a picture cannot explain, flat or bent: 1 - correlation, the mean of the frames.
+        """How much of the turned faces no picture explains, flat or bent: 1 - correlation, the least of the frames.
 
         A picture that turns stays the same picture, narrower, and arched if it is bent round an upright cylinder. A
         head shows another side of the nose and the cheeks.
         """
-        return float(np.mean([self._unexplained(number) for number in turned]))
+        # A side that cannot be measured is left to the other one.
+        return min(filter(None, map(self._unexplained, turned)), default=0.0)
 
     def _unexplained(self, number: int) -> float:
         """1 - the correlation of a turned face with the straight one, after the best arch and homography."""
@@ -200,8 +203,9 @@ class Track:
         linear, shift = _affine(self._landmarks[0], self._landmarks[number])
         turned = _grey_crop(self._frames[number].pixels, _joined(to_crop, _inverse(np.column_stack([linear, shift]))))
         sign = 1 if self._yaws[number] < self._centre else -1
-        correlations = [_correlation(_arched(straight, sign * arch), turned) for arch in ARCHES]
-        return 1.0 - max(correlations)
+        correlation = max(_correlation(_arched(straight, sign * arch), turned) for arch in ARCHES)
+        # Where no map is found at all, nothing is measured.
+        return 1.0 - correlation if correlation > 0 else 0.0
 
 
 def _arched(crop: npt.NDArray[np.uint8], arch: float) -> npt.NDArray[np.uint8]:
@@ -216,14 +220,14 @@ def _arched(crop: npt.NDArray[np.uint8], arch: float) -> npt.NDArray[np.uint8]:
 
 
 def _correlation(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
-    """The correlation of the middle of two faces after the homography that fits best; 0 if none does."""
-    try:
-        correlation, _ = cv2.findTransformECC(
-            one, other, np.eye(3, dtype=np.float32), cv2.MOTION_HOMOGRAPHY, _ECC_ENDS, _MIDDLE, 1
-        )
-    except cv2.error:  # nothing to hold on to, or no convergence
-        return 0.0
-    return float(correlation)
+    """The correlation of two faces' middles after the best homography, or affine map; 0 if none is found."""
+    for motion, start in ((cv2.MOTION_HOMOGRAPHY, np.eye(3)), (cv2.MOTION_AFFINE, np.eye(2, 3))):
+        try:
+            correlation, _ = cv2.findTransformECC(one, other, start.astype(np.float32), motion, _ECC_ENDS, _MIDDLE, 1)
+        except cv2.error:  # no convergence
+            continue
+        return float(correlation)
+    return 0.0
 
 
 def _size(landmarks: Floats) -> float:

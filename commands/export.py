@@ -56,11 +56,11 @@ def _write_file(path: Path, store: RecordStore, keyring: Keyring, arguments: arg
 
 def _write(file: IO[str], store: RecordStore, keyring: Keyring, arguments: argparse.Namespace) -> None:
     writer = csv.writer(file, lineterminator="\n")
-    columns = ["user_id", "enrolled_at", "model"] + (["embedding"] if arguments.embeddings else [])
+    columns = ["user_id", "enrolled_at", "model", "photo"] + (["embedding"] if arguments.embeddings else [])
     if arguments.format == "csv":
         writer.writerow(columns)
     for person in enrolled_people(store, keyring):
-        values: list[object] = [person.user_id, utc(person.timestamp), person.model]
+        values: list[object] = [person.user_id, utc(person.timestamp), person.model, person.number]
         if arguments.embeddings:
             values.append(None if person.template is None else [float(number) for number in person.template])
         if arguments.format == "csv":

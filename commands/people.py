@@ -23,12 +23,14 @@ class EnrolledPerson:
 
     Attributes:
         user_id: the person's id.
+        number: the photo's `StoredPhoto.number`.
         timestamp: seconds since the epoch; None if it is not known.
         model: the name of the model that made the template; None if the record names none.
         template: float32[d]; None if it cannot be read.
     """
 
     user_id: str
+    number: int
     timestamp: float | None
     model: str | None
     template: Template | None
@@ -52,14 +54,17 @@ def enrolled_people(store: RecordStore, keyring: Keyring, counts: Counts | None 
         FaceError: `database_unavailable`.
     """
     counts = counts or Counts()
+    # user_id -> how many photos so far, with those that are removed.
+    photos: Counter[str] = Counter()
     last = store.last_place()
     for document in with_progress(store.documents(last), last, "records"):
         if document.get("erases") is not None:
             counts.erasures += 1
             continue
+        user_id, model = document.get("user_id"), document.get("model")
+        photos[str(user_id)] += 1
         if document.get("embedding") is None and document.get("deleted_at") is not None:
             continue
-        user_id, model = document.get("user_id"), document.get("model")
         template, counted_as = None, str(model or "(none named)")
         try:
             template = template_bytes.decode(document.get("embedding"), user_id, model, keyring)
@@ -73,7 +78,7 @@ def enrolled_people(store: RecordStore, keyring: Keyring, counts: Counts | None 
             counts.last = max(enrolled_at, counts.last or enrolled_at)
         counts.people.add(str(user_id))
         counts.models[counted_as] += 1
-        yield EnrolledPerson(str(user_id), enrolled_at, text_of(model), template)
+        yield EnrolledPerson(str(user_id), photos[str(user_id)], enrolled_at, text_of(model), template)
 
 
 def utc(moment: float | None) -> str | None:

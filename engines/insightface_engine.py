@@ -191,9 +191,8 @@ class InsightFaceEngine:
         if holds_no_face(image):
             return []
         scale, small = to_side(image, FRAME_SIDE, enlarging=1.0)
-        sizes = ((self.SMALL_LOOK_SIDE, self.SMALL_LOOK_SIDE), _input_size(small, FRAME_SIDE))
-        seen = self._merged([face for size in sizes for face in self._look(small, size)])
-        return [face.enlarged(1 / scale) for face in widest_first(seen) if face.score >= self.MIN_FACE_SCORE]
+        seen = widest_first(self._look(small, _input_size(small, FRAME_SIDE)))
+        return [face.enlarged(1 / scale) for face in seen if face.score >= self.MIN_FACE_SCORE]
 
     def _quarter_turns(self, image: Pixels) -> int:
         """After how many quarter turns, counter-clockwise, the picture shows a face that stands; 0 where none does."""

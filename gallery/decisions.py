@@ -116,7 +116,14 @@ class Gallery:
             raise FaceError("unknown_user")
         return cosine
 
-    def enrol(self, template: Template, *, duplicate_cosine: float, request_key: str | None = None) -> str:
+    def enrol(
+        self,
+        template: Template,
+        *,
+        duplicate_cosine: float,
+        request_key: str | None = None,
+        quality: float | None = None,
+    ) -> str:
         """Enrol a person unless they are enrolled already, as one decision among all processes on the store.
 
         Args:
@@ -124,6 +131,7 @@ class Gallery:
             duplicate_cosine: from this cosine up, the best candidate is the same person.
             request_key: the hash of the client's Idempotency-Key. If a request with the same hash enrolled a person
                 within 24 hours, that person's user_id is returned.
+            quality: of the photo, 0...1; None if it is not known.
 
         Returns:
             The user_id given to the person.
@@ -144,7 +152,7 @@ class Gallery:
                 settled = self._settled(view, searched, template, duplicate_cosine, request_key)
                 if settled is not None:
                     return settled
-                enrolment = self._enrolment(template, request_key)
+                enrolment = self._enrolment(template, request_key, quality)
                 if self._store.append(view.last + 1, [enrolment]):
                     return enrolment.user_id
                 searched = view
@@ -179,6 +187,7 @@ class Gallery:
         *,
         duplicate_cosine: float,
         request_keys: Sequence[str | None] | None = None,
+        qualities: Sequence[float | None] | None = None,
     ) -> list[str | None]:
         """Enrol many people, except those who are enrolled already or appear earlier in the list.
 
@@ -188,6 +197,7 @@ class Gallery:
             templates: float32[d] each, L2-normalised; ValueError otherwise.
             duplicate_cosine: from this cosine up, two templates are the same person's.
             request_keys: for each template the `request_key` by which `find_request` finds the enrolment again.
+            qualities: for each template the quality of its photo, as in `enrol`.
 
         Returns:
             For each template the user_id given to the person, or None where the face is enrolled already.
@@ -208,7 +218,8 @@ class Gallery:
                     is_repeated = among is not None and not np.vecdot(among, checked[index]).max() < duplicate_cosine
                     if not is_repeated and not _is_duplicate(view, checked[index], duplicate_cosine):
                         request_key = request_keys[index] if request_keys is not None else None
-                        chosen[index] = self._enrolment(checked[index], request_key)
+                        quality = qualities[index] if qualities is not None else None
+                        chosen[index] = self._enrolment(checked[index], request_key, quality)
                 stored = self._store.append(view.last + 1, list(chosen.values())) if chosen else 0
                 for index, enrolment in list(chosen.items())[:stored]:
                     user_ids[index] = enrolment.user_id
@@ -227,6 +238,7 @@ class Gallery:
         duplicate_cosine: float,
         max_photos: int,
         request_key: str | None = None,
+        quality: float | None = None,
     ) -> int:
         """Add a photo to an enrolled person, as one decision among all processes on the store.
 
@@ -241,6 +253,7 @@ class Gallery:
             max_photos: how many photos a person may have; at least 1.
             request_key: the hash of the client's Idempotency-Key. A request with the same hash that added a photo
                 within 24 hours is answered alike.
+            quality: of the photo, 0...1; None if it is not known.
 
         Returns:
             How many photos the person has now.
@@ -249,7 +262,45 @@ class Gallery:
             FaceError: `unknown_user`; `no_match`; `duplicate_face`; `idempotency_conflict`; `database_unavailable`,
                 after which the photo may be added or not; `overloaded`.
         """
-        template = self._checked(template)
+        added = self._enrolment(self._checked(template), request_key, quality)
+        photos = self._add_photo(user_id, added, match_cosine, duplicate_cosine, max_photos)
+        assert photos is not None
+        return photos
+
+    def add_better_photo(
+        self,
+        user_id: str,
+        template: Template,
+        *,
+        match_cosine: float,
+        duplicate_cosine: float,
+        max_photos: int,
+        quality: float,
+    ) -> int | None:
+        """Add a photo as `add_photo` does, if its quality is above that of every photo that the person has.
+
+        A photo whose quality is not known counts as the worst. Photos of other models do not count.
+
+        Returns:
+            How many photos the person has now; None if the photo is not better, and is not added.
+        """
+        added = self._enrolment(self._checked(template), quality=quality)
+        # One record is read before everybody is searched: most photos are not better.
+        if not self._is_better(self._copy.caught_up(), user_id, quality):
+            return None
+        return self._add_photo(user_id, added, match_cosine, duplicate_cosine, max_photos, only_better=True)
+
+    def _add_photo(
+        self,
+        user_id: str,
+        added: Enrolment,
+        match_cosine: float,
+        duplicate_cosine: float,
+        max_photos: int,
+        *,
+        only_better: bool = False,
+    ) -> int | None:
+        template, request_key = added.template, added.request_key
         # The long search comes first, as in `enrol`.
         searched = self._copy.caught_up()
         if self._is_somebody_else(searched, None, user_id, template, duplicate_cosine):
@@ -263,6 +314,9 @@ class Gallery:
                 photos = view.photos(user_id)
                 if self._is_added_already(user_id, request_key):
                     return len(photos)
+                # Again, since another process may have added a better one meanwhile.
+                if only_better and not self._is_better(view, user_id, added.quality or 0.0):
+                    return None
                 # `not >=`, so that a threshold that is not a number refuses.
                 if not score >= match_cosine:
                     raise FaceError("no_match")
@@ -270,7 +324,7 @@ class Gallery:
                     raise FaceError("duplicate_face")
                 removes = photos[0] if len(photos) >= max_photos else None
                 enrolment = replace(
-                    self._enrolment(template, request_key), user_id=user_id, photo_id=str(uuid.uuid4()), removes=removes
+                    added, user_id=user_id, photo_id=str(uuid.uuid4()), timestamp=time.time(), removes=removes
                 )
                 if self._store.append(view.last + 1, [enrolment]):
                     if removes is not None:
@@ -278,6 +332,12 @@ class Gallery:
                     return len(photos) + (removes is None)
                 searched = view
         raise _overloaded()
+
+    def _is_better(self, view: GalleryView, user_id: str, quality: float) -> bool:
+        """Whether this quality is above that of every photo of the person in the view."""
+        person, places = self._store.find_person(user_id), view.photos(user_id)
+        kept = [photo.quality or 0.0 for photo in person.photos if photo.seq in places] if person else []
+        return quality > max(kept, default=0.0)
 
     def _is_added_already(self, user_id: str, request_key: str | None) -> bool:
         """Whether an earlier attempt of this request has added its photo."""
@@ -358,8 +418,8 @@ class Gallery:
             raise ValueError(f"not one L2-normalised template of {self._dimension} dimensions")
         return np.ascontiguousarray(template, np.float32)
 
-    def _enrolment(self, template: Template, request_key: str | None = None) -> Enrolment:
-        return Enrolment(str(uuid.uuid4()), template, self._model, time.time(), request_key)
+    def _enrolment(self, template: Template, request_key: str | None = None, quality: float | None = None) -> Enrolment:
+        return Enrolment(str(uuid.uuid4()), template, self._model, time.time(), request_key, quality=quality)
 
     @contextmanager
     def _deciding(self) -> Iterator[None]:

@@ -37,7 +37,7 @@ def record_of(seq: int, enrolment: Enrolment, keyring: Keyring) -> Document:
         "model": enrolment.model,
         "seq": seq,
     }
-    optional = {name: getattr(enrolment, name) for name in ("request_key", "photo_id", "removes")}
+    optional = {name: getattr(enrolment, name) for name in ("request_key", "photo_id", "removes", "quality")}
     return record | {name: value for name, value in optional.items() if value is not None}
 
 
@@ -95,7 +95,13 @@ def entry_of(record: Document, seq: int, keyring: Keyring) -> Entry:
 def person_of(user_id: str, records: Iterable[Document]) -> Person | None:
     """Return the person of all documents of a user_id, in the order of the log; None if every photo is removed."""
     photos = tuple(
-        StoredPhoto(number, int(record["seq"]), timestamp_of(record.get("timestamp")), text_of(record.get("model")))
+        StoredPhoto(
+            number,
+            int(record["seq"]),
+            timestamp_of(record.get("timestamp")),
+            text_of(record.get("model")),
+            quality_of(record.get("quality")),
+        )
         for number, record in enumerate(records, 1)
         if record.get("embedding") is not None and record.get("deleted_at") is None
     )
@@ -143,6 +149,11 @@ def timestamp_of(value: object) -> float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < YEAR_10000_S:
         return float(value)
     return None
+
+
+def quality_of(value: object) -> float | None:
+    """Return a photo's quality; None for anything but a number from 0 to 1."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1 else None
 
 
 def require_place(seq: int) -> None:

@@ -255,7 +255,7 @@ class MongoStore:
             self.collection.update_many(
                 {field: page, "$or": still_there},
                 {
-                    "$unset": {"embedding": "", "request_key": "", "vector": "", "vector_model": ""},
+                    "$unset": dict.fromkeys(("embedding", "request_key", "quality", "vector", "vector_model"), ""),
                     "$set": {"deleted_at": time.time()},
                 },
             )
@@ -297,7 +297,7 @@ class MongoStore:
             return find_in(list(records), request_key)
 
     def find_person(self, user_id: str) -> Person | None:
-        fields = dict.fromkeys(("seq", "timestamp", "model", "embedding", "deleted_at"), 1)
+        fields = dict.fromkeys(("seq", "timestamp", "model", "embedding", "deleted_at", "quality"), 1)
         with unavailable_on(PyMongoError, BSONError):
             return person_of(user_id, self.collection.find({"user_id": user_id, "seq": HAS_PLACE}, fields).sort("seq"))
 

@@ -10,8 +10,9 @@ Two rules make an enrolment a single atomic step between any number of processes
   the erased record, in its old place, loses its embedding. `prepare` finishes erasures that a crash cut in two.
 
 A record is `{user_id, embedding, timestamp, model, seq}`, with `request_key` when the client sent an idempotency key,
-and with `{vector, vector_model}` where MongoDB's own vector index searches. A person may have several records, one for
-each photo. A photo that was added later carries a `photo_id`, since its user_id does not name this record alone.
+with the photo's `quality` where it is known, and with `{vector, vector_model}` where MongoDB's own vector index
+searches. A person may have several records, one for each photo. A photo that was added later carries a `photo_id`,
+since its user_id does not name this record alone.
 
 A photo is removed as a person is erased: an entry of its own, `{user_id: "removed:<uuid>", removes: <place>,
 deleted_at, seq}`, after which the record at that place loses its embedding. An added photo that takes the place of
@@ -54,6 +55,7 @@ class Enrolment:
         request_key: the hash of the client's Idempotency-Key, for `find_request`.
         photo_id: a fresh UUID4 for a photo that is added to a person; None for the first one.
         removes: the place of the photo whose place this one takes, if any.
+        quality: the photo's quality, 0...1; None if it is not known.
     """
 
     user_id: str
@@ -63,6 +65,7 @@ class Enrolment:
     request_key: str | None = None
     photo_id: str | None = None
     removes: int | None = None
+    quality: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +77,14 @@ class StoredPhoto:
         seq: its place in the log.
         timestamp: seconds since the epoch, before the year 10000; None if not known.
         model: the model that made the template; None if not known.
+        quality: 0...1; None if not known, as for the records of earlier versions.
     """
 
     number: int
     seq: int
     timestamp: float | None
     model: str | None
+    quality: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

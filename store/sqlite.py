@@ -50,6 +50,7 @@ _COLUMNS = {
     "deleted_at": "REAL",
     "photo_id": "TEXT",
     "removes": "INTEGER",
+    "quality": "REAL",
 }
 _INSERT = f"INSERT INTO faces ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - our own
 _CREATE_FACES = f"CREATE TABLE IF NOT EXISTS faces ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())})"
@@ -110,6 +111,7 @@ class SqliteStore:
             try:
                 self._execute(writer, self._SCHEMA)
                 self._allow_several_photos(writer)
+                self._add_quality(writer)
                 self._execute(writer, self._INDICES)
                 self._number_strays(writer)
                 self._reader.connection = self._connect()
@@ -159,6 +161,14 @@ class SqliteStore:
             connection.execute(_CREATE_FACES)
             connection.execute(f"INSERT INTO faces ({older}) SELECT {older} FROM faces_older")  # noqa: S608 - our own
             connection.execute("DROP TABLE faces_older")
+
+    @staticmethod
+    def _add_quality(connection: sqlite3.Connection) -> None:
+        """Give a table of the version before the column `quality`; no record is touched."""
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")  # one process does it, and the others see that it is done
+            if "quality" not in {column[1] for column in connection.execute("PRAGMA table_info(faces)")}:
+                connection.execute("ALTER TABLE faces ADD COLUMN quality REAL")
 
     def _number_strays(self, connection: sqlite3.Connection) -> None:
         """Give the records at impossible places, which another program wrote, the places behind the last one."""
@@ -237,7 +247,8 @@ class SqliteStore:
     @staticmethod
     def _wipe(connection: sqlite3.Connection, column: Literal["seq", "user_id"], values: Iterable[object]) -> None:
         connection.executemany(
-            f"UPDATE faces SET embedding = NULL, request_key = NULL, deleted_at = ? WHERE {column} = ?",  # noqa: S608
+            f"UPDATE faces SET embedding = NULL, request_key = NULL, quality = NULL, deleted_at = ?"  # noqa: S608
+            f" WHERE {column} = ?",
             [(time.time(), value) for value in values],
         )
 

@@ -290,7 +290,17 @@ def test_a_second_face_counts_unless_it_is_much_smaller_than_the_first() -> None
 def test_every_code_of_a_check_has_a_hint_and_a_message() -> None:
     from errors import CODES
 
-    elsewhere = {"no_face", "not_live", "liveness_not_assessed"}
-    elsewhere |= {"challenge_required", "challenge_expired", "challenge_failed"}
-    assert set(ORDER) | elsewhere == set(face_checks.HINTS)
+    challenge = {"challenge_required", "challenge_expired", "challenge_failed"}
+    assert {*ORDER, "no_face", "not_live", "liveness_not_assessed", *challenge} == set(face_checks.HINTS)
     assert set(face_checks.HINTS) <= set(CODES)
+
+
+def test_a_sharper_photo_and_a_straighter_face_have_the_better_quality(portrait: Pixels) -> None:
+    def quality(image: Pixels, seen: FaceAttributes | None = None) -> float:
+        reader = ScriptedAttributes()
+        reader.seen = seen or reader.seen
+        return face_checks.photo_quality(check_photo(image, [PORTRAIT_FACE], LIMITS, reader)[1])
+
+    blurred = [np.asarray(cv2.GaussianBlur(portrait, (0, 0), sigma), np.uint8) for sigma in (1.5, 2.0)]
+    assert 1 > quality(portrait) > quality(blurred[0]) > quality(blurred[1]) > 0
+    assert quality(portrait, FaceAttributes(yaw=25)) < quality(portrait)

@@ -28,6 +28,8 @@ if (!TEXTS[language]) language = navigator.languages.map((one) => one.slice(0, 2
 // `photo` is { blob, mirrored, bitmap, analysis, fit, key }. Only a photo that is `fit` can be signed up or verified. With
 // the same key a sign-up whose answer was lost is safely sent again.
 let stream = null, opening = false, photo = null, live = 0, busy = false, turns = 0;
+// The user_id of the latest verification: the person to whom a photo can be added, this one or a new one.
+let person = null;
 // What the page says now. All words are functions, so that they can be said again in another language.
 let shown = { mood: "", words: () => say("begin"), details: [], next: [], then: "" }, analysis = null;
 
@@ -69,10 +71,11 @@ function refresh() {
   if (drawn) picture.setAttribute("aria-label", `${say("pictureOf")} ${photo.analysis ? photo.analysis.faces.length : "–"}`);
   byId("empty").hidden = Boolean(stream || drawn);
   byId("invitation").textContent = say(photo ? "unreadable" : "empty");
-  for (const name of ["sign-up", "verify"]) {
+  for (const name of ["sign-up", "verify", "add-photo"]) {
     byId(name).hidden = !photo;
     byId(name).disabled = busy || !(photo && photo.fit);
   }
+  byId("add-photo").hidden ||= !person;
   byId("capture").hidden = !stream || busy;
   byId("choose").hidden = Boolean(stream);
   byId("camera").textContent = say(stream ? "cameraOff" : photo && photo.mirrored ? "cameraAgain" : "cameraOn");
@@ -425,6 +428,7 @@ async function signUp() {
   const { ok, body, words } = answer;
   if (!ok) return refusal(body, words, "notSignedUp", "sign-up");
   photo.key = newKey();
+  person = null;
   return ["good", () => say("signedUp"), [userLine(body)], ["source"], "nextSignedUp"];
 }
 
@@ -433,9 +437,23 @@ async function verify() {
   const answer = await sendProved("/verify", fields);
   if (!answer) return notDone("verify");
   const { ok, body, words } = answer;
+  person = ok ? body.user_id : null;
   if (!ok) return refusal(body, words, "notVerified", "verify");
   const similarity = () => `${say("similarity")}: ${round(body.similarity)} (${say("needed")}: ${round(body.threshold)})`;
-  return ["good", () => say("verified"), [line(similarity), userLine(body)], ["source"], "nextVerified"];
+  return ["good", () => say("verified"), [line(similarity), userLine(body)], ["add-photo", "source"], "nextVerified"];
+}
+
+// With the photo's key a photo is added once, however often the button is pressed.
+async function addPhoto() {
+  const route = `/users/${encodeURIComponent(person)}/photos`;
+  const { ok, body, words } = await sendPatiently(route, photo.blob, {}, { "Idempotency-Key": photo.key });
+  if (!ok) {
+    if (body.code === "unknown_user") person = null;
+    const known = { duplicate_face: [["source"], "nextSomebodyElse"], no_match: [["source", "verify"], "nextOtherPerson"] };
+    return refusal(body, words, "notAdded", person ? "add-photo" : "verify", known);
+  }
+  const photos = () => made("p", "", say("photos") + ": ", isolated(body.photos));
+  return ["good", () => say("photoAdded"), [photos, userLine(body)], ["source"], "nextPhotoAdded"];
 }
 
 // --- a challenge: steps before the camera ---
@@ -523,8 +541,8 @@ function measured({ landmarks: [left, right, nose, ...mouth] }) {
 function shows(step, { aside, size }, straight) {
   const turned = aside - (straight ? straight.aside : 0);
   if (step === "look_straight") return Math.abs(turned) <= (straight ? 0.08 : 0.18);
-  if (step === "come_closer") return Math.abs(turned) <= 0.1 && size >= 1.32 * straight.size;
-  return step === "turn_left" ? turned >= 0.22 : step === "turn_right" && turned <= -0.22;
+  if (step === "come_closer") return Math.abs(turned) <= 0.1 && size >= 1.28 * straight.size;
+  return step === "turn_left" ? turned >= 0.16 : step === "turn_right" && turned <= -0.16;
 }
 
 // The preview is a mirror: the arrow points to where the person sees the head turn.
@@ -539,9 +557,11 @@ function point(step) {
   for (const one of document.querySelectorAll(".arrow")) one.setAttribute("d", drawn);
 }
 
-// What `tell` says of a sign-up or a verification that was refused. After a failure that is not the photo's, the next step
-// is the same `action` again.
-function refusal(body, words, heading, action) {
+const NEXT_AFTER = { duplicate_face: [["verify"], "nextDuplicate"], no_match: [["sign-up", "source"], "nextNoMatch"] };
+
+// What `tell` says of a request that was refused. `known` has the next steps after some codes, and the text that says them.
+// After another failure that is not the photo's, the next step is the same `action` again.
+function refusal(body, words, heading, action, known = NEXT_AFTER) {
   if (body.checks) {
     // The photo is not at fault for what the steps before the camera showed.
     const failed = body.checks.find((check) => !check.passed), ofSteps = [...ABOUT_STEPS, "not_live"].includes(failed.code);
@@ -549,7 +569,6 @@ function refusal(body, words, heading, action) {
     list(body);
     return photo.fit ? [...advice({ body }).slice(0, 3), [action]] : advice({ body });
   }
-  const known = { duplicate_face: [["verify"], "nextDuplicate"], no_match: [["sign-up", "source"], "nextNoMatch"] };
   return ["bad", () => say(heading), [line(words)], ...(known[body.code] || [[action]])];
 }
 
@@ -614,6 +633,7 @@ for (const name of ["dragover", "dragleave", "drop"])
   });
 byId("sign-up").addEventListener("click", () => act(signUp));
 byId("verify").addEventListener("click", () => act(verify));
+byId("add-photo").addEventListener("click", () => act(addPhoto));
 byId("key").value = recall("sessionStorage", "key") || "";
 byId("key").addEventListener("change", (event) => {
   remember("sessionStorage", "key", event.target.value.trim());

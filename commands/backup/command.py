@@ -152,7 +152,7 @@ def restore(store: RecordStore, path: Path, keyring: Keyring, *, replace: bool) 
 
 
 def _without_template(record: Document) -> Document:
-    kept = {name: value for name, value in record.items() if name not in ("embedding", "request_key")}
+    kept = {name: value for name, value in record.items() if name not in ("embedding", "request_key", "quality")}
     return {**kept, "deleted_at": time.time()}
 
 

@@ -167,8 +167,11 @@ class Importer:
         """Enrol a person with each of these photos; return the report's lines."""
         templates = [photo.template for photo in photos if photo.template is not None]
         keys = [request_key(photo.digest) for photo in photos if photo.template is not None]
+        qualities = [photo.quality for photo in photos if photo.template is not None]
         enrolled = iter(
-            self._gallery.enrol_many(templates, duplicate_cosine=self._duplicate_cosine, request_keys=keys)
+            self._gallery.enrol_many(
+                templates, duplicate_cosine=self._duplicate_cosine, request_keys=keys, qualities=qualities
+            )
             if templates
             else []
         )
@@ -207,6 +210,7 @@ class Importer:
                 duplicate_cosine=self._duplicate_cosine,
                 max_photos=self._max_photos,
                 request_key=request_key(f"{photo.digest} of {user_id}"),
+                quality=photo.quality,
             )
         except FaceError as refusal:
             if refusal.status >= 500:  # the machine's fault, not the photo's

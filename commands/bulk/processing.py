@@ -20,7 +20,7 @@ from engines.face_attributes import FaceAttributesModel
 from engines.model_slots import ModelSlots
 from errors import FaceError
 from photos.decoder_pool import Decoders
-from pipeline import Pipeline
+from pipeline import Pipeline, Trace
 from settings import PROJECT, Settings
 
 Item = TypeVar("Item")
@@ -36,12 +36,14 @@ class ProcessedPhoto:
         digest: SHA-256 of its file in hexadecimal; empty if the file cannot be read.
         template: float32[d], L2-normalised; None if the photo was refused.
         error: why it was refused; None if it was not.
+        quality: as `face_checks.photo_quality`; None if the photo was refused.
     """
 
     photo: Photo
     digest: str
     template: Template | None
     error: FaceError | None
+    quality: float | None = None
 
 
 def one_thread_per_photo(settings: Settings) -> Settings:
@@ -80,8 +82,10 @@ def process_photos(
         except OSError:
             return ProcessedPhoto(photo, "", None, FaceError("unreadable_image", "unreadable_file"))
         digest = hashlib.sha256(data).hexdigest()
+        trace = Trace()
         try:
-            return ProcessedPhoto(photo, digest, pipeline.template(data), None)
+            template = pipeline.template(data, trace)
+            return ProcessedPhoto(photo, digest, template, None, trace.quality)
         except FaceError as refusal:
             if refusal.status >= 500:  # the machine's fault, not the photo's
                 raise

@@ -164,7 +164,9 @@ def _add(old: RecordStore, new: RecordStore, processed: ProcessedPhoto, earlier:
             return False
         timestamp = person.photos[min(earlier, len(person.photos) - 1)].timestamp or time.time()
         photo_id = str(uuid.uuid4()) if earlier else None
-        enrolment = Enrolment(user_id, processed.template, model, timestamp, photo_id=photo_id)
+        enrolment = Enrolment(
+            user_id, processed.template, model, timestamp, photo_id=photo_id, quality=processed.quality
+        )
         if new.append(new.last_place() + 1, [enrolment]):
             return True
     return False

@@ -5,19 +5,22 @@ from __future__ import annotations
 import io
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from engines.base import Template
+from engines.base import MEAN_FACE, Face, Template
+from errors import FaceError
 from gallery.decisions import Gallery
 from settings import Settings
 from store.audit_log import AuditLog, lines_of
+from store.records import RecordStore
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
-from tests.support.fakes import DIMENSION, ScriptedAttributes, ScriptedEngine, a_photo, jpeg
+from tests.support.fakes import DIMENSION, ScriptedAttributes, ScriptedEngine, a_face, a_photo, jpeg
 
 Add = Callable[..., Any]
 
@@ -175,3 +178,118 @@ def test_the_person_is_erased_with_every_photo(client: Any, add: Add, user_id: s
     assert client.delete(f"/users/{user_id}").status_code == 200
     assert list(store.embeddings(0)) == []
     assert add("/verify", a_template(20)).status_code == 401
+
+
+# --- UPDATE_TEMPLATE: a verified photo adds itself ---
+
+
+def a_turned_face(yaw_deg: float) -> Face:
+    """A face that is turned aside: the photo is worse than a frontal one."""
+    turn = np.deg2rad(yaw_deg)
+    points = MEAN_FACE @ np.array([[np.cos(turn), 0, -np.sin(turn)], [0, 1, 0], [np.sin(turn), 0, np.cos(turn)]])
+    return replace(a_face(), landmarks=(60 * points[:, :2] + (160, 140)).astype(np.float32))
+
+
+def an_updating_client(engine: ScriptedEngine, store: RecordStore, folder: Path, **settings: Any) -> Any:
+    gallery, audit = Gallery(store, engine.name, engine.dimension), AuditLog(folder / "audit", 365)
+    chosen = Settings(**{"update_template": "on_verify", **settings})
+    return make_app(chosen, engine, ScriptedAttributes(), store, gallery, audit=audit).test_client()
+
+
+def send(client: Any, engine: ScriptedEngine, route: str, angle: float, yaw_deg: float = 0.0, **fields: str) -> Any:
+    """Send a photo with a template at this angle, of a face that is turned aside so far."""
+    engine.template, engine.faces = a_template(angle), [a_turned_face(yaw_deg)]
+    return client.post(route, data={"file": (io.BytesIO(jpeg(a_photo())), "photo.jpg"), **fields})
+
+
+def stored_photos(store: SqliteStore) -> int:
+    return len(list(store.embeddings(0)))
+
+
+def test_off_adds_nothing_and_is_the_default(engine: ScriptedEngine, store: SqliteStore, tmp_path: Path) -> None:
+    client = an_updating_client(engine, store, tmp_path, update_template=Settings().update_template)
+    send(client, engine, "/signUp", 0, yaw_deg=30)
+    assert send(client, engine, "/verify", 20).status_code == 200
+    assert stored_photos(store) == 1
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_better_photo_far_above_the_threshold_adds_itself_once(
+    engine: ScriptedEngine, store: SqliteStore, tmp_path: Path, claimed: bool
+) -> None:
+    client = an_updating_client(engine, store, tmp_path)
+    user_id = send(client, engine, "/signUp", 0, yaw_deg=30).json["user_id"]
+    fields = {"user_id": user_id.upper()} if claimed else {}
+    answer = send(client, engine, "/verify", 40, **fields)
+    similarity = round(float(np.cos(np.deg2rad(40))), 4)
+    assert answer.json == {
+        "status": "success",
+        "message": f"Face verified successfully with confidence: {similarity:.2f}",
+        "verified": True,
+        "user_id": user_id,
+        "similarity": similarity,
+        "threshold": 0.5,
+    }
+    assert stored_photos(store) == 2
+    send(client, engine, "/verify", 40, **fields)
+    assert stored_photos(store) == 2
+    told = [(line["event"], line["code"], line["user_id"]) for _, line in lines_of(tmp_path / "audit")]
+    assert told == [(event, "ok", user_id) for event in ("enrol", "update", "verify", "verify")]
+
+
+@pytest.mark.parametrize(
+    ("angle", "yaw_deg", "fields"),
+    [(55, 0, {}), (40, 0, {"threshold": "0.7"}), (20, 40, {}), (20, 30, {})],
+    ids=["barely matching", "barely above the threshold that was asked for", "worse", "as good"],
+)
+def test_a_photo_that_matches_barely_or_is_not_better_adds_nothing(
+    engine: ScriptedEngine, store: SqliteStore, tmp_path: Path, angle: float, yaw_deg: float, fields: dict[str, str]
+) -> None:
+    client = an_updating_client(engine, store, tmp_path)
+    send(client, engine, "/signUp", 0, yaw_deg=30)
+    assert send(client, engine, "/verify", angle, yaw_deg, **fields).status_code == 200
+    assert stored_photos(store) == 1
+    assert "update" not in [line["event"] for _, line in lines_of(tmp_path / "audit")]
+
+
+def test_a_photo_that_is_like_somebody_else_verifies_and_adds_nothing(
+    engine: ScriptedEngine, store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = an_updating_client(engine, store, tmp_path)
+    user_id = send(client, engine, "/signUp", 0, yaw_deg=30).json["user_id"]
+    send(client, engine, "/signUp", 80, yaw_deg=30)
+    answer = send(client, engine, "/verify", 30)
+    assert (answer.status_code, answer.json["user_id"]) == (200, user_id)
+    assert stored_photos(store) == 2
+    assert "The photo of a verified person is not added to them: duplicate_face" in caplog.text
+
+
+def test_a_database_that_fails_while_a_photo_is_added_fails_no_verification(
+    engine: ScriptedEngine,
+    store: SqliteStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client = an_updating_client(engine, store, tmp_path)
+    send(client, engine, "/signUp", 0, yaw_deg=30)
+
+    def fail(*_: object) -> int:
+        raise FaceError("database_unavailable")
+
+    monkeypatch.setattr(store, "append", fail)
+    assert send(client, engine, "/verify", 20).status_code == 200
+    assert "not added to them: database_unavailable" in caplog.text
+    monkeypatch.undo()
+    assert send(client, engine, "/verify", 20).status_code == 200
+    assert stored_photos(store) == 2
+
+
+def test_at_max_photos_the_better_photo_takes_the_oldest_ones_place(
+    engine: ScriptedEngine, store: SqliteStore, tmp_path: Path
+) -> None:
+    client = an_updating_client(engine, store, tmp_path, max_photos=2)
+    user_id = send(client, engine, "/signUp", 0, yaw_deg=40).json["user_id"]
+    for yaw_deg in (30, 15, 0):
+        assert send(client, engine, "/verify", 10, yaw_deg).status_code == 200
+    assert [photo["number"] for photo in client.get(f"/users/{user_id}").json["photo_list"]] == [3, 4]

@@ -28,6 +28,7 @@ from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
 from tests.support.fakes import ScriptedAttributes, ScriptedEngine, packaged_photo
+from tests.support.filming import frames_of
 from tests.support.running import Service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -63,7 +64,7 @@ def test_every_language_says_everything() -> None:
 
 
 def test_the_page_says_what_is_in_its_texts_and_nothing_there_is_left_unsaid() -> None:
-    named = set(re.findall(r'data-(?:text|label)="(\w+)"', PAGE))
+    named = set(re.findall(r'data-(?:text|label)="(\w+)"', PAGE + try_page_html(updates_people=True)))
     quoted = set(re.findall(r'"(\w+)"', SCRIPT))
     assert named <= set(TEXTS["en"]["page"]) <= named | quoted | {"language"}
     assert set(re.findall(r'say\("(\w+)"\)', SCRIPT)) <= set(TEXTS["en"]["page"])
@@ -89,6 +90,12 @@ def test_the_page_may_run_its_own_script_and_reach_this_service_alone(tmp_path: 
     assert "unsafe" not in policy
     assert {"default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'"} <= set(policy.split("; "))
     assert answer.headers["Permissions-Policy"] == "camera=(self)"
+
+
+@pytest.mark.parametrize(("setting", "said"), [("off", "privacy"), ("on_verify", "privacyOfUpdates")])
+def test_the_page_says_whether_a_verification_may_keep_something(tmp_path: Path, setting: str, said: str) -> None:
+    answer = answer_of(tmp_path, update_template=setting)
+    assert re.findall(r'data-text="(privacy\w*)"', answer.text) == [said]
 
 
 def test_try_page_off_takes_the_page_away(tmp_path: Path) -> None:
@@ -197,6 +204,42 @@ def click(page: Any, name: str) -> None:
     page.execute_script("document.getElementById(arguments[0]).click()", name)
 
 
+# A camera that shows what the page asks for: `poses` has a picture for each sentence. Like a person's, no frame of it
+# is quite like another, and it takes a moment to follow.
+ACTING_CAMERA = """
+const [poses, wait, done] = arguments, canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
+const pictures = {};
+canvas.width = 360; canvas.height = 480;
+window.pose = "Look straight at the camera.";
+new MutationObserver(() => {
+  const words = statusLine.textContent;
+  if (poses[words]) setTimeout(() => { window.pose = words; }, wait);
+}).observe(statusLine, { childList: true });
+navigator.mediaDevices.getUserMedia = async () => canvas.captureStream(25);
+Promise.all(Object.entries(poses).map(async ([words, base64]) => {
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  pictures[words] = await createImageBitmap(new Blob([bytes]));
+})).then(() => {
+  setInterval(() => pen.drawImage(pictures[window.pose], 4 * Math.random() - 2, 4 * Math.random() - 2), 40);
+  done();
+});
+"""
+STEP_WORDS = {
+    "look_straight": "Look straight at the camera.",
+    "turn_left": "Turn your head to the left.",
+    "turn_right": "Turn your head to the right.",
+    "come_closer": "Come closer to the camera.",
+}
+
+
+def acting_camera(page: Any, what: str, wait_ms: int = 300) -> None:
+    """Give the page a camera before which a `head` or a `flat` print does what the page asks for."""
+    frames = frames_of(list(STEP_WORDS), what)
+    frames[3] = frames_of(["come_closer"], what)[0]
+    poses = {words: base64.b64encode(frame).decode() for words, frame in zip(STEP_WORDS.values(), frames, strict=True)}
+    page.execute_async_script(ACTING_CAMERA, poses, wait_ms)
+
+
 class TestInABrowser:
     pytestmark = in_a_browser
 
@@ -254,11 +297,75 @@ class TestInABrowser:
         choose(page, photo)
         click(page, "verify")
         until(page, lambda: "Verified" in text(page, "outcome"))
-        assert next_steps(page) == {"choose"}
+        assert next_steps(page) == {"add-photo", "choose"}
         click(page, "sign-up")
         until(page, lambda: "This face already exists in the database" in text(page, "outcome"))
         assert next_steps(page) == {"verify"}
         erase(service, photo)
+
+    def test_the_verified_photo_or_a_new_one_is_added_to_the_person_once_each(
+        self, page: Any, tmp_path: Path, photo: Path, service: Service
+    ) -> None:
+        darker = tmp_path / "darker.jpg"
+        cv2.imwrite(str(darker), cv2.convertScaleAbs(read_photo(photo), alpha=0.8))
+        user_id = requests.post(f"{service.url}/signUp", files={"file": photo.read_bytes()}, timeout=30).json()[
+            "user_id"
+        ]
+        choose(page, photo)
+        assert not page.find_element("id", "add-photo").is_displayed()
+        click(page, "verify")
+        until(page, lambda: text(page, "status") == "Verified")
+        for chosen, photos in ((None, 2), (None, 2), (darker, 3)):
+            if chosen is not None:
+                choose(page, chosen)
+            page.find_element("id", "add-photo").click()
+            until(page, lambda: text(page, "status") == "Photo added")
+            assert f"Photos kept of you: {photos}" in text(page, "detail")
+            assert user_id in text(page, "detail")
+            assert next_steps(page) == {"choose"}
+        told = requests.get(f"{service.url}/users/{user_id}", timeout=30).json()
+        assert told["photos"] == 3
+        erase(service, photo)
+        click(page, "add-photo")
+        until(page, lambda: "Nobody is enrolled" in text(page, "outcome"))
+        assert not page.find_element("id", "add-photo").is_displayed()
+        assert next_steps(page) == {"verify"}
+
+    def test_a_photo_of_another_person_is_not_added_and_the_page_says_why(
+        self, page: Any, tmp_path: Path, photo: Path, service: Service
+    ) -> None:
+        stranger = tmp_path / "stranger.jpg"
+        cv2.imwrite(str(stranger), packaged_photo("insightface", "data", "images", "t1.jpg")[180:500, 1010:1280])
+        requests.post(f"{service.url}/signUp", files={"file": photo.read_bytes()}, timeout=30).raise_for_status()
+        choose(page, photo)
+        click(page, "verify")
+        until(page, lambda: text(page, "status") == "Verified")
+        choose(page, stranger)
+        click(page, "add-photo")
+        until(page, lambda: text(page, "next") == TEXTS["en"]["page"]["nextOtherPerson"])
+        assert text(page, "status") == "Photo not added"
+        assert "No matching face found" in text(page, "detail")
+        assert next_steps(page) == {"choose", "verify"}
+        page.execute_script(
+            "window.fetch = async () => new Response("
+            "JSON.stringify({ code: 'duplicate_face', message: 'This face exists' }), { status: 409 })"
+        )
+        click(page, "add-photo")
+        until(page, lambda: text(page, "next") == TEXTS["en"]["page"]["nextSomebodyElse"])
+        assert next_steps(page) == {"choose"}
+        erase(service, photo)
+
+    def test_after_a_verification_that_fails_no_photo_can_be_added(
+        self, page: Any, photo: Path, service: Service
+    ) -> None:
+        requests.post(f"{service.url}/signUp", files={"file": photo.read_bytes()}, timeout=30).raise_for_status()
+        choose(page, photo)
+        click(page, "verify")
+        until(page, lambda: page.find_element("id", "add-photo").is_displayed())
+        erase(service, photo)
+        click(page, "verify")
+        until(page, lambda: text(page, "status") == "Not verified")
+        assert not page.find_element("id", "add-photo").is_displayed()
 
     def test_a_sign_up_whose_answer_was_lost_is_safely_sent_again(
         self, page: Any, photo: Path, service: Service
@@ -579,3 +686,59 @@ class TestInABrowser:
             assert browser.execute_script("return [most, sent]") == [1, 4]
         finally:
             service.kill()
+
+    def test_a_person_does_the_steps_of_a_challenge_without_touching_a_button(
+        self, page: Any, photo: Path, service: Service
+    ) -> None:
+        acting_camera(page, "head")
+        choose(page, photo)
+        click(page, "prove")
+        click(page, "sign-up")
+        until(page, lambda: "Turn your head" in text(page, "status"))
+        assert re.search(r"[2-6] / [56]", text(page, "detail"))
+        assert page.execute_script("return document.querySelector('.arrow').getAttribute('d')").startswith("M")
+        until(page, lambda: "Signed up" in text(page, "outcome"))
+        assert not page.execute_script("return Boolean(stream)")
+        erase(service, photo)
+
+    def test_the_steps_are_asked_for_when_the_service_requires_them(self, page: Any, photo: Path) -> None:
+        acting_camera(page, "head")
+        choose(page, photo)
+        page.execute_script(
+            "const whole = fetch, said = { status: 'error', code: 'challenge_required', message: '', checks: [] };"
+            "window.fetch = async (route, all) => route === '/signUp' && !all.body.has('challenge_id')"
+            " ? Response.json(said, { status: 422 }) : whole(route, all)"
+        )
+        click(page, "verify")
+        until(page, lambda: "Not verified" in text(page, "outcome"))
+        click(page, "sign-up")
+        until(page, lambda: text(page, "status") == STEP_WORDS["look_straight"])
+
+    def test_a_film_of_all_steps_in_a_fixed_order_ends_the_challenge(self, page: Any, photo: Path) -> None:
+        acting_camera(page, "head")
+        choose(page, photo)
+        click(page, "prove")
+        page.execute_script(
+            "const words = arguments[0]; let at = 0;"
+            "setInterval(() => { at += 1; window.pose = words[at % words.length] }, 1500)",
+            [STEP_WORDS[step] for step in ("look_straight", "turn_left", "look_straight", "turn_right")],
+        )
+        challenge = "challenge_id: 'x', expires_in: 60, frames: { min: 5, max: 12 }"
+        steps = ["look_straight", "turn_right", "turn_left", "turn_right", "come_closer"]
+        page.execute_script(
+            "const whole = fetch; window.fetch = async (route, all) => route === '/challenges'"
+            f" ? Response.json({{ {challenge}, steps: {steps} }}) : whole(route, all)"
+        )
+        click(page, "verify")
+        until(page, lambda: "The steps were not finished." in text(page, "outcome"))
+
+    def test_a_challenge_can_be_left_and_the_photo_stays(self, page: Any, photo: Path) -> None:
+        acting_camera(page, "flat")
+        choose(page, photo)
+        click(page, "prove")
+        click(page, "verify")
+        until(page, lambda: "Turn your head" in text(page, "status") or "Come closer" in text(page, "status"))
+        click(page, "camera")
+        until(page, lambda: "The steps were not finished." in text(page, "outcome"))
+        assert next_steps(page) == {"verify"}
+        assert page.find_element("id", "verify").is_enabled()

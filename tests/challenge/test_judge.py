@@ -103,7 +103,9 @@ def test_one_frame_sent_twice_is_refused(judged: Judge) -> None:
 
 def test_a_cut_to_another_place_or_another_light_is_refused(judged: Judge) -> None:
     frames = frames_of(STEPS)
-    moved = np.roll(pixels_of(frames[1]), 150, axis=0)
+    moved = np.full_like(pixels_of(frames[1]), 127)
+    small = cv2.resize(pixels_of(frames[1]), None, fx=0.55, fy=0.55, interpolation=cv2.INTER_AREA)
+    moved[-small.shape[0] :, -small.shape[1] :] = small
     dark = (pixels_of(frames[1]) * 0.5).astype(np.uint8)
     random = np.random.default_rng(0)
     for cut, name in ((moved, "challenge_shift"), (dark, "challenge_cut")):

@@ -304,7 +304,8 @@ def test_two_records_of_one_place_are_told_of_where_they_cannot_both_be_held(tmp
 def test_several_photos_of_a_person_are_backed_up_and_restored(database: Database, tmp_path: Path) -> None:
     store = database.open()
     store.append(1, people(1, 2))
-    store.append(3, [replace(people(1)[0], photo_id="a"), replace(people(1)[0], photo_id="b", removes=1)])
+    better = replace(people(1)[0], photo_id="b", removes=1, quality=0.75)
+    store.append(3, [replace(people(1)[0], photo_id="a"), better])
     store.append(5, [replace(people(2)[0], photo_id="c")])
     store.remove_photo(6, 3)
     write(store, tmp_path / "backup", NO_KEYS)
@@ -313,6 +314,9 @@ def test_several_photos_of_a_person_are_backed_up_and_restored(database: Databas
     assert restore(other, tmp_path / "backup", NO_KEYS, replace=False) == 6
     for restored in (store, other):
         assert [stored.seq for stored in restored.embeddings(0)] == [2, 4, 5]
+        person = restored.find_person(better.user_id)
+        assert person is not None
+        assert [photo.quality for photo in person.photos] == [0.75]
         gallery = Gallery(restored, "m", 64)
         gallery.refresh()
         assert (gallery.status()["enrolled"], gallery.status()["photos"]) == (2, 3)

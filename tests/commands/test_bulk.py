@@ -412,6 +412,7 @@ def test_of_a_folder_a_person_the_first_photo_that_passes_enrols_and_the_others_
     ann = bench.store.find_person(lines[str(folder / "ann/b.jpg")].user_id)
     assert ann is not None
     assert len(ann.photos) == 2
+    assert all(photo.quality is not None for photo in ann.photos)
     # A further photo joins at the next run, and nothing is done again.
     write_person(folder / "ben", b=64)
     again = bench.run(find_photos(folder, person_folders=None))

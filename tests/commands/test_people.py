@@ -81,12 +81,33 @@ def test_an_export_names_everybody_and_no_template_unless_asked(
 ) -> None:
     a_store(tmp_path, 1, 2).erase(3, "person-2")
     rows = list(csv.DictReader(io.StringIO(commanded(tmp_path, capsys, "export"))))
-    assert rows == [{"user_id": "person-1", "enrolled_at": "1970-01-01T00:16:41Z", "model": "m"}]
+    assert rows == [{"user_id": "person-1", "enrolled_at": "1970-01-01T00:16:41Z", "model": "m", "photo": "1"}]
     out = tmp_path / "people.jsonl"
     commanded(tmp_path, capsys, "export", "--embeddings", "--format", "jsonl", "--out", str(out))
     person = json.loads(out.read_text())
     assert np.allclose(person["embedding"], a_template(1), atol=1e-6)
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
+
+
+def test_an_export_has_each_photos_number_by_which_it_can_be_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = a_store(tmp_path, 1, 2)
+    store.append(3, [Enrolment("person-1", a_template(3), "m", 0.0, photo_id=name) for name in ("a", "b")])
+    store.remove_photo(5, 3)
+    store.append(6, [Enrolment("person-1", a_template(4), "m", 0.0, photo_id="c")])
+    for form in ("csv", "jsonl"):
+        told = commanded(tmp_path, capsys, "export", "--format", form).splitlines()
+        rows = list(csv.DictReader(told)) if form == "csv" else [json.loads(line) for line in told]
+        assert [(row["user_id"], int(row["photo"])) for row in rows] == [
+            ("person-1", 1),
+            ("person-2", 1),
+            ("person-1", 3),
+            ("person-1", 4),
+        ]
+    person = store.find_person("person-1")
+    assert person is not None
+    assert [photo.number for photo in person.photos] == [1, 3, 4]
 
 
 def test_an_export_that_fails_leaves_the_file_of_before(
@@ -112,7 +133,7 @@ def test_who_reads_no_further_is_told_nothing_more(tmp_path: Path) -> None:
     store.append(1, [Enrolment(f"p{number}", a_template(1), "m", 1.0) for number in range(3000)])
     command = f"{sys.executable} app.py export --data-dir {tmp_path} --log-level WARNING | head -n 1"
     ended = subprocess.run(command, shell=True, check=False, cwd=PROJECT, capture_output=True, text=True)
-    assert (ended.stdout, ended.stderr) == ("user_id,enrolled_at,model\n", "")
+    assert (ended.stdout, ended.stderr) == ("user_id,enrolled_at,model,photo\n", "")
 
 
 def test_people_are_erased_only_after_a_yes(

@@ -525,3 +525,15 @@ def test_no_order_of_events_breaks_the_log_where_an_index_that_lags_searches(mon
     monkeypatch.setattr(in_mongodb, "PLACES_AT_ONCE", 3)
     monkeypatch.setattr(in_mongodb, "BLOCK_ROWS", log_model.ROWS)
     log_model.run(IndexedLogMachine)
+
+
+@pytest.mark.parametrize("settled", [True, False], ids=["in the index", "in the tail"])
+def test_a_better_photo_adds_itself_once(collection: VectorCollection, settled: bool) -> None:
+    here = Started(collection)
+    user_id = here.gallery.enrol(a_face(0), duplicate_cosine=SAME_FACE, quality=0.5)
+    here.gallery.refresh()
+    assert not settled or here.settle() == 0
+    rules: dict[str, Any] = {"match_cosine": SAME_FACE, "duplicate_cosine": SAME_FACE, "max_photos": 5}
+    photo = another_photo(a_face(0), 0.9)
+    added = [here.gallery.add_better_photo(user_id, photo, quality=quality, **rules) for quality in (0.4, 0.6, 0.6)]
+    assert added == [None, 2, None]

@@ -19,7 +19,7 @@ from gallery.decisions import Gallery
 from gallery.in_memory import InMemoryView
 from gallery.snapshot import SnapshotFolder
 from gallery.templates import Candidate, Templates, person_score, search_people
-from store.records import Person
+from store.records import Enrolment, Person
 from store.sqlite import SqliteStore
 from tests.gallery.test_decisions import SAME_FACE, D, a_face, a_gallery, enrolled, in_threads
 from tests.support.databases import Database
@@ -170,6 +170,79 @@ def test_a_photo_that_another_process_adds_between_search_and_decision_counts(
         here.enrol(probe, duplicate_cosine=SAME_FACE)
 
 
+# --- a better photo adds itself ---
+
+
+def add_better(gallery: Gallery, user_id: str, photo: Template, quality: float, **options: Any) -> int | None:
+    values = {"match_cosine": SAME_FACE, "duplicate_cosine": SAME_FACE, "max_photos": 5} | options
+    return gallery.add_better_photo(user_id, photo, quality=quality, **values)
+
+
+def qualities(database: Database, user_id: str) -> list[float | None]:
+    person = database.open().find_person(user_id)
+    assert person is not None
+    return [photo.quality for photo in person.photos]
+
+
+def test_only_a_photo_that_is_better_than_every_kept_one_is_added(database: Database) -> None:
+    here, there = a_gallery(database.open()), a_gallery(database.open())
+    user_id = enrolled(here, 0, quality=0.5)
+    add(here, user_id, a_photo_of(0, 1), quality=0.7)
+    assert add_better(there, user_id, a_photo_of(0, 2), 0.6) is None
+    assert add_better(there, user_id, a_photo_of(0, 2), 0.7) is None
+    assert add_better(there, user_id, a_photo_of(0, 2), 0.8) == 3
+    assert add_better(here, user_id, a_photo_of(0, 3), 0.8) is None
+    assert qualities(database, user_id) == [0.5, 0.7, 0.8]
+
+
+def test_a_photo_of_unknown_quality_counts_as_the_worst(database: Database) -> None:
+    gallery = a_gallery(database.open())
+    user_id = enrolled(gallery, 0)
+    assert add_better(gallery, user_id, a_photo_of(0, 1), 0.1) == 2
+    assert qualities(database, user_id) == [None, 0.1]
+
+
+def test_a_removed_photo_and_one_of_another_model_do_not_count(database: Database) -> None:
+    gallery, store = a_gallery(database.open()), database.open()
+    user_id = enrolled(gallery, 0, quality=0.3)
+    add(gallery, user_id, a_photo_of(0, 1), quality=0.9)
+    gallery.remove_photo(user_id, 2)
+    store.append(4, [Enrolment(user_id, a_face(5), "another", 1.0, photo_id="x", quality=0.9)])
+    assert add_better(gallery, user_id, a_photo_of(0, 2), 0.5) == 2
+    assert qualities(database, user_id) == [0.3, 0.9, 0.5]
+
+
+def test_a_better_photo_keeps_to_the_rules_of_every_added_photo(database: Database) -> None:
+    gallery = a_gallery(database.open())
+    user_id, other = enrolled(gallery, 0), enrolled(gallery, 1)
+    both = a_face(0) + a_face(1)
+    for photo, code in ((a_face(2), "no_match"), (both / np.linalg.norm(both), "duplicate_face")):
+        with pytest.raises(FaceError, match=code):
+            add_better(gallery, user_id, np.asarray(photo, np.float32), 1.0)
+    assert numbers(database.open().find_person(other)) == [1]
+    assert [add_better(gallery, user_id, a_photo_of(0, n), n / 10, max_photos=2) for n in (1, 2, 3)] == [2, 2, 2]
+    assert qualities(database, user_id) == [0.2, 0.3]
+
+
+def test_of_equally_good_photos_that_come_at_once_one_is_added(database: Database) -> None:
+    galleries = [a_gallery(database.open()) for _ in range(3)]
+    user_id = enrolled(galleries[0], 0, quality=0.5)
+    calls = [partial(add_better, galleries[n % 3], user_id, a_photo_of(0, n), 0.8) for n in range(6)]
+    assert sorted(map(str, in_threads(calls))) == ["2"] + ["None"] * 5
+    assert qualities(database, user_id) == [0.5, 0.8]
+
+
+def test_of_photos_that_come_at_once_the_best_is_never_lost(database: Database) -> None:
+    galleries = [a_gallery(database.open()) for _ in range(3)]
+    user_id = enrolled(galleries[0], 0, quality=0.05)
+    calls = [partial(add_better, galleries[n % 3], user_id, a_photo_of(0, n), n / 10) for n in range(1, 7)]
+    added = sum(result is not None for result in in_threads(calls))
+    kept = [quality or 0.0 for quality in qualities(database, user_id)]
+    assert kept == sorted(kept)  # each was better than those before it
+    assert kept[-1] == 0.6
+    assert len(list(database.open().entries(0))) == 1 + added
+
+
 # --- removing ---
 
 
@@ -291,6 +364,43 @@ def test_a_file_of_an_earlier_version_is_changed_once_and_keeps_everybody(tmp_pa
     assert stores[2].find_request("k", 0.0) == "u"
     for store in stores:
         store.close()
+
+
+def test_a_file_of_the_version_before_qualities_gets_its_column_and_keeps_everybody(tmp_path: Path) -> None:
+    path = tmp_path / "faces.sqlite3"
+    first = SqliteStore(path)
+    first.prepare()
+    user_id = enrolled(a_gallery(first), 0)
+    first.close()
+    with contextlib.closing(sqlite3.connect(path)) as older, older:
+        older.execute("ALTER TABLE faces DROP COLUMN quality")
+    stores = [SqliteStore(path) for _ in range(3)]
+    in_threads([store.prepare for store in stores])
+    assert add_better(a_gallery(stores[0]), user_id, a_photo_of(0, 1), 0.4) == 2
+    person = stores[1].find_person(user_id)
+    assert person is not None
+    assert [photo.quality for photo in person.photos] == [None, 0.4]
+    for store in stores:
+        store.close()
+
+
+@pytest.mark.parametrize("strange", [-0.1, 1.1, "0.5", True, [0.5], float("nan")])
+def test_a_strange_quality_is_unknown(mongo_database: Database, strange: object) -> None:
+    if mongo_database.kind == "mongodb" and strange != strange:
+        pytest.skip("the stand-in server refuses it")
+    mongo_database.write({"user_id": "u", "embedding": pickle.dumps(a_face(0)), "quality": strange})
+    mongo_database.open()
+    assert qualities(mongo_database, "u") == [None]
+
+
+def test_an_erased_photo_leaves_no_quality(database: Database) -> None:
+    gallery = a_gallery(database.open())
+    user_id = enrolled(gallery, 0, quality=0.5)
+    add(gallery, user_id, a_photo_of(0, 1), quality=0.6)
+    gallery.remove_photo(user_id, 1)
+    assert ["quality" in document for document in database.open().documents(3)] == [False, True, False]
+    gallery.erase(user_id)
+    assert not any("quality" in document for document in database.open().documents(9))
 
 
 @pytest.mark.parametrize("tidily", [True, False])
