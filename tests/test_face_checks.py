@@ -302,5 +302,5 @@ def test_a_sharper_photo_and_a_straighter_face_have_the_better_quality(portrait:
         return face_checks.photo_quality(check_photo(image, [PORTRAIT_FACE], LIMITS, reader)[1])
 
     blurred = [np.asarray(cv2.GaussianBlur(portrait, (0, 0), sigma), np.uint8) for sigma in (1.5, 2.0)]
-    assert 1 > quality(portrait) > quality(blurred[0]) > quality(blurred[1]) > 0
+    assert 1 >= quality(portrait) > quality(blurred[0]) > quality(blurred[1]) > 0
     assert quality(portrait, FaceAttributes(yaw=25)) < quality(portrait)

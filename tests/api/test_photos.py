@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from engines.base import MEAN_FACE, Face, Template
+from engines.base import Template
+from engines.face_attributes import FaceAttributes
 from errors import FaceError
 from gallery.decisions import Gallery
 from settings import Settings
@@ -20,7 +20,7 @@ from store.audit_log import AuditLog, lines_of
 from store.records import RecordStore
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
-from tests.support.fakes import DIMENSION, ScriptedAttributes, ScriptedEngine, a_face, a_photo, jpeg
+from tests.support.fakes import DIMENSION, ScriptedAttributes, ScriptedEngine, a_photo, jpeg
 
 Add = Callable[..., Any]
 
@@ -45,11 +45,19 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
     store.close()
 
 
+def client_of(settings: Settings, engine: ScriptedEngine, store: RecordStore, gallery: Gallery, audit: AuditLog) -> Any:
+    """A client whose `reader` says what the next photo's face is like."""
+    reader = ScriptedAttributes()
+    client: Any = make_app(settings, engine, reader, store, gallery, audit=audit).test_client()
+    client.reader = reader
+    return client
+
+
 @pytest.fixture
 def client(engine: ScriptedEngine, store: SqliteStore, tmp_path: Path) -> Any:
     gallery = Gallery(store, engine.name, engine.dimension)
     settings, audit = Settings(max_photos=3), AuditLog(tmp_path / "audit", 365)
-    return make_app(settings, engine, ScriptedAttributes(), store, gallery, audit=audit).test_client()
+    return client_of(settings, engine, store, gallery, audit)
 
 
 @pytest.fixture
@@ -183,22 +191,16 @@ def test_the_person_is_erased_with_every_photo(client: Any, add: Add, user_id: s
 # --- UPDATE_TEMPLATE: a verified photo adds itself ---
 
 
-def a_turned_face(yaw_deg: float) -> Face:
-    """A face that is turned aside: the photo is worse than a frontal one."""
-    turn = np.deg2rad(yaw_deg)
-    points = MEAN_FACE @ np.array([[np.cos(turn), 0, -np.sin(turn)], [0, 1, 0], [np.sin(turn), 0, np.cos(turn)]])
-    return replace(a_face(), landmarks=(60 * points[:, :2] + (160, 140)).astype(np.float32))
-
-
 def an_updating_client(engine: ScriptedEngine, store: RecordStore, folder: Path, **settings: Any) -> Any:
     gallery, audit = Gallery(store, engine.name, engine.dimension), AuditLog(folder / "audit", 365)
     chosen = Settings(**{"update_template": "on_verify", **settings})
-    return make_app(chosen, engine, ScriptedAttributes(), store, gallery, audit=audit).test_client()
+    return client_of(chosen, engine, store, gallery, audit)
 
 
 def send(client: Any, engine: ScriptedEngine, route: str, angle: float, yaw_deg: float = 0.0, **fields: str) -> Any:
     """Send a photo with a template at this angle, of a face that is turned aside so far."""
-    engine.template, engine.faces = a_template(angle), [a_turned_face(yaw_deg)]
+    engine.template = a_template(angle)
+    client.reader.seen = FaceAttributes(yaw=yaw_deg)
     return client.post(route, data={"file": (io.BytesIO(jpeg(a_photo())), "photo.jpg"), **fields})
 
 
