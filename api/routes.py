@@ -28,7 +28,7 @@ from api.request_fields import (
 from api.request_log import audit_request, current_record
 from api.responses import localised
 from api.service_parts import Parts
-from challenge.steps import MAX_FRAMES, draw_steps
+from challenge.steps import MAX_FRAMES, Attempt, draw_steps
 from engines.base import Engine, Template, cosine_of, similarity_of
 from errors import FaceError, english
 from gallery.decisions import Gallery
@@ -97,13 +97,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
                 receive_form("file", *challenge_fields(settings.challenge_sign_up))
                 photo = read_upload("file", settings.max_file_bytes)
             request_key = read_request_key(photo)
-            try:
-                attempt = read_attempt(settings.challenge_sign_up, parts.store)
-            except FaceError as error:
-                # A retry after a lost answer sends the challenge that its first attempt has used.
-                if error.code != "challenge_used" or request_key is None or gallery.enrolled_by(request_key) is None:
-                    raise
-                attempt = None
+            attempt = enrolling_attempt(settings, parts, request_key)
             template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
         with record.trace.stage("enrol"):
             user_id = gallery.enrol(
@@ -329,11 +323,13 @@ def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
         record = current_record()
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                receive_form("file")
+                allow_frames(settings.challenge_sign_up)
+                receive_form("file", *challenge_fields(settings.challenge_sign_up))
                 photo = read_upload("file", settings.max_file_bytes)
             person = enrolled_person(parts, user_id)
             request_key = read_request_key(photo, person.user_id)
-            template = pipeline.template(photo, record.trace, client=record.client)
+            attempt = enrolling_attempt(settings, parts, request_key)
+            template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
         with record.trace.stage("enrol"):
             # A caller may not try faces until one of them matches: failures count as in a 1:1 verification.
             parts.access.count_claim(person.user_id.lower())
@@ -368,6 +364,19 @@ def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
         return jsonify(
             status="success", message="The photo is removed from this person.", user_id=person.user_id, photos=photos
         )
+
+
+def enrolling_attempt(settings: Settings, parts: Parts, request_key: str | None) -> Attempt | None:
+    """Use the challenge of a request that stores a photo; raises as `read_attempt`.
+
+    A retry after a lost answer sends the challenge that its first attempt has used. It gets that attempt's answer.
+    """
+    try:
+        return read_attempt(settings.challenge_sign_up, parts.store)
+    except FaceError as error:
+        if error.code != "challenge_used" or request_key is None or parts.gallery.enrolled_by(request_key) is None:
+            raise
+        return None
 
 
 def enrolled_person(parts: Parts, user_id: str) -> Person:

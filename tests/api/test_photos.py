@@ -293,3 +293,17 @@ def test_at_max_photos_the_better_photo_takes_the_oldest_ones_place(
     for yaw_deg in (30, 15, 0):
         assert send(client, engine, "/verify", 10, yaw_deg).status_code == 200
     assert [photo["number"] for photo in client.get(f"/users/{user_id}").json["photo_list"]] == [3, 4]
+
+
+def test_a_photo_is_not_added_without_the_challenge_that_sign_ups_require(
+    tmp_path: Path, engine: ScriptedEngine, store: RecordStore
+) -> None:
+    gallery = Gallery(store, engine.name, engine.dimension)
+    person = gallery.enrol(engine.template, duplicate_cosine=0.9)
+    settings = Settings(data_dir=tmp_path, challenge_sign_up="require")
+    client: Any = make_app(settings, engine, ScriptedCovering(), store, gallery).test_client()
+    photo = {"file": (io.BytesIO(jpeg(a_photo())), "photo.jpg")}
+    answer = client.post(f"/users/{person}/photos", data=photo)
+    assert (answer.status_code, answer.json["code"]) == (422, "challenge_required")
+    gallery.refresh()
+    assert gallery.status()["photos"] == 1
