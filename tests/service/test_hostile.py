@@ -106,7 +106,9 @@ def test_whatever_fits_the_description_or_breaks_it_is_answered_as_described(
     @given(operation.as_strategy(generation_mode=mode))
     def fuzz(case: Any) -> None:
         answer = case.call(base_url=service.url)
-        case.validate_response(answer, checks=CHECKED)
+        # A request that breaks the description may also be too large, which schemathesis does not count as a refusal.
+        refused = {"negative_data_rejection"} if answer.status_code == 413 else set()
+        case.validate_response(answer, checks=[check for check in CHECKED if check.__name__ not in refused])
         headers = CaseInsensitiveDict({name: values[0] for name, values in answer.headers.items()})
         assert_described(API, case.method, case.path, answer.status_code, headers, answer.content)
 
