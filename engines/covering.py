@@ -14,7 +14,7 @@ from photos.pixels import Pixels
 
 @dataclass(frozen=True)
 class Covering:
-    """Probabilities (0...1) of what covers a face.
+    """How probable each covering of a face is (0...1).
 
     Attributes:
         mask: a mask over mouth and nose, or the mouth alone.

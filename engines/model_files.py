@@ -114,7 +114,7 @@ def ensure(
             however slowly, is not cut short by it.
 
     Returns:
-        The right files by their tasks. Whoever loads one asks it afterwards whether it is unchanged.
+        The right files by their tasks. The caller loads a file, and then asks it whether it is unchanged.
 
     Raises:
         ModelUnavailable: a file cannot be had.

@@ -134,7 +134,7 @@ class ModelSlots:
             self._waiting.remove(turn)
         elif turn in self._running:
             self._running.remove(turn)
-            for name in (turn.client[0], turn.client):  # what it took instead of what was expected
+            for name in (turn.client[0], turn.client):  # the time it took, in place of the expected time
                 self._had[name] += time.monotonic() - turn.begun - turn.seconds
         active = [other.client for other in (*self._waiting, *self._running)]
         kept = {*active, *(client[0] for client in active)}

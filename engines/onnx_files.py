@@ -53,8 +53,8 @@ def outline(path: Path, *, refer: bool = False) -> bytes:
             data: then a session can be made of the outline.
 
     Raises:
-        ValueError: the file is no ONNX model, or is cut short. What is wrong within its parts is found by whoever
-            parses the outline, or loads the file.
+        ValueError: the file is no ONNX model, or is cut short. What is wrong within its parts shows when the
+            outline is parsed, or the file loaded.
         OSError: the file cannot be read.
     """
     with path.open("rb") as stream:
@@ -71,7 +71,7 @@ def _outlined(stream: BinaryIO, end: int, within: tuple[int, ...], referred: str
         field, wire = key >> 3, key & 7
         if wire == _VARINT:
             _varint(stream)
-            length = 0  # of what follows the number
+            length = 0  # of the field after the number
         elif wire == _LENGTH:
             length = _varint(stream)
         elif wire in (_EIGHT_BYTES, _FOUR_BYTES):

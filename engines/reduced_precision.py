@@ -3,7 +3,7 @@
 bf16 runs the verified file itself, its numbers rounded to 16 bits; what it embeds compares with what the original
 does. int8 runs a copy that is made of it once: convolutions in 8 bits, one scale a channel, all between in 32. What the
 copy needs to know of activations it learns from faces in photos that installed packages carry, so that nothing is
-fetched and no outside file is trusted; `source` is verified by whoever calls.
+fetched and no outside file is trusted; the caller has verified `source`.
 
 Against onnxruntime in fp32 (benchmarks/precision.py):
 
@@ -256,9 +256,9 @@ def _convert(source: Path, made: Path, faces: list[Pixels], embed: Embed) -> Non
         node.name = str(number)  # some exporters leave names out
     sides = {one.name: [side.dim_value for side in one.type.tensor_type.shape.dim[2:]] for one in graph.value_info}
     layers = [node for node in graph.node if node.op_type == "Conv"]
-    # The first layers and those that bring the picture down to a vector cost little and spoil most: four fifths of what
-    # a MobileFaceNet loses in cosine, measured layer by layer. Nor are results put into 8 bits before they are added
-    # to what skipped a layer: that costs another 0.003.
+    # The first layers, and those that turn the picture into a vector, cost little time and spoil most: four fifths of
+    # the cosine that a MobileFaceNet loses, measured layer by layer. Results stay in 32 bits until they are added to
+    # the part that skipped a layer: 8 bits cost another 0.003 there.
     quantised = [node.name for node in layers[2:] if sides.get(node.output[0]) != [1, 1]]
     if not quantised:
         raise ModelUnavailable(

@@ -1,4 +1,4 @@
-"""Owns the synthetic coverings: draws or pastes them onto aligned face crops and says which regions they hide.
+"""The synthetic coverings: draws or pastes them onto aligned face crops and says which regions they hide.
 
 A crop is uint8 BGR [160, 160, 3] with the eyes' centres 44 px apart on the line y = 63.5. Every painter returns the
 painted crop and, where it matters, its alpha float32 [160, 160] in 0..1, from which `hidden` derives the labels.
@@ -200,7 +200,7 @@ def lens_outline(rng: Rng) -> list[list[tuple[float, float]]]:
 
 
 def spectacles(image: Image, rng: Rng, opacity: float, donor: Image) -> tuple[Image, Alpha]:
-    """Drawn spectacles whose lenses hide `opacity` (0 clear … 1 opaque) of what lies behind; returns the lens area."""
+    """Drawn spectacles whose lenses hide `opacity` (0 clear … 1 opaque) of the eyes behind them; returns the lens area."""
     shapes = lens_outline(rng)
     area = np.maximum(polygon(shapes[0]), polygon(shapes[1]))
     y = np.mgrid[:SIZE, :SIZE][0].astype(np.float32)

@@ -1,4 +1,4 @@
-"""Owns the making of `models/covering.onnx`: samples, network, training, thresholds, export and figures.
+"""Makes `models/covering.onnx`: samples, network, training, thresholds, export and figures.
 
     python training/train_covering.py --data DIR [--sources free|no-nc|all] [--out models/covering.onnx]
 

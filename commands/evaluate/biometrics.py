@@ -209,7 +209,7 @@ def support(wanted: float, trials: int) -> str:
 def rates_at(population: Population, thresholds: Sequence[float]) -> list[tuple[Rate, Rate]]:
     """FMR and FNMR at each threshold, with intervals that take into account which pairs share people.
 
-    People are independent, so an FNMR's variance is the sum of squares of what each person adds to the error. A pair
+    People are independent, so an FNMR's variance is the sum of squares of each person's share of the error. A pair
     of two people adds to both, hence its own chance counts twice and the FMR's intervals come out a little wide (as a
     bootstrap over people would have them): simulated, 30 to 300 people, the nominal 95 % cover the true FMR 95 to
     99 times in 100 and the true FNMR 88 to 96 times, where independent pairs would 22 to 99 and 52 to 64 times.

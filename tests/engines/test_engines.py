@@ -194,7 +194,7 @@ def test_a_file_that_changes_between_its_verification_and_its_loading_is_refused
         (pack / "other" / name).replace(pack / name)
     else:
         (pack / name).write_bytes((pack / "other" / name).read_bytes())
-    os.utime(pack / name, (0, 0))  # whoever hides it
+    os.utime(pack / name, (0, 0))  # as somebody would who hides it
     with pytest.raises(ModelUnavailable, match=rf"{name} was changed"):
         InsightFaceEngine(pack, threads=1, files=files)
 

@@ -54,7 +54,7 @@ def validate(api: Json, schema: Json, value: object) -> None:
 
 
 def shape(value: object) -> object:
-    """The keys of an answer, all the way down, and the kinds of what they hold."""
+    """The keys of an answer, all the way down, and the kinds of their values."""
     if isinstance(value, dict):
         return {key: shape(one) for key, one in value.items()}
     if isinstance(value, list):
