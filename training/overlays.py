@@ -200,7 +200,7 @@ def lens_outline(rng: Rng) -> list[list[tuple[float, float]]]:
 
 
 def spectacles(image: Image, rng: Rng, opacity: float, donor: Image) -> tuple[Image, Alpha]:
-    """Drawn spectacles whose lenses hide `opacity` (0 clear … 1 opaque) of the eyes behind them; returns the lens area."""
+    """Drawn spectacles whose lenses hide `opacity` (0 clear … 1 opaque) of the eyes; returns the lens area."""
     shapes = lens_outline(rng)
     area = np.maximum(polygon(shapes[0]), polygon(shapes[1]))
     y = np.mgrid[:SIZE, :SIZE][0].astype(np.float32)
