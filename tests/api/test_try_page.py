@@ -701,7 +701,9 @@ class TestInABrowser:
         assert not page.execute_script("return Boolean(stream)")
         erase(service, photo)
 
-    def test_the_steps_are_asked_for_when_the_service_requires_them(self, page: Any, photo: Path) -> None:
+    def test_the_steps_are_asked_for_when_the_service_requires_them(
+        self, page: Any, photo: Path, service: Service
+    ) -> None:
         acting_camera(page, "head")
         choose(page, photo)
         page.execute_script(
@@ -712,15 +714,18 @@ class TestInABrowser:
         click(page, "verify")
         until(page, lambda: "Not verified" in text(page, "outcome"))
         click(page, "sign-up")
-        until(page, lambda: text(page, "status") == STEP_WORDS["look_straight"])
+        # Without a challenge the sign-up is refused, so the steps were done.
+        until(page, lambda: "Signed up" in text(page, "outcome"))
+        erase(service, photo)
 
     def test_a_film_of_all_steps_in_a_fixed_order_ends_the_challenge(self, page: Any, photo: Path) -> None:
         acting_camera(page, "head")
         choose(page, photo)
         click(page, "prove")
         page.execute_script(
-            "const words = arguments[0]; let at = 0;"
-            "setInterval(() => { at += 1; window.pose = words[at % words.length] }, 1500)",
+            # The film goes on as it was made, whatever the page asks for.
+            "const words = arguments[0], pose = () => words[Math.floor(performance.now() / 1500) % words.length];"
+            "Object.defineProperty(window, 'pose', { get: pose, set: () => {} })",
             [STEP_WORDS[step] for step in ("look_straight", "turn_left", "look_straight", "turn_right")],
         )
         challenge = "challenge_id: 'x', expires_in: 60, frames: { min: 5, max: 12 }"
