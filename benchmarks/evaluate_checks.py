@@ -378,8 +378,10 @@ def draw(name: str, copies: Sequence[Copy], settings: Settings, thresholds: Sequ
 
 INTRODUCTION = """# What the checks refuse, and what they let through
 
-`make evaluate-checks DATA=<folder>` writes every number and figure here. It runs the real models and the real checks
-with the default settings over whole photos. To use your own photos, make a folder with a `labels.csv`, or with the
+How often each check refuses a photo with a covering, and a clean one. `make evaluate-checks DATA=<folder>` writes every
+number and figure here. It runs the real models and the real checks with the default settings over whole photos.
+
+To use your own photos, make a folder with a `labels.csv`, or with the
 sub-folders `none`, `mask`, `sunglasses` and `other`. A folder of identities (a sub-folder per person) is optional:
 
     python -m benchmarks.evaluate_checks <photos> --people <identities> --model <FACE_MODEL> --out checks.md
