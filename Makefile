@@ -49,8 +49,9 @@ define install
 		|| { echo "$(PYTHON) is no Python 3.10 or newer; name one: make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV)/, once and for some minutes:" $(1)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
-	@touch $@
+	@rm -f $@
+	@{ $(BIN)/python -m pip install --disable-pip-version-check --no-deps --progress-bar off -r $< && touch $@; } \
+		| grep --line-buffered '^Collecting' | sed 's/ (from.*//'; test -f $@
 endef
 
 # --no-deps: the lock names everything, and takes OpenCV's headless wheel where insightface asks for the one that
