@@ -16,7 +16,7 @@ run: $(VENV)/.run-ready ## install what the service needs, and run it (ARGS="--p
 test: $(VENV)/.test-ready lint ## everything that CI runs: lint, types, all tests (under 10 minutes on two cores)
 	$(BIN)/python -m pytest -n $(JOBS) -m "slow or not slow"
 
-quick: $(VENV)/.test-ready lint ## lint, types, and the tests that need no face model (half a minute)
+quick: $(VENV)/.test-ready lint ## lint, types, and the tests that need no face model (40 seconds)
 	$(BIN)/python -m pytest -n $(JOBS) -q -m "not slow and not heavy"
 
 lint: $(VENV)/.test-ready ## ruff, mypy --strict, codespell

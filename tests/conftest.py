@@ -12,18 +12,23 @@ from tests.support.databases import MONGO_KINDS, Database, MongoServer, fresh_da
 
 # `make quick` leaves these out: they load a face model, start processes, or take seconds of computing.
 HEAVY = (
-    "api/test_access.py::test_a_storage",
+    "api/test_access.py",
     "api/test_challenges.py",
+    "api/test_routes.py::test_probes_are_answered",
     "api/test_web_server.py",
     "challenge/test_judge.py",
+    "commands/test_backup.py",
     "commands/test_biometrics.py::test_counts_and_rates",
     "commands/test_biometrics.py::test_the_intervals",
     "commands/test_bulk.py",
     "commands/test_evaluate.py",
     "commands/test_evaluate_checks.py",
+    "commands/test_people.py",
     "engines/",
-    "gallery/test_in_mongodb.py::test_no_order_of_events",
+    "gallery/test_in_mongodb.py",
     "gallery/test_log_model.py",
+    "gallery/test_photos.py",
+    "gallery/test_snapshot.py",
     "gallery/test_templates.py::test_a_search",
     "gallery/test_templates.py::test_the_codes",
     "photos/test_decoder_pool.py",
@@ -31,13 +36,15 @@ HEAVY = (
     "store/test_audit_log.py::test_several_processes",
     "store/test_encryption.py::test_a_rotation_that_is_killed",
     "store/test_stores.py::test_a_dead_server",
+    "test_pipeline.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of `HEAVY`."""
     for item in items:
-        if item.nodeid.removeprefix("tests/").startswith(HEAVY):
+        # The same contract on SQLite and on mongomock stays in the quick loop.
+        if item.nodeid.removeprefix("tests/").startswith(HEAVY) or "[mongodb" in item.nodeid:
             item.add_marker(pytest.mark.heavy)
 
 
