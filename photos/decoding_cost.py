@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+from photos.file_structure import jpeg_structure
+
 # Measured with `photos.decode.decode` on one core, nanoseconds for each pixel of the file's own picture: JPEG 4.5 to
 # 6.5 (it is decoded reduced) and 1 more for each scan of a progressive one, PNG 13 to 33, lossy WebP 16 to 27, lossless
 # WebP 16 to 33, HEIC up to 60.
@@ -27,7 +29,7 @@ def decoding_seconds(data: bytes, max_pixels: int) -> float:
     """
     try:
         pixels, nanoseconds = _size_and_rate(data)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, ValueError):  # ValueError: a file in too many pieces
         return 0.0
     return pixels * nanoseconds / 1e9 if pixels <= max_pixels else 0.0
 
@@ -40,7 +42,7 @@ def _size_and_rate(data: bytes) -> tuple[int, int]:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return _webp_pixels(data), WEBP_NS
     if data.startswith(b"\xff\xd8"):
-        scans = min(data.count(b"\xff\xda"), MAX_JPEG_SCANS)
+        scans = min(jpeg_structure(data).scans, MAX_JPEG_SCANS)
         return _jpeg_pixels(data), JPEG_NS + (JPEG_SCAN_NS * scans if scans > 1 else 0)
     if data[4:8] == b"ftyp":
         return _heif_pixels(data), HEIF_NS

@@ -26,6 +26,8 @@ def encoded(kind: str, **options: Any) -> bytes:
         (encoded("PNG"), PNG_NS),
         (encoded("JPEG"), JPEG_NS),
         (encoded("JPEG", exif=b"Exif\0\0" + bytes(50_000)), JPEG_NS),
+        # A motion photo's video behind the picture may look like scans, and is none.
+        (encoded("JPEG") + b"\xff\xda" * 101, JPEG_NS),
         (encoded("WEBP"), WEBP_NS),
         (encoded("WEBP", lossless=True), WEBP_NS),
         (encoded("WEBP", mode="RGBA", exif=b"Exif\0\0x"), WEBP_NS),
