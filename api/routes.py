@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import overload
 
 import numpy as np
 from flask import Flask, Response, jsonify, request
@@ -35,6 +34,7 @@ from gallery.decisions import Gallery
 from gallery.templates import Candidate
 from settings import Settings
 from store.challenges import CHALLENGE_SECONDS, new_challenge
+from store.documents import utc
 from store.records import Person
 
 logger = logging.getLogger(__name__)
@@ -402,15 +402,6 @@ def _judge(engine: Engine, metrics: Metrics, cosine: float, threshold: float) ->
     current_record().trace.figures["similarity"] = shown
     metrics.compared(request.url_rule.rule if request.url_rule else "", exact, accepted=matched)
     return shown, matched
-
-
-@overload
-def utc(moment: float) -> str: ...
-@overload
-def utc(moment: None) -> None: ...
-def utc(moment: float | None) -> str | None:
-    """A moment (seconds since the epoch) as ISO 8601 writes it, to the second; None for None."""
-    return None if moment is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
 
 
 def compare_claimed(gallery: Gallery, claimed: str, template: Template) -> Candidate:

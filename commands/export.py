@@ -13,8 +13,9 @@ from typing import IO
 
 import bootstrap
 from commands.command import Command
-from commands.people import enrolled_people, utc
+from commands.people import enrolled_people
 from settings import Settings
+from store.documents import utc
 from store.encryption import Keyring
 from store.records import RecordStore
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -79,8 +78,3 @@ def enrolled_people(store: RecordStore, keyring: Keyring, counts: Counts | None 
         counts.people.add(str(user_id))
         counts.models[counted_as] += 1
         yield EnrolledPerson(str(user_id), photos[str(user_id)], enrolled_at, text_of(model), template)
-
-
-def utc(moment: float | None) -> str | None:
-    """Seconds since the epoch as ISO 8601 writes them; None for None."""
-    return None if moment is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))

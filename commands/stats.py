@@ -8,8 +8,9 @@ from collections import deque
 
 import bootstrap
 from commands.command import Command
-from commands.people import Counts, enrolled_people, utc
+from commands.people import Counts, enrolled_people
 from settings import Settings
+from store.documents import utc
 
 
 def run(_: argparse.Namespace, settings: Settings) -> int:

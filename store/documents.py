@@ -10,7 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeGuard
+from typing import TypeGuard, overload
 
 from errors import FaceError
 from store import template_bytes
@@ -149,6 +149,15 @@ def timestamp_of(value: object) -> float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < YEAR_10000_S:
         return float(value)
     return None
+
+
+@overload
+def utc(moment: float) -> str: ...
+@overload
+def utc(moment: None) -> None: ...
+def utc(moment: float | None) -> str | None:
+    """A moment (seconds since the epoch) as ISO 8601 writes it, to the second; None for None."""
+    return None if moment is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
 
 
 def quality_of(value: object) -> float | None:
