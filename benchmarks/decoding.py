@@ -23,7 +23,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
 from engines.base import ENOUGH_SIDE, Template
-from engines.covering import CoveringModel
+from engines.face_attributes import FaceAttributesModel
 from engines.insightface_engine import InsightFaceEngine
 from engines.model_slots import ModelSlots
 from errors import FaceError
@@ -42,7 +42,10 @@ def main() -> None:
     parsed = parser.parse_args()
     limits = Settings(max_file_bytes=2**26, max_image_pixels=10**8)
     pipeline = Pipeline(
-        limits, InsightFaceEngine(parsed.pack, threads=0), CoveringModel(PROJECT / "models"), ModelSlots(1, math.inf)
+        limits,
+        InsightFaceEngine(parsed.pack, threads=0),
+        FaceAttributesModel(PROJECT / "models"),
+        ModelSlots(1, math.inf),
     )
 
     def read(data: bytes, longest_side: float) -> tuple[float, float, Template | None, dict[str, float | None]]:
@@ -56,7 +59,7 @@ def main() -> None:
             begun = time.perf_counter()
             photo, faces = pipeline._enlarge(data, photo, faces, Trace(), pipeline.settings)
             seconds += time.perf_counter() - begun
-            face, checks = check_photo(photo.pixels, faces, limits, pipeline.covering, photo.reduced_by)
+            face, checks = check_photo(photo.pixels, faces, limits, pipeline.reader, photo.reduced_by)
         except FaceError:
             return seconds, photo.pixels.nbytes / 2**20, None, {}
         template = pipeline.engine.embed(photo.pixels, face)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bootstrap import load_engine
-from engines.covering import CoveringModel
+from engines.face_attributes import FaceAttributesModel
 from engines.model_slots import ModelSlots
 from errors import FaceError
 from photos.pixels import Pixels
@@ -20,7 +20,7 @@ from tests.support.fakes import packaged_photo
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     folder = tmp_path_factory.mktemp("models")
     engine = load_engine("compact", models_dir=folder, hub_timeout_s=0, threads=1, may_fall_back=False)
-    return Pipeline(Settings(), engine, CoveringModel(PROJECT / "models"), ModelSlots(1, 1))
+    return Pipeline(Settings(), engine, FaceAttributesModel(PROJECT / "models"), ModelSlots(1, 1))
 
 
 @pytest.fixture(scope="module")

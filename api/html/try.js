@@ -4,7 +4,7 @@ const tenths = (value) => value.toLocaleString("en", { maximumFractionDigits: 1 
 const SHARE = (value) => tenths(100 * value) + "%", DEGREES = (value) => tenths(value) + "°";
 const UNITS = { face_too_small: (value) => tenths(value) + " px", face_too_large: SHARE, face_cut_off: SHARE, too_dark: SHARE,
   too_bright: SHARE, uneven_light: SHARE, head_tilted: DEGREES, head_turned: DEGREES, head_raised_or_lowered: DEGREES,
-  landmarks_hidden: SHARE, mask: SHARE, sunglasses: SHARE, face_covered: SHARE, not_live: SHARE };
+  landmarks_hidden: SHARE, mask: SHARE, sunglasses: SHARE, face_covered: SHARE, eyes_closed: SHARE, not_live: SHARE };
 // Of a frame while guiding; of a photo that is drawn; and of one that is taken.
 const GUIDE_SIDE = 720, DRAWN_SIDE = 1400, TAKEN_SIDE = 4096;
 const LEAST_PAUSE_MS = 350, OFFLINE_PAUSE_MS = 3000, LONGEST_RETRY_MS = 10000, RETRIES = 3, COPIED_MS = 2000;
@@ -133,11 +133,11 @@ const limitOf = (check) => Object.entries(check.required)
   .map(([kind, value]) => (kind === "min" ? "≥ " : "≤ ") + (UNITS[check.code] || round)(value)).join(", ");
 const measureOf = (check) => made("p", "measure", nameOf(check) + ": ", isolated(valueOf(check)), ` (${say("limit")}: `, isolated(limitOf(check)), ")");
 
-// The checks that passed, folded away. One that leaves its say to another one (hidden features to the mask that hides
-// them) has passed beyond its limit and is not listed.
+// The checks that passed, folded away. One that has passed beyond its limit, because it does not count for this photo, is
+// not listed.
 function list(of) {
   analysis = of;
-  const checks = (of ? of.checks : []).filter(({ passed, measured, required }) => !(passed && measured > required.max));
+  const checks = (of ? of.checks : []).filter(({ passed, measured, required }) => !(passed && (measured > required.max || measured < required.min)));
   const passed = checks.filter((check) => check.passed);
   byId("checks").querySelector("tbody").replaceChildren(...passed.map((check) => {
     const name = made("th", "", nameOf(check));

@@ -23,7 +23,7 @@ from store.records import RecordStore
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
 from tests.support.conforming import assert_described
-from tests.support.fakes import ScriptedCovering
+from tests.support.fakes import ScriptedAttributes
 from tests.support.filming import frames_of
 from tests.support.running import ASTRONAUT
 
@@ -48,7 +48,7 @@ def client_with(engine: Engine, store: RecordStore, tmp_path: Path) -> Callable[
     def client(**settings: Any) -> Any:
         gallery = Gallery(store, engine.name, engine.dimension)
         return make_app(
-            Settings(data_dir=tmp_path, **settings), engine, ScriptedCovering(), store, gallery
+            Settings(data_dir=tmp_path, **settings), engine, ScriptedAttributes(), store, gallery
         ).test_client()
 
     return client

@@ -27,7 +27,7 @@ from photos.pixels import Pixels
 from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
-from tests.support.fakes import ScriptedCovering, ScriptedEngine, packaged_photo
+from tests.support.fakes import ScriptedAttributes, ScriptedEngine, packaged_photo
 from tests.support.filming import frames_of
 from tests.support.running import Service
 
@@ -79,7 +79,7 @@ def answer_of(folder: Path, **settings: Any) -> Any:
     store.prepare()
     engine = ScriptedEngine()
     gallery = Gallery(store, engine.name, engine.dimension)
-    app = make_app(Settings(data_dir=folder, **settings), engine, ScriptedCovering(), store, gallery)
+    app = make_app(Settings(data_dir=folder, **settings), engine, ScriptedAttributes(), store, gallery)
     return app.test_client().get("/try")
 
 
