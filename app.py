@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from contextlib import ExitStack
@@ -12,6 +13,8 @@ try:
     from flask import Flask
     from werkzeug.middleware.proxy_fix import ProxyFix
 
+    # OpenBLAS, in NumPy, has its threads spin at first, and after each use: a tenth of a start's CPU time.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     import bootstrap
 except ModuleNotFoundError as missing:
     raise SystemExit(

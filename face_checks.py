@@ -14,6 +14,7 @@ import numpy.typing as npt
 from engines.base import MEAN_FACE, Face
 from engines.covering import Covering, CoveringClassifier
 from errors import FaceError
+from photos.colour import mean_lab
 from photos.pixels import Pixels
 from photos.resampling import cut_out
 from settings import Settings
@@ -299,8 +300,7 @@ def colour_distance(aligned: Pixels) -> float:
 
 
 def _patch_colour_distance(pixels: npt.NDArray[np.uint8]) -> float:
-    lab = cv2.cvtColor(pixels[:, None].astype(np.float32) / np.float32(255), cv2.COLOR_BGR2LAB)
-    a, b = (float(value) for value in lab.reshape(-1, 3).mean(axis=0)[1:])
+    _, a, b = (float(value) for value in mean_lab(pixels))
     if math.hypot(a, b) < 1.0:
         return 100.0
     return math.hypot(max(0.0, 5 - a, a - 25), max(0.0, 5 - b, b - 35))
