@@ -412,5 +412,5 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
         retention.start()
         at_the_end.callback(retention.close)
     slots = ModelSlots(settings.model_slots, settings.queue_wait_s, settings.photo_requests)
-    pipeline = Pipeline(settings, engine, covering, slots, liveness, decoders.decode)
+    pipeline = Pipeline(settings, engine, covering, slots, decoders.decode, liveness)
     return Parts(engine, store, gallery, pipeline, access, Readiness(gallery.refresh), audit, retention)

@@ -28,6 +28,7 @@ from engines.insightface_engine import InsightFaceEngine
 from engines.model_slots import ModelSlots
 from errors import FaceError
 from face_checks import check_photo
+from photos.decode import decode
 from pipeline import Pipeline, Trace
 from settings import Settings
 
@@ -42,7 +43,11 @@ def main() -> None:
     parsed = parser.parse_args()
     limits = Settings(max_file_bytes=2**26, max_image_pixels=10**8)
     pipeline = Pipeline(
-        limits, InsightFaceEngine(parsed.pack, threads=0), CoveringModel(PROJECT / "models"), ModelSlots(1, math.inf)
+        limits,
+        InsightFaceEngine(parsed.pack, threads=0),
+        CoveringModel(PROJECT / "models"),
+        ModelSlots(1, math.inf),
+        decode,
     )
 
     def read(data: bytes, longest_side: float) -> tuple[float, float, Template | None, dict[str, float | None]]:

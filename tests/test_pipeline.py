@@ -10,6 +10,7 @@ from bootstrap import load_engine
 from engines.covering import CoveringModel
 from engines.model_slots import ModelSlots
 from errors import FaceError
+from photos.decode import decode
 from photos.pixels import Pixels
 from pipeline import Pipeline
 from settings import PROJECT, Settings
@@ -20,7 +21,7 @@ from tests.support.fakes import packaged_photo
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     folder = tmp_path_factory.mktemp("models")
     engine = load_engine("compact", models_dir=folder, hub_timeout_s=0, threads=1, may_fall_back=False)
-    return Pipeline(Settings(), engine, CoveringModel(PROJECT / "models"), ModelSlots(1, 1))
+    return Pipeline(Settings(), engine, CoveringModel(PROJECT / "models"), ModelSlots(1, 1), decode)
 
 
 @pytest.fixture(scope="module")
