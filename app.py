@@ -60,6 +60,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
     metrics = Metrics(
         parts.engine.name, parts.pipeline.slots.queue, parts.gallery.status, lambda: audit.lost if audit else 0
     )
+    app.extensions["metrics"] = metrics  # for the web server, which refuses some requests by itself
     log_requests(app, metrics)
     answer_errors(app, settings.max_file_bytes)
     protect_responses(app)
@@ -87,7 +88,7 @@ def serve(settings: Settings) -> int:
             logger.info("Ready, for development alone: http://%s:%d", settings.host, settings.port)
             app.run(settings.host, settings.port, debug=True, use_debugger=False, use_reloader=False, threaded=True)
         else:
-            web_server.serve(app, settings, parts.gallery.refresh)
+            web_server.serve(app, settings, parts.gallery.refresh, app.extensions["metrics"])
     return 0
 
 
