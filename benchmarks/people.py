@@ -38,7 +38,7 @@ def post(url: str, photo: bytes) -> dict[str, Any]:
 
 def turned(photo: bytes, quarters: int) -> bytes:
     """A photo after so many counter-clockwise quarter turns, without loss."""
-    pixels = cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR)
+    pixels = np.asarray(cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR), np.uint8)
     return cv2.imencode(".png", np.rot90(pixels, quarters))[1].tobytes()
 
 

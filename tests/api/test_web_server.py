@@ -1,4 +1,4 @@
-"""The web server before a small application: unread answers, hanging requests, refusals, few descriptors, no threads."""
+"""The web server before a small application: unread answers, hanging requests, refusals, few descriptors."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ class Server:
 
     def counted(self, metric: str) -> dict[str, float]:
         """What a metric has counted, by code or reason."""
-        found = re.findall(rf'^{metric}_total{{.*?(?:code|reason)="([^"]+)".*}} (\S+)$', self.get("/metrics").text, re.M)
+        line = rf'^{metric}_total{{.*?(?:code|reason)="([^"]+)".*}} (\S+)$'
+        found = re.findall(line, self.get("/metrics").text, re.MULTILINE)
         return {label: float(value) for label, value in found}
 
     def resident_bytes(self) -> int:
