@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from contextlib import ExitStack
@@ -12,6 +13,8 @@ try:
     from flask import Flask
     from werkzeug.middleware.proxy_fix import ProxyFix
 
+    # OpenBLAS, in NumPy, has its threads spin at first, and after each use: a tenth of a start's CPU time.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     import bootstrap
 except ModuleNotFoundError as missing:
     raise SystemExit(
@@ -57,6 +60,7 @@ def create_app(settings: Settings, parts: Parts) -> Flask:
     metrics = Metrics(
         parts.engine.name, parts.pipeline.slots.queue, parts.gallery.status, lambda: audit.lost if audit else 0
     )
+    app.extensions["metrics"] = metrics  # for the web server, which refuses some requests by itself
     log_requests(app, metrics)
     answer_errors(app, settings.max_file_bytes)
     protect_responses(app)
@@ -84,7 +88,7 @@ def serve(settings: Settings) -> int:
             logger.info("Ready, for development alone: http://%s:%d", settings.host, settings.port)
             app.run(settings.host, settings.port, debug=True, use_debugger=False, use_reloader=False, threaded=True)
         else:
-            web_server.serve(app, settings, parts.gallery.refresh)
+            web_server.serve(app, settings, parts.gallery.refresh, app.extensions["metrics"])
     return 0
 
 

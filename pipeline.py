@@ -20,7 +20,6 @@ from engines.liveness import Liveness
 from engines.model_slots import NOBODY, Client, ModelSlots
 from errors import FaceError
 from face_checks import Check
-from photos import decode as images
 from photos.decoding_cost import decoding_seconds
 from photos.pixels import Photo
 from settings import Settings
@@ -75,8 +74,8 @@ class Pipeline:
     engine: Engine
     reader: AttributeReader
     slots: ModelSlots
+    decode: Callable[..., Photo]
     liveness: Liveness | None = None
-    decode: Callable[..., Photo] = images.decode
 
     def template(
         self,
@@ -100,8 +99,8 @@ class Pipeline:
             attempt: a challenge's steps and the frames that show the person doing them.
 
         Raises:
-            FaceError: the codes of `images.decode` and `face_checks.check_photo`; `overloaded`; `challenge_failed`;
-                `not_live`.
+            FaceError: the codes of `photos.decode.decode` and `face_checks.check_photo`; `overloaded`;
+                `challenge_failed`; `not_live`.
         """
         trace = trace or Trace()
         with self._slot(data, client):
@@ -147,7 +146,7 @@ class Pipeline:
         """Decode, detect and embed the widest face without any check, to measure the model alone.
 
         Raises:
-            FaceError: the codes of `images.decode`; `no_face`; `landmarks_hidden`: the face cannot be aligned.
+            FaceError: the codes of `photos.decode.decode`; `no_face`; `landmarks_hidden`: the face cannot be aligned.
         """
         trace = Trace()
         with self._slot(data, NOBODY):
@@ -166,7 +165,7 @@ class Pipeline:
             data, trace, client: as in `template`.
 
         Raises:
-            FaceError: the codes of `images.decode`; `overloaded`.
+            FaceError: the codes of `photos.decode.decode`; `overloaded`.
         """
         trace = trace or Trace()
         with self._slot(data, client):

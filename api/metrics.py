@@ -1,4 +1,4 @@
-"""Counts and times for Prometheus: requests, stages, the queue, the gallery, refusals and similarities."""
+"""Counts and times for Prometheus: requests, connections, stages, the queue, the gallery, checks, similarities."""
 
 from __future__ import annotations
 
@@ -36,6 +36,10 @@ class Metrics:
         self._requests = Counter(
             "face_requests", "Requests answered", ["method", "route", "status", "code"], registry=self._registry
         )
+        self._closed = Counter(
+            "face_connections_closed", "Connections that the web server closed by itself", ["reason"],
+            registry=self._registry,
+        )  # fmt: skip
         self._seconds = Histogram(
             "face_request_seconds", "Time to the answer", ["route"], buckets=DURATION_BUCKETS_S, registry=self._registry
         )
@@ -75,6 +79,14 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
         for stage, milliseconds in stages_ms.items():
             self._stages.labels(stage).observe(milliseconds / 1000)
+
+    def refused(self, status: int, code: str) -> None:
+        """Count a request that the web server answered by itself with this error; the application never saw it."""
+        self._requests.labels("other", "(web server)", str(status), code).inc()
+
+    def connection_closed(self, reason: str) -> None:
+        """Count a connection that the web server closed by itself, for one of its few reasons."""
+        self._closed.labels(reason).inc()
 
     def photo_failed(self, checks: list[str]) -> None:
         """Count the codes of the checks that one photo failed."""

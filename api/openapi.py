@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,8 @@ def describe(settings: Settings, existing: Iterable[tuple[str, str]] | None = No
         ValueError: a route exists that is not described, or a code is described that does not exist.
         KeyError: the document names a setting that does not exist.
     """
-    document = (Path(__file__).parent / "openapi.yaml").read_text("utf-8")
     api: Json = _filled_in(
-        yaml.load(document, yaml.CSafeLoader),
+        _document(),
         {
             **vars(settings),
             "version": VERSION,
@@ -55,6 +55,13 @@ def describe(settings: Settings, existing: Iterable[tuple[str, str]] | None = No
         )
     _add_codes(api["components"]["schemas"]["Code"])
     return api
+
+
+@cache
+def _document() -> Json:
+    """openapi.yaml as it is; read once, because tests make an application each."""
+    document: Json = yaml.load((Path(__file__).parent / "openapi.yaml").read_text("utf-8"), yaml.CSafeLoader)
+    return document
 
 
 def operations_of(item: Json) -> dict[str, Json]:

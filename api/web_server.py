@@ -32,6 +32,8 @@ from settings import Settings
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+    from api.metrics import Metrics
+
 logger = logging.getLogger(__name__)
 
 # The most bytes of a chunked body beside its content, beyond a sixteenth of that. The library searches an unfinished
@@ -142,6 +144,7 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress carries no ty
         if status == 503:
             self.response_headers.append(("Retry-After", "5"))
         self.content_length = len(body)
+        self.channel.server.metrics.refused(status, code)
         self.set_close_on_finish()
         self.write(body)
 
@@ -165,6 +168,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress carries no types
     def received(self, data: bytes) -> bool:
         if data.startswith(TLS_HANDSHAKE) and self.request is None and not self._unparsed and not self.requests:
             self.server.trouble.warn("https was sent to this http port, from %s", self.addr[0])
+            self.server.metrics.connection_closed("https")
             self.handle_close()
             return False
         with self.requests_lock:
@@ -221,8 +225,10 @@ class _Trouble:
 class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress carries no types
     channel_class = _Channel
 
-    def __init__(self, app: WSGIApplication, threads: RequestThreads, trouble: _Trouble, **options: Any) -> None:
-        self._threads, self.trouble = threads, trouble
+    def __init__(
+        self, app: WSGIApplication, threads: RequestThreads, trouble: _Trouble, metrics: Metrics, **options: Any
+    ) -> None:
+        self._threads, self.trouble, self.metrics = threads, trouble, metrics
         self._accepting_from = 0.0
         super().__init__(app, dispatcher=threads, **options)
 
@@ -236,6 +242,13 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress carries no typ
 
     def readable(self) -> bool:
         return bool(super().readable()) and time.monotonic() >= self._accepting_from
+
+    def maintenance(self, now: float) -> None:
+        """Close the silent connections; one that is silent between two requests is nothing to count."""
+        for one in self.active_channels.values():
+            if one.request is not None and not one.will_close and one.last_activity < now - self.adj.channel_timeout:
+                self.metrics.connection_closed("silent")
+        super().maintenance(now)
 
     def handle_accept(self) -> None:
         try:
@@ -312,13 +325,14 @@ def release_memory() -> None:
         trim(0)
 
 
-def serve(app: WSGIApplication, settings: Settings, require_ready: Callable[[], None]) -> None:
+def serve(app: WSGIApplication, settings: Settings, require_ready: Callable[[], None], metrics: Metrics) -> None:
     """Serve `app` until SIGTERM or Ctrl-C, then finish the requests in hand (at most STOP_TIMEOUT_S) and return.
 
     Args:
         app: the application.
         settings: the operator's settings.
         require_ready: raises FaceError while no decision can be made.
+        metrics: count what the web server refuses by itself, which the application never sees.
 
     Raises:
         OSError: the service cannot listen on the address, or no thread can be started.
@@ -336,7 +350,7 @@ def serve(app: WSGIApplication, settings: Settings, require_ready: Callable[[], 
     )
     threads, trouble = RequestThreads(settings.request_threads), _Trouble()
     listeners = [
-        _Listener(app, threads, trouble, map=sockets, adj=adjustments, sockinfo=sockinfo)
+        _Listener(app, threads, trouble, metrics, map=sockets, adj=adjustments, sockinfo=sockinfo)
         for sockinfo in adjustments.listen
     ]
     stopping = threading.Event()
@@ -422,6 +436,7 @@ def _close(connections: list[Any], size: Callable[[Any], int], excess: float, wh
             break
         excess -= size(one)
         one.will_close = True
+        one.server.metrics.connection_closed(what)
         closed += 1
     if closed:
         logger.warning("Too many %s: closed the %d oldest connections among them", what, closed)

@@ -28,6 +28,7 @@ from engines.insightface_engine import InsightFaceEngine
 from engines.model_slots import ModelSlots
 from errors import FaceError
 from face_checks import check_photo
+from photos.decode import decode
 from pipeline import Pipeline, Trace
 from settings import Settings
 
@@ -46,6 +47,7 @@ def main() -> None:
         InsightFaceEngine(parsed.pack, threads=0),
         FaceAttributesModel(PROJECT / "models"),
         ModelSlots(1, math.inf),
+        decode,
     )
 
     def read(data: bytes, longest_side: float) -> tuple[float, float, Template | None, dict[str, float | None]]:

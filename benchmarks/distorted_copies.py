@@ -115,7 +115,7 @@ class Service:
             may_fall_back=True,
         )
         reader = FaceAttributesModel(PROJECT / "models")
-        self.pipeline = Pipeline(settings, self.engine, reader, ModelSlots(1, math.inf))
+        self.pipeline = Pipeline(settings, self.engine, reader, ModelSlots(1, math.inf), decode.decode)
         store = SqliteStore(folder / "faces.sqlite3")
         store.prepare()
         self.gallery = Gallery(store, self.engine.name, self.engine.dimension)

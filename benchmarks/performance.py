@@ -43,6 +43,7 @@ from engines.base import Engine
 from engines.face_attributes import FaceAttributesModel
 from engines.model_slots import ModelSlots
 from gallery.decisions import Gallery
+from photos.decode import decode
 from pipeline import Pipeline, Trace
 from settings import Settings
 from store.sqlite import SqliteStore
@@ -79,7 +80,7 @@ class Service:
         gallery = Gallery(store, engine.name, engine.dimension)
         reader = FaceAttributesModel(PROJECT / "models")
         settings = Settings()
-        pipeline = Pipeline(settings, engine, reader, ModelSlots(settings.model_slots, math.inf))
+        pipeline = Pipeline(settings, engine, reader, ModelSlots(settings.model_slots, math.inf), decode)
         self._client = create_app(
             settings, Parts(engine, store, gallery, pipeline, Access(settings), Readiness(gallery.refresh))
         ).test_client()

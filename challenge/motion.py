@@ -17,6 +17,7 @@ import numpy.typing as npt
 import face_checks
 from challenge.steps import CLOSER, LEFT, RIGHT, STRAIGHT
 from engines.base import MEAN_FACE, Face
+from photos.colour import mean_lab
 from photos.pixels import Pixels
 from photos.resampling import cut_out
 
@@ -137,9 +138,7 @@ class Track:
         colours = []
         for frame in self._frames:
             crop = cut_out(frame.pixels, _crop_matrix(frame.faces[0].landmarks.astype(np.float64)), _SIDE_PX)
-            middle = crop[_MIDDLE > 0]
-            lab = cv2.cvtColor(middle[:, None].astype(np.float32) / np.float32(255), cv2.COLOR_BGR2LAB)
-            colours.append(lab.reshape(-1, 3).mean(axis=0).astype(np.float64))
+            colours.append(mean_lab(crop[_MIDDLE > 0]))
         return max(float(np.linalg.norm(one - other)) for one, other in pairwise(colours))
 
     def nose_depth(self) -> float:

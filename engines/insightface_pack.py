@@ -20,7 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from engines import model_files
 from engines.model_files import HashedFile, ModelUnavailable
-from engines.onnx_files import outline, session_options
+from engines.onnx_files import outline, session_options, session_without_prelu
 
 TASKS = ("detection", "recognition")
 
@@ -55,6 +55,7 @@ def load_pack(
     threads: int,
     providers: list[str],
     meanwhile: Callable[[Any], None],
+    without_prelu: bool = False,
 ) -> Pack:
     """Load a pack's detector and recogniser.
 
@@ -64,6 +65,7 @@ def load_pack(
         threads: of one model run; 0 takes all cores.
         providers: onnxruntime's, in their order.
         meanwhile: is given the detector while the recogniser is still being loaded.
+        without_prelu: the recogniser is known to compute the same without PRelu, and is loaded so at once.
 
     Raises:
         ModelUnavailable: the folder is no pack, or a file of it is damaged.
@@ -89,7 +91,9 @@ def load_pack(
         detecting = beside.submit(lambda: meanwhile(_loaded(parts["detection"], None, providers, options)))
         # In this thread, whose heap gives back what a session leaves that another one takes the place of: a worker's
         # heap kept 36 MiB of SFace.
-        session = _session(recogniser, providers, recogniser_options)
+        with _refusing(recogniser):
+            session = session_without_prelu(recogniser.path, threads) if without_prelu else None
+        session = session or _session(recogniser, providers, recogniser_options)
         detecting.result()
         loaded = _loaded(recogniser, session, providers, recogniser_options)
         known = hashing.result()

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from errors import FaceError
-from photos import decode
 
 if TYPE_CHECKING:
     from photos.pixels import Photo
@@ -185,6 +184,8 @@ def _limit_resources(max_pixels: int) -> None:
 
 def _serve(asking: IO[bytes], answering: IO[bytes]) -> None:
     """Decode photos until the service closes the pipe."""
+    from photos import decode  # noqa: PLC0415 - the image libraries, which only these processes run
+
     while line := asking.readline():
         limits = json.loads(line)
         data = asking.read(limits.pop("length"))

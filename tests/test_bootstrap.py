@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +58,25 @@ def test_what_is_closed_is_not_called_open(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level("INFO"):
         announce_risks(Settings(template_keys="A" * 43 + "=", liveness="enforce"))
     assert caplog.records == []
+
+
+START = """
+import sys
+import app, bootstrap
+bootstrap.prepare_libraries()
+import numpy as np
+from insightface.model_zoo import get_model
+from insightface.utils.face_align import estimate_norm
+estimate_norm(np.float32([[0, 0], [1, 0], [0.5, 1], [0, 2], [1, 2]]))
+print(*(name for name in ("scipy.sparse", "scipy.linalg", "PIL", "pymongo") if name in sys.modules))
+from scipy.spatial import Delaunay, distance
+print(len(Delaunay([[0, 0], [1, 0], [0, 1]]).simplices), distance.euclidean([0], [3]), "scipy.sparse" in sys.modules)
+"""
+
+
+def test_a_start_runs_nothing_of_what_it_does_not_need_and_scipy_is_whole_for_who_uses_it() -> None:
+    done = subprocess.run([sys.executable, "-c", START], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["", "1 3.0 True"]
 
 
 @pytest.mark.parametrize("folder", ["uploads", "models"])

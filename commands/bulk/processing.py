@@ -64,7 +64,7 @@ def open_pipeline(engine: Engine, settings: Settings) -> Iterator[Pipeline]:
     slots = ModelSlots(settings.model_slots, math.inf)
     with closing(Decoders(settings.model_slots, settings.max_image_pixels)) as decoders:
         decoders.require_working()
-        yield Pipeline(settings, engine, FaceAttributesModel(PROJECT / "models"), slots, decode=decoders.decode)
+        yield Pipeline(settings, engine, FaceAttributesModel(PROJECT / "models"), slots, decoders.decode)
 
 
 def process_photos(

@@ -1,4 +1,4 @@
-"""The web server before a small application: unread answers, hanging requests, https, few descriptors, no threads."""
+"""The web server before a small application: unread answers, hanging requests, refusals, few descriptors."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from bootstrap import explaining_missing_threads
 from settings import PROJECT
 
 LINUX = Path("/proc/self/fd").is_dir()
-# /big answers a megabyte, /hang not for a minute, and everything else at once.
+# /big answers a megabyte, /hang not for a minute, /metrics what Prometheus reads, and everything else at once.
 SCRIPT = """
 import logging, resource, sys, time
 import logs
 from api import request_threads, web_server
+from api.metrics import Metrics
 from errors import FaceError
 from settings import Settings
 
@@ -34,6 +35,8 @@ def app(environ, start_response):
     if path == "/hang":
         time.sleep(60)
     start_response("200 OK", [("Content-Type", "text/plain")])
+    if path == "/metrics":
+        return [metrics.text()[0]]
     return [b"x" * 2**20 if path == "/big" else path.encode()]
 
 attempts = []
@@ -47,17 +50,21 @@ def require_ready():
 descriptors = int(sys.argv[3])
 if descriptors:
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+web_server.SILENT_CONNECTION_S = web_server.Adjustments.cleanup_interval = float(sys.argv[4])
 logs.configure("text", "INFO")
-web_server.serve(app, Settings(port=0, host=sys.argv[2], request_threads=4), require_ready)
+metrics = Metrics("model", lambda: (0, 0), lambda: {"enrolled": 0, "last_seq": 0}, lambda: 0)
+web_server.serve(app, Settings(port=0, host=sys.argv[2], request_threads=4), require_ready, metrics)
 """
 
 
 class Server:
     """`web_server.serve` as a process of its own."""
 
-    def __init__(self, *, host: str = "127.0.0.1", unready: int = 0, descriptors: int = 0) -> None:
+    def __init__(
+        self, *, host: str = "127.0.0.1", unready: int = 0, descriptors: int = 0, silent_s: float = 60
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(unready), host, str(descriptors)],
+            [sys.executable, "-c", SCRIPT, str(unready), host, str(descriptors), str(silent_s)],
             cwd=PROJECT, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.lines: list[str] = []
@@ -74,6 +81,12 @@ class Server:
 
     def get(self, path: str = "/other") -> requests.Response:
         return requests.get(f"http://127.0.0.1:{self.port}{path}", timeout=20)
+
+    def counted(self, metric: str) -> dict[str, float]:
+        """What a metric has counted, by code or reason."""
+        line = rf'^{metric}_total{{.*?(?:code|reason)="([^"]+)".*}} (\S+)$'
+        found = re.findall(line, self.get("/metrics").text, re.MULTILINE)
+        return {label: float(value) for label, value in found}
 
     def resident_bytes(self) -> int:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
@@ -96,6 +109,14 @@ def server() -> Iterator[Server]:
 
 def request(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: here\r\n\r\n".encode()
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the server closes the connection."""
+    received = b""
+    while some := connection.recv(2**16):
+        received += some
+    return received
 
 
 def wait_until(true: Callable[[], object]) -> None:
@@ -157,6 +178,36 @@ def test_the_probes_are_answered_while_every_request_hangs_and_more_are_refused(
     wait_until(lambda: server.said("All request threads were busy"))
 
 
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "bad_request"),
+        (b"no request at all\r\n\r\n", "bad_request"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n", "file_too_large"),
+    ],
+    ids=["no Host", "no HTTP", "too large"],
+)
+def test_what_the_web_server_refuses_by_itself_is_counted(server: Server, sent: bytes, code: str) -> None:
+    with server.connect() as connection:
+        connection.sendall(sent)
+        assert f'"code": "{code}"'.encode() in read_all(connection)
+    assert server.counted("face_requests") == {code: 1}
+
+
+def test_connections_that_the_web_server_closes_are_counted_by_their_reason() -> None:
+    server = Server(silent_s=0.5)
+    try:
+        with server.connect() as idle, server.connect() as half:
+            half.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n")
+            assert read_all(half) == read_all(idle) == b""
+        with server.connect() as tls:
+            tls.sendall(b"\x16\x03\x01\x00\x05hello")
+            assert read_all(tls) == b""
+        assert server.counted("face_connections_closed") == {"silent": 1, "https": 1}
+    finally:
+        server.stop()
+
+
 def test_https_to_the_http_port_is_closed_at_once_with_one_line_in_the_log(server: Server) -> None:
     for _ in range(3):
         with server.connect() as connection:
@@ -177,6 +228,7 @@ def test_with_few_descriptors_connections_wait_without_noise() -> None:
     assert len(server.lines) < 20
     assert server.said("limit of open files is 128")
     assert server.get().text == "/other"
+    assert server.counted("face_connections_closed")["connections"] > 0
     for connection in crowd:
         connection.close()
     server.stop()

@@ -30,6 +30,7 @@ from commands.evaluate.report_text import power_of_ten, rate_text, summary
 from engines.base import Template
 from engines.model_slots import ModelSlots
 from errors import FaceError
+from photos.decode import decode
 from photos.pixels import Pixels
 from pipeline import Pipeline
 from settings import PROJECT, Settings
@@ -547,7 +548,7 @@ def test_the_command_writes_its_report_and_keeps_templates_only_where_it_was_tol
 def test_the_widest_face_is_taken_only_where_the_checks_are_left_out(tmp_path: Path) -> None:
     engine = ScriptedEngine()
     engine.faces = [a_face(), a_face(30)]
-    pipeline = Pipeline(Settings(), engine, ScriptedAttributes(), ModelSlots(1, 0.0))
+    pipeline = Pipeline(Settings(), engine, ScriptedAttributes(), ModelSlots(1, 0.0), decode)
     photo = jpeg(a_photo())
     with pytest.raises(FaceError, match="multiple_faces"):
         pipeline.template(photo)

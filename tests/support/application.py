@@ -13,6 +13,7 @@ from engines.face_attributes import AttributeReader
 from engines.liveness import Liveness
 from engines.model_slots import ModelSlots
 from gallery.decisions import Gallery
+from photos.decode import decode
 from pipeline import Pipeline
 from settings import Settings
 from store.audit_log import AuditLog
@@ -31,6 +32,6 @@ def make_app(
 ) -> Flask:
     """The WSGI application on these parts; it decodes photos in this process."""
     slots = ModelSlots(settings.model_slots, settings.queue_wait_s, settings.photo_requests)
-    pipeline = Pipeline(settings, engine, reader, slots, liveness)
+    pipeline = Pipeline(settings, engine, reader, slots, decode, liveness)
     readiness = Readiness(gallery.refresh, patience_s=10.0)  # a busy machine is no hanging database
     return create_app(settings, Parts(engine, store, gallery, pipeline, Access(settings), readiness, audit))
