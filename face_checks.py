@@ -104,8 +104,7 @@ NEARER_HINTS = {
     "challenge_shift": "Keep your face in the same place while you turn it.",
     "challenge_zoom": "Come closer slowly.",
     "challenge_cut": "Stay in the same light, and move slowly.",
-    "challenge_plane": "Turn your head itself, not a picture or the camera.",
-    "challenge_depth": "Turn your head a little further, with your eyes, nose and mouth in view.",
+    "challenge_relief": "Turn your own head, not a picture or the camera, a little further.",
     "challenge_person": "Do the steps yourself, without help, in good light.",
 }
 

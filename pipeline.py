@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 
 import face_checks
-from challenge.judge import judge, require_frame_count
+from challenge.judge import judge, look_at, require_frame_count
 from challenge.motion import Frame
 from challenge.steps import MAX_FRAME_BYTES, MAX_FRAME_PIXELS, Attempt
 from engines.base import ENOUGH_SIDE, FRAME_SIDE, Engine, Face, Template
@@ -140,7 +140,7 @@ class Pipeline:
         except FaceError as error:
             error.fields.update(field="frame", frame=number)
             raise
-        return Frame(photo.pixels, self.engine.detect_in_frame(photo.pixels))
+        return look_at(photo.pixels, self.engine, self.reader)
 
     def unchecked_template(self, data: bytes) -> Template:
         """Decode, detect and embed the widest face without any check, to measure the model alone.

@@ -701,6 +701,26 @@ class TestInABrowser:
         assert not page.execute_script("return Boolean(stream)")
         erase(service, photo)
 
+    def test_a_person_does_the_steps_to_add_a_photo(self, page: Any, photo: Path, service: Service) -> None:
+        requests.post(f"{service.url}/signUp", files={"file": photo.read_bytes()}, timeout=30).raise_for_status()
+        acting_camera(page, "head")
+        choose(page, photo)
+        click(page, "verify")
+        until(page, lambda: text(page, "status") == "Verified")
+        page.execute_script(
+            "window.sent = []; const whole = fetch; window.fetch = (route, all) => {"
+            " if (all.body.has('challenge_id')) sent.push([route, all.body.getAll('frame').length]);"
+            " return whole(route, all) }"
+        )
+        click(page, "prove")
+        click(page, "add-photo")
+        until(page, lambda: "Turn your head" in text(page, "status"))
+        until(page, lambda: text(page, "status") == "Photo added")
+        ((route, frames),) = page.execute_script("return sent")
+        assert route.endswith("/photos")
+        assert frames >= 5
+        erase(service, photo)
+
     def test_the_steps_are_asked_for_when_the_service_requires_them(
         self, page: Any, photo: Path, service: Service
     ) -> None:
