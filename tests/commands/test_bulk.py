@@ -336,7 +336,8 @@ def test_an_interrupted_import_loses_no_photo_that_was_finished(
 ANY_FACE = {
     **dict.fromkeys(("MIN_SHARPNESS", "MIN_LUMINANCE", "MIN_DYNAMIC_RANGE", "MIN_UNIFORMITY", "MIN_INTER_EYE_PX"), "0"),
     **dict.fromkeys(("MAX_UNDER_EXPOSURE", "MAX_OVER_EXPOSURE", "MAX_LUMINANCE", "MAX_HIDDEN", "MAX_MASK"), "1"),
-    **dict.fromkeys(("MAX_SUNGLASSES", "MAX_COVERED"), "1"),
+    **dict.fromkeys(("MAX_SUNGLASSES", "MAX_COVERED", "MAX_EYES_SHUT"), "1"),
+    **{"MAX_STRETCH": "10", "MIN_LIKENESS": "-1"},
     **dict.fromkeys(("MAX_ROLL_DEG", "MAX_YAW_DEG", "MAX_PITCH_DEG", "MAX_COLOUR_DISTANCE"), "90"),
     **{"MIN_FACE_IN_FRAME": "0", "MAX_HEAD_SIZE": "10"},
 }

@@ -36,6 +36,9 @@ NO_GATES = {
     "MAX_MASK": "1",
     "MAX_SUNGLASSES": "1",
     "MAX_COVERED": "1",
+    "MAX_EYES_SHUT": "1",
+    "MAX_STRETCH": "10",
+    "MIN_LIKENESS": "-1",
     "DUPLICATE_THRESHOLD": "0.9",
     "VERIFY_THRESHOLD": "0.9",
 }
