@@ -22,7 +22,7 @@ from api.readiness import Readiness
 from api.service_parts import Parts
 from engines import model_files
 from engines.base import Engine
-from engines.covering import CoveringModel
+from engines.face_attributes import FaceAttributesModel
 from engines.liveness import AddOnLiveness, Liveness
 from engines.model_files import ModelUnavailable
 from engines.model_slots import ModelSlots
@@ -389,7 +389,7 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
     decoders = Decoders(settings.model_slots, settings.max_image_pixels)
     at_the_end.callback(decoders.close)
     prepare_libraries()
-    covering = CoveringModel(PROJECT / "models")
+    reader = FaceAttributesModel(PROJECT / "models")
     store = connect_store(settings)
     engine = engine_of(settings)
     decoders.require_working()  # they started while the model was loading
@@ -412,5 +412,5 @@ def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:
         retention.start()
         at_the_end.callback(retention.close)
     slots = ModelSlots(settings.model_slots, settings.queue_wait_s, settings.photo_requests)
-    pipeline = Pipeline(settings, engine, covering, slots, decoders.decode, liveness)
+    pipeline = Pipeline(settings, engine, reader, slots, decoders.decode, liveness)
     return Parts(engine, store, gallery, pipeline, access, Readiness(gallery.refresh), audit, retention)

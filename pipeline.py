@@ -11,11 +11,11 @@ from typing import Any
 import cv2
 
 import face_checks
-from challenge.judge import judge, require_frame_count
+from challenge.judge import judge, look_at, require_frame_count
 from challenge.motion import Frame
 from challenge.steps import MAX_FRAME_BYTES, MAX_FRAME_PIXELS, Attempt
 from engines.base import ENOUGH_SIDE, FRAME_SIDE, Engine, Face, Template
-from engines.covering import CoveringClassifier
+from engines.face_attributes import AttributeReader
 from engines.liveness import Liveness
 from engines.model_slots import NOBODY, Client, ModelSlots
 from errors import FaceError
@@ -72,7 +72,7 @@ class Pipeline:
 
     settings: Settings
     engine: Engine
-    covering: CoveringClassifier
+    reader: AttributeReader
     slots: ModelSlots
     decode: Callable[..., Photo]
     liveness: Liveness | None = None
@@ -83,6 +83,7 @@ class Pipeline:
         trace: Trace | None = None,
         *,
         client: Client = NOBODY,
+        enrols: bool = True,
         picture: bool = False,
         attempt: Attempt | None = None,
     ) -> Template:
@@ -92,6 +93,7 @@ class Pipeline:
             data: an upload's bytes.
             trace: gets the stages' times, the figures and the quality.
             client: who sent the photo; clients take turns.
+            enrols: whether the template is to be stored, as in `face_checks.check_photo`.
             picture: whether the photo may show a picture of a face, such as a card's portrait: then liveness is not
                 checked, and the limits are those of `face_checks.limits_for_pictures`.
             attempt: a challenge's steps and the frames that show the person doing them.
@@ -105,7 +107,7 @@ class Pipeline:
             photo, faces = self._detect(data, trace)
             limits = face_checks.limits_for_pictures(self.settings) if picture else self.settings
             photo, faces = self._enlarge(data, photo, faces, trace, limits)
-            face, checks = self._check(photo, faces, None if picture else self.liveness, trace, limits)
+            face, checks = self._check(photo, faces, None if picture else self.liveness, trace, limits, enrols=enrols)
             with trace.stage("embed"):
                 try:
                     template = self.engine.embed(photo.pixels, face)
@@ -138,7 +140,7 @@ class Pipeline:
         except FaceError as error:
             error.fields.update(field="frame", frame=number)
             raise
-        return Frame(photo.pixels, self.engine.detect_in_frame(photo.pixels))
+        return look_at(photo.pixels, self.engine, self.reader)
 
     def unchecked_template(self, data: bytes) -> Template:
         """Decode, detect and embed the widest face without any check, to measure the model alone.
@@ -212,11 +214,20 @@ class Pipeline:
         return larger, [one.enlarged(photo.reduced_by / larger.reduced_by) for one in faces]
 
     def _check(
-        self, photo: Photo, faces: list[Face], liveness: Liveness | None, trace: Trace, limits: Settings
+        self,
+        photo: Photo,
+        faces: list[Face],
+        liveness: Liveness | None,
+        trace: Trace,
+        limits: Settings,
+        *,
+        enrols: bool = True,
     ) -> tuple[Face, list[Check]]:
         """Make every check, liveness last; raises as `face_checks.check_photo`."""
         with trace.stage("check"):
-            face, checks = face_checks.check_photo(photo.pixels, faces, limits, self.covering, photo.reduced_by)
+            face, checks = face_checks.check_photo(
+                photo.pixels, faces, limits, self.reader, photo.reduced_by, enrols=enrols
+            )
         if liveness is not None:
             with trace.stage("liveness"):
                 live = face_checks.liveness_check(liveness.score(photo.pixels, face), self.settings)

@@ -121,7 +121,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
             record.user_id = claimed = read_user_id()
             photo = read_upload("file", settings.max_file_bytes)
             attempt = read_attempt(settings.challenge_verify, parts.store)
-            template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
+            template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt, enrols=False)
         with record.trace.stage("search"):
             if claimed is None:
                 candidate = gallery.search(template)
@@ -214,7 +214,9 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
         try:
             photo, record = read_upload(field, settings.max_file_bytes), current_record()
             attempt = None if picture else read_attempt(settings.challenge, parts.store)
-            return pipeline.template(photo, record.trace, client=record.client, picture=picture, attempt=attempt)
+            return pipeline.template(
+                photo, record.trace, client=record.client, enrols=False, picture=picture, attempt=attempt
+            )
         except FaceError as error:
             error.fields.setdefault("field", field)
             raise

@@ -23,7 +23,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
 from engines.base import ENOUGH_SIDE, Template
-from engines.covering import CoveringModel
+from engines.face_attributes import FaceAttributesModel
 from engines.insightface_engine import InsightFaceEngine
 from engines.model_slots import ModelSlots
 from errors import FaceError
@@ -45,7 +45,7 @@ def main() -> None:
     pipeline = Pipeline(
         limits,
         InsightFaceEngine(parsed.pack, threads=0),
-        CoveringModel(PROJECT / "models"),
+        FaceAttributesModel(PROJECT / "models"),
         ModelSlots(1, math.inf),
         decode,
     )
@@ -61,7 +61,7 @@ def main() -> None:
             begun = time.perf_counter()
             photo, faces = pipeline._enlarge(data, photo, faces, Trace(), pipeline.settings)
             seconds += time.perf_counter() - begun
-            face, checks = check_photo(photo.pixels, faces, limits, pipeline.covering, photo.reduced_by)
+            face, checks = check_photo(photo.pixels, faces, limits, pipeline.reader, photo.reduced_by)
         except FaceError:
             return seconds, photo.pixels.nbytes / 2**20, None, {}
         template = pipeline.engine.embed(photo.pixels, face)

@@ -83,6 +83,11 @@ def _tilt(image: Pixels, eyes: Eyes, degrees: float) -> Pixels:
     return np.asarray(cv2.warpAffine(image, turn, size, borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
+def _stretch(image: Pixels, _: Eyes, width: float) -> Pixels:
+    size = (max(1, round(width * image.shape[1])), image.shape[0])
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
 def _compress(image: Pixels, _: Eyes, quality: float) -> Pixels:
     data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1]
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
@@ -121,8 +126,9 @@ DEGRADATIONS = (
     Degradation("shaken across", "length / inter-eye", "sharpness", _SHAKES, _shake(0)),
     Degradation("shaken down", "length / inter-eye", "sharpness", _SHAKES, _shake(90)),
     Degradation("shaken diagonally", "length / inter-eye", "sharpness", _SHAKES, _shake(45)),
-    Degradation("JPEG", "quality", "sharpness", (30, 15, 10, 7, 4), _compress),
-    Degradation("noise", "sigma, grey levels", "sharpness", (5, 10, 20, 30, 40, 60), _noise),
+    Degradation("JPEG", "quality", "likeness", (30, 15, 10, 7, 4), _compress),
+    Degradation("noise", "sigma, grey levels", "likeness", (5, 10, 20, 30, 40, 60), _noise),
+    Degradation("stretched", "width", "stretch", (0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2), _stretch),
     Degradation("shrunk", "inter-eye, px", "inter-eye", (32, 28, 24, 20, 16, 13, 10), _shrink),
     Degradation("darkened", "factor", "luminance", _DARKER, _scale_light),
     Degradation("darkened, sensor noise", "factor", "luminance", _DARKER, _darken_noisily),

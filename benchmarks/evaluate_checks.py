@@ -21,7 +21,7 @@ from bootstrap import load_engine
 from commands.bulk.photo_list import SUFFIXES
 from commands.evaluate.biometrics import wilson
 from engines.base import Engine, Template, similarity_of
-from engines.covering import CoveringClassifier, CoveringModel
+from engines.face_attributes import AttributeReader, FaceAttributesModel
 from errors import FaceError
 from face_checks import Measurements, judge, measure, require_single_face
 from photos import decode
@@ -31,12 +31,18 @@ from settings import PROJECT, Settings, add_flags, load_settings
 logger = logging.getLogger(__name__)
 
 # What covers the face -> the code that a refusal should have.
-RIGHT_CODE = {"none": "", "mask": "mask", "sunglasses": "sunglasses", "other": "face_covered"}
+RIGHT_CODE = {
+    "none": "", "mask": "mask", "sunglasses": "sunglasses", "other": "face_covered", "open": "", "shut": "eyes_closed",
+}  # fmt: skip
+# Rows with these labels are left out.
+UNDECIDED = {"half", "one_shut"}
+# Attributes that set coverings apart in the table.
+APART = {"synthetic", "mild"}
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One labelled photo; `learned` if the covering classifier was trained on it: its verdict proves nothing then."""
+    """One labelled photo; `learned` if the network was trained on it: its verdict proves nothing then."""
 
     path: Path
     label: str
@@ -75,6 +81,10 @@ class Measure:
         return f"{'≥' if self.low_is_bad else '≤'} {self.limit(settings):g}"
 
 
+def _stretch_of(found: Measurements) -> float:
+    return max(found.attributes.stretch, 1 / found.attributes.stretch)
+
+
 MEASURES = {
     "inter-eye": Measure("face_too_small", "min_inter_eye_px", "inter-eye distance, px", lambda m: m.inter_eye_px),
     "head": Measure("face_too_large", "max_head_size", "eyes to chin / photo height", lambda m: m.head_size),
@@ -90,10 +100,13 @@ MEASURES = {
     "yaw": Measure("head_turned", "max_yaw_deg", "yaw, degrees", lambda m: abs(m.pose.yaw)),
     "pitch": Measure("head_raised_or_lowered", "max_pitch_deg", "pitch, degrees", lambda m: abs(m.pose.pitch)),
     "colour": Measure("unnatural_colour", "max_colour_distance", "distance from skin", lambda m: m.colour_distance),
-    "hidden": Measure("landmarks_hidden", "max_hidden", "probability", lambda m: m.covering.hidden),
-    "mask": Measure("mask", "max_mask", "probability", lambda m: m.covering.mask),
-    "sunglasses": Measure("sunglasses", "max_sunglasses", "probability", lambda m: m.covering.sunglasses),
-    "other": Measure("face_covered", "max_covered", "probability", lambda m: m.covering.other),
+    "stretch": Measure("distorted", "max_stretch", "width / height, or the inverse", _stretch_of),
+    "likeness": Measure("distorted", "min_likeness", "estimated likeness", lambda m: m.attributes.likeness),
+    "hidden": Measure("landmarks_hidden", "max_hidden", "probability", lambda m: m.attributes.hidden),
+    "mask": Measure("mask", "max_mask", "probability", lambda m: m.attributes.mask),
+    "sunglasses": Measure("sunglasses", "max_sunglasses", "probability", lambda m: m.attributes.sunglasses),
+    "other": Measure("face_covered", "max_covered", "probability", lambda m: m.attributes.other),
+    "eyes": Measure("eyes_closed", "max_eyes_shut", "probability", lambda m: m.attributes.eyes_shut),
 }
 CALIBRATED = tuple(dict.fromkeys(one.measure for one in DEGRADATIONS))
 COVERING_CODES = {"landmarks_hidden", *RIGHT_CODE.values()}
@@ -104,7 +117,7 @@ class Gates:
     """The service's own way from a photo to a template; here it continues after a refusal."""
 
     engine: Engine
-    covering: CoveringClassifier
+    reader: AttributeReader
     settings: Settings
 
     def see_file(self, path: Path) -> Seen:
@@ -127,7 +140,7 @@ class Gates:
         except FaceError as error:
             return Seen((error.code,))
         try:
-            found = measure(image, face, self.covering)
+            found = measure(image, face, self.reader)
             template = self.engine.embed(image, face)
         except ValueError:
             return Seen(("landmarks_hidden",))
@@ -150,6 +163,8 @@ def read_photos(folder: Path) -> list[Photo]:
     if (folder / "labels.csv").is_file():
         with (folder / "labels.csv").open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
+                if row["label"] in UNDECIDED:
+                    continue
                 if row["label"] not in RIGHT_CODE:
                     raise ValueError(f"{folder.name}/labels.csv: unknown label {row['label']!r}")
                 attributes = tuple(sorted(filter(None, (row.get("attributes") or "").split(";"))))
@@ -249,12 +264,15 @@ Judged = Sequence[tuple[Photo, Seen]]
 def covering_section(judged: Judged) -> list[str]:
     """How many coverings are refused, and how often with the right code."""
     rows = []
-    for kind in sorted({(photo.label, photo.attributes) for photo, _ in judged if photo.label != "none"}):
-        mine = [seen.codes for photo, seen in judged if (photo.label, photo.attributes) == kind]
+    groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for photo, seen in judged:
+        if RIGHT_CODE[photo.label]:
+            groups.setdefault((photo.label, *sorted(APART & {*photo.attributes})), []).append(seen.codes)
+    for kind, mine in sorted(groups.items()):
         refused, code = [codes for codes in mine if codes], RIGHT_CODE[kind[0]]
         rows.append(
             (
-                " ".join((kind[0], *kind[1])),
+                " ".join(kind),
                 len(mine),
                 _share(bool(codes) for codes in mine),
                 _per_cent(codes[0] == code for codes in refused),
@@ -270,7 +288,7 @@ def clean_section(judged: Judged) -> list[str]:
     """How many clean faces are accepted in each subgroup; those that the classifier learned: for quality alone."""
     groups: dict[str, list[tuple[str, ...]]] = {"all": []}
     for photo, seen in judged:
-        if photo.label == "none" and not photo.learned:
+        if not RIGHT_CODE[photo.label] and not photo.learned:
             for name in ("all", *(photo.attributes or ("no attribute",))):
                 groups.setdefault(name, []).append(seen.codes)
     for photo, seen in judged:
@@ -378,8 +396,9 @@ def draw(name: str, copies: Sequence[Copy], settings: Settings, thresholds: Sequ
 
 INTRODUCTION = """# What the checks refuse, and what they let through
 
-How often each check refuses a photo with a covering, and a clean one. `make evaluate-checks DATA=<folder>` writes every
-number and figure here. It runs the real models and the real checks with the default settings over whole photos.
+How often each check refuses a photo with a covering, shut eyes or a distortion, and a clean one.
+`make evaluate-checks DATA=<folder>` writes every number and figure here. It runs the real models and the real checks
+with the default settings over whole photos.
 
 To use your own photos, make a folder with a `labels.csv`, or with the
 sub-folders `none`, `mask`, `sunglasses` and `other`. A folder of identities (a sub-folder per person) is optional:
@@ -387,7 +406,7 @@ sub-folders `none`, `mask`, `sunglasses` and `other`. A folder of identities (a 
     python -m benchmarks.evaluate_checks <photos> --people <identities> --model <FACE_MODEL> --out checks.md
 
 The first model judges all folders and is calibrated. The other models judge the first folder and the identities.
-Shares are in per cent, with Wilson's 95 % interval in brackets. *Quality alone*: the covering classifier learned these
+Shares are in per cent, with Wilson's 95 % interval in brackets. *Quality alone*: the network learned these
 faces, so its verdict is left out. The photos are for research only, and none of them is shown."""
 
 
@@ -420,7 +439,7 @@ def write_page(
                 break
             logger.info("%s: %s photos of %s", engine, len(photos), name)
             judged = [*one.judged(photos), *(chain.from_iterable(known) if number == 0 else ())]
-            lines += [f"## {engine}: the folder `{name}`", "", *covering_section(judged), *clean_section(judged)]
+            lines += [f"## {engine}: the folder `{name}`", "", *clean_section(judged), *covering_section(judged)]
             if number == 0:
                 lines += measures_section(judged, settings)
                 clean = [photo for photo, seen in judged if photo.label == "none" and not (photo.learned or seen.codes)]
@@ -450,7 +469,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = vars(parser.parse_args(arguments))
     settings = load_settings(given, environ={}, env_file=None)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    covering = CoveringModel(settings.models_dir)
+    reader = FaceAttributesModel(settings.models_dir)
     gates = []
     for name in given["model"] or [settings.face_model]:
         engine = load_engine(
@@ -460,7 +479,7 @@ def main(arguments: list[str] | None = None) -> None:
             threads=settings.model_threads,
             may_fall_back=True,
         )
-        gates.append(Gates(engine, covering, settings))
+        gates.append(Gates(engine, reader, settings))
     write_page(
         given["out"],
         {folder.name: read_photos(folder) for folder in given["photos"]},

@@ -32,7 +32,7 @@ sys.path.insert(0, str(PROJECT))
 
 from bootstrap import load_engine
 from engines.base import Engine
-from engines.covering import CoveringModel
+from engines.face_attributes import FaceAttributesModel
 from errors import FaceError
 from face_checks import check_photo
 from photos import decode
@@ -180,7 +180,7 @@ def recorded_session(session_for: Callable[[Any], Any], runs: list[Callable[[], 
 
 def model_runs(engine: Engine, photos: list[bytes], limits: Settings) -> list[Callable[[], object]]:
     """One callable for each photo that makes exactly the model runs of its verification."""
-    covering = CoveringModel(PROJECT / "models")
+    reader = FaceAttributesModel(PROJECT / "models")
     recorded: list[Callable[[], object]] = []
     for data in photos:
         image = decode.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
@@ -189,10 +189,10 @@ def model_runs(engine: Engine, photos: list[bytes], limits: Settings) -> list[Ca
         session_for, session = detector._session_for_input_size, recogniser.session
         detector._session_for_input_size = partial(recorded_session, session_for, runs)
         recogniser.session = Recorder(session, runs)
-        covering_session, covering._session = covering._session, Recorder(covering._session, runs)
-        face, _ = check_photo(image, engine.detect(image), limits, covering)
+        reader_session, reader._session = reader._session, Recorder(reader._session, runs)
+        face, _ = check_photo(image, engine.detect(image), limits, reader)
         engine.embed(image, face)
-        covering._session = covering_session
+        reader._session = reader_session
         detector._session_for_input_size, recogniser.session = session_for, session
         recorded.append(partial(all_of, runs))
     return recorded
@@ -220,12 +220,12 @@ def bare_loop(runs: list[Callable[[], object]], threads: int, seconds: float) ->
 
 def usable(engine: Engine, photos: list[bytes], limits: Settings) -> list[bytes]:
     """The photos that pass every check."""
-    covering = CoveringModel(PROJECT / "models")
+    reader = FaceAttributesModel(PROJECT / "models")
     passed = []
     for data in photos:
         image = decode.decode(data, max_bytes=limits.max_file_bytes, max_pixels=limits.max_image_pixels).pixels
         try:
-            check_photo(image, engine.detect(image), limits, covering)
+            check_photo(image, engine.detect(image), limits, reader)
         except FaceError:
             continue
         passed.append(data)

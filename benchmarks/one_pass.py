@@ -22,7 +22,7 @@ import numpy as np
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from engines.covering import CoveringModel
+from engines.face_attributes import FaceAttributesModel
 from engines.insightface_engine import InsightFaceEngine
 from errors import FaceError
 from face_checks import check_photo
@@ -45,7 +45,11 @@ def main(pack: str, paths: list[str]) -> None:
 
     older = FaceAnalysis(name=str(Path(pack).resolve()), providers=["CPUExecutionProvider"])
     older.prepare(0)
-    engine, covering, limits = InsightFaceEngine(Path(pack), threads=0), CoveringModel(PROJECT / "models"), Settings()
+    engine, reader, limits = (
+        InsightFaceEngine(Path(pack), threads=0),
+        FaceAttributesModel(PROJECT / "models"),
+        Settings(),
+    )
 
     def twice(photo: Pixels) -> None:
         older.get(photo)
@@ -53,7 +57,7 @@ def main(pack: str, paths: list[str]) -> None:
 
     def once(photo: Pixels) -> bool:
         try:
-            face, _ = check_photo(photo, engine.detect(photo), limits, covering)
+            face, _ = check_photo(photo, engine.detect(photo), limits, reader)
         except FaceError:
             return False
         engine.embed(photo, face)

@@ -40,7 +40,7 @@ from benchmarks.load import Service as Process
 from benchmarks.load import exchange, model_runs, request
 from bootstrap import load_engine
 from engines.base import Engine
-from engines.covering import CoveringModel
+from engines.face_attributes import FaceAttributesModel
 from engines.model_slots import ModelSlots
 from gallery.decisions import Gallery
 from photos.decode import decode
@@ -78,9 +78,9 @@ class Service:
         store = SqliteStore(folder / "faces.sqlite3")
         store.prepare()
         gallery = Gallery(store, engine.name, engine.dimension)
-        covering = CoveringModel(PROJECT / "models")
+        reader = FaceAttributesModel(PROJECT / "models")
         settings = Settings()
-        pipeline = Pipeline(settings, engine, covering, ModelSlots(settings.model_slots, math.inf), decode)
+        pipeline = Pipeline(settings, engine, reader, ModelSlots(settings.model_slots, math.inf), decode)
         self._client = create_app(
             settings, Parts(engine, store, gallery, pipeline, Access(settings), Readiness(gallery.refresh))
         ).test_client()

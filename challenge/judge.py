@@ -18,21 +18,21 @@ import face_checks
 from challenge.motion import Frame, Track
 from challenge.steps import MAX_FRAMES, Attempt
 from engines.base import Engine, Template, similarity_of
+from engines.face_attributes import AttributeReader
 from errors import FaceError
 from face_checks import Check
+from photos.pixels import Pixels
 from settings import Settings
 
-# How much of the face turned to either side no print explains, flat or bent.
-MIN_UNLIKE_A_PRINT = 0.025
-# How far the nose's tip stands before the plane of eyes and mouth, in inter-eye distances, from its parallax.
-MIN_NOSE_DEPTH = 0.24
+# How far the face stands out, in inter-eye distances (`Track.relief`).
+MIN_RELIEF = 0.35
 # So many of the frames must show the face: a detector misses one now and then between two steps.
 MIN_SHARE_WITH_FACE = 0.75
 # From one frame to the next the face moves by at most so many inter-eye distances, and grows or shrinks by this factor.
 MAX_SHIFT = 3.0
 MAX_ZOOM = 2.0
 # ... and its mean colour by so much (CIELAB).
-MAX_COLOUR_SHIFT = 14.0
+MAX_COLOUR_SHIFT = 24.0
 # Two frames that differ by less (mean over all pixels, of 255) are one frame that was sent twice.
 MIN_DIFFERENCE = 0.25
 
@@ -64,6 +64,16 @@ def require_frame_count(attempt: Attempt) -> None:
     if not least <= count <= MAX_FRAMES:
         required: dict[str, float] = {"max": MAX_FRAMES} if count > MAX_FRAMES else {"min": least}
         raise face_checks.refusal([_check("challenge_failed", count, required, "challenge_frames")])
+
+
+def look_at(pixels: Pixels, engine: Engine, reader: AttributeReader) -> Frame:
+    """Find the faces in a frame, uint8[h, w, 3] BGR, and read the widest one's attributes."""
+    faces = engine.detect_in_frame(pixels)
+    try:
+        aligned = face_checks.aligned_face(pixels, faces[0]) if faces else None
+    except (ValueError, cv2.error):  # degenerate landmarks
+        aligned = None
+    return Frame(pixels, faces, aligned, None if aligned is None else reader.read(aligned))
 
 
 def judge(
@@ -101,19 +111,16 @@ def judge(
         ("challenge_failed", "challenge_zoom", track.largest_zoom(), {"max": MAX_ZOOM}),
         ("challenge_failed", "challenge_cut", track.largest_colour_shift(), {"max": MAX_COLOUR_SHIFT}),
     ]
-    turned = track.turned_frames()
-    if turned is None:
-        measures.append(("not_live", "challenge_plane", 0.0, {"min": MIN_UNLIKE_A_PRINT}))
+    sides = track.sides()
+    if sides is None:
+        measures.append(("not_live", "challenge_relief", 0.0, {"min": MIN_RELIEF}))
     elif len(followed) == len(steps):
-        measures += [
-            ("not_live", "challenge_plane", track.unlike_a_print(turned), {"min": MIN_UNLIKE_A_PRINT}),
-            ("not_live", "challenge_depth", track.nose_depth(), {"min": MIN_NOSE_DEPTH}),
-        ]
+        measures.append(("not_live", "challenge_relief", track.relief(sides), {"min": MIN_RELIEF}))
     checks += [_check(code, measured, required, hint) for code, hint, measured, required in measures]
     figures |= {hint: round(measured, 4) for _, hint, measured, _ in measures}
-    if all(check.passed for check in checks) and turned is not None:
+    if all(check.passed for check in checks) and sides is not None:
         lowest = settings.verify_threshold - TURNED_SIMILARITY_LOSS
-        similarity = _similarity([seen[number] for number in turned], template, engine)
+        similarity = _similarity([seen[track.clearest(side)] for side in sides], template, engine)
         checks.append(_check("challenge_failed", similarity, {"min": round(lowest, 4)}, "challenge_person"))
         figures["challenge_person"] = round(similarity, 4)
     return Outcome(checks, figures)
@@ -125,15 +132,12 @@ def _check(code: str, measured: float, required: dict[str, float], hint: str) ->
 
 
 def _faces_that_count(frame: Frame, settings: Settings) -> int:
-    """How many faces count in the frame, as in a photo; 0 for one whose landmarks cannot be measured."""
+    """How many faces count in the frame, as in a photo; 0 for one that cannot be measured."""
     try:
         face, _ = face_checks.require_single_face(frame.faces, settings)
-        face_checks.head_pose(face)
     except FaceError as refusal:
         return int(refusal.fields["checks"][0]["measured"])
-    except (ValueError, cv2.error):
-        return 0
-    return 1
+    return int(frame.attributes is not None and face.inter_eye >= 1.0)
 
 
 def _similarity(frames: Sequence[Frame], template: Template, engine: Engine) -> float:

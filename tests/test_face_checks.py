@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,12 +11,12 @@ import pytest
 
 import face_checks
 from engines.base import MEAN_FACE, Face
-from engines.covering import Covering
+from engines.face_attributes import FaceAttributes
 from errors import FaceError
-from face_checks import check_photo, head_pose, judge, measure
+from face_checks import check_photo, head_pose, judge, measure, pose_of
 from photos.pixels import Pixels
 from settings import Settings
-from tests.support.fakes import ScriptedCovering, a_face, a_photo, packaged_photo
+from tests.support.fakes import ScriptedAttributes, a_face, a_photo, packaged_photo
 
 LIMITS = Settings()
 # The order in which api.md lists the reasons of a refusal.
@@ -40,6 +39,8 @@ ORDER = [
     "sunglasses",
     "face_covered",
     "landmarks_hidden",
+    "eyes_closed",
+    "distorted",
 ]
 
 
@@ -53,13 +54,13 @@ PORTRAIT_FACE = a_face(42.5, (225.0, 101.0), -4.0)
 
 
 def codes_of(
-    image: Pixels, face: Face | None = None, covering: Covering | None = None, limits: Settings = LIMITS
+    image: Pixels, face: Face | None = None, seen: FaceAttributes | None = None, limits: Settings = LIMITS
 ) -> list[str]:
     """The codes of the checks that one face in `image` fails."""
-    seen = ScriptedCovering()
-    seen.seen = covering or seen.seen
+    reader = ScriptedAttributes()
+    reader.seen = seen or reader.seen
     try:
-        check_photo(image, [face or a_face()], limits, seen)
+        check_photo(image, [face or a_face()], limits, reader)
     except FaceError as error:
         return [check["code"] for check in error.fields["checks"] if not check["passed"]]
     return []
@@ -76,7 +77,7 @@ def turned(yaw: float, pitch: float, roll: float) -> Face:
 
 
 def test_a_good_photo_passes_every_check_and_each_is_reported_in_the_order_of_the_api() -> None:
-    face, checks = check_photo(a_photo(), [a_face()], LIMITS, ScriptedCovering())
+    face, checks = check_photo(a_photo(), [a_face()], LIMITS, ScriptedAttributes())
     assert [check.code for check in checks] == ORDER
     assert all(check.passed and check.hint is None and check.measured is not None for check in checks)
     assert face is not None
@@ -88,30 +89,93 @@ def test_head_pose_is_recovered_from_five_landmarks_(yaw: float, pitch: float, r
     assert (pose.yaw, pose.pitch, pose.roll) == pytest.approx((yaw, pitch, roll), abs=4)
 
 
+@pytest.mark.parametrize("roll_deg", [-120, -30, 0, 8, 45, 90])
+def test_the_roll_is_the_turn_of_the_landmarks_and_what_the_network_still_sees_of_it(roll_deg: float) -> None:
+    pose = pose_of(a_face(roll_deg=roll_deg), FaceAttributes(yaw=12, pitch=-7, roll=3))
+    assert (pose.yaw, pose.pitch, pose.roll) == pytest.approx((12, -7, roll_deg + 3), abs=0.1)
+
+
 @pytest.mark.parametrize(
-    ("yaw", "pitch", "roll", "code"),
+    ("seen", "roll_deg", "code"),
     [
-        (60, 0, 0, "head_turned"),
-        (-60, 0, 0, "head_turned"),
-        (0, 60, 0, "head_raised_or_lowered"),
-        (0, 0, 55, "head_tilted"),
+        (FaceAttributes(yaw=60), 0, "head_turned"),
+        (FaceAttributes(yaw=-60), 0, "head_turned"),
+        (FaceAttributes(pitch=60), 0, "head_raised_or_lowered"),
+        (FaceAttributes(), 55, "head_tilted"),
     ],
 )
-def test_a_head_far_from_upright_and_frontal_is_refused(yaw: float, pitch: float, roll: float, code: str) -> None:
-    assert code in codes_of(a_photo(), turned(yaw, pitch, roll))
+def test_a_head_far_from_upright_and_frontal_is_refused(seen: FaceAttributes, roll_deg: float, code: str) -> None:
+    assert codes_of(a_photo(), a_face(roll_deg=roll_deg), seen) == [code]
 
 
-def hint_of(code: str, image: Pixels, face: Face, limits: Settings = LIMITS) -> str:
+def hint_of(code: str, image: Pixels, face: Face, limits: Settings = LIMITS, seen: FaceAttributes | None = None) -> str:
+    reader = ScriptedAttributes()
+    reader.seen = seen or reader.seen
     with pytest.raises(FaceError) as refused:
-        check_photo(image, [face], limits, ScriptedCovering())
+        check_photo(image, [face], limits, reader)
     (hint,) = [str(check["hint"]) for check in refused.value.fields["checks"] if check["code"] == code]
     return hint
 
 
 def test_whoever_looks_down_is_told_to_raise_the_chin() -> None:
-    down, up, strict = turned(0, 35, 0), turned(0, -35, 0), Settings(max_pitch_deg=25)
-    assert hint_of("head_raised_or_lowered", a_photo(), down, strict) == face_checks.NEARER_HINTS["chin_up"]
-    assert hint_of("head_raised_or_lowered", a_photo(), up, strict) == face_checks.NEARER_HINTS["chin_down"]
+    down, up, strict = FaceAttributes(pitch=35), FaceAttributes(pitch=-35), Settings(max_pitch_deg=25)
+    code, photo, face = "head_raised_or_lowered", a_photo(), a_face()
+    assert hint_of(code, photo, face, strict, down) == face_checks.NEARER_HINTS["chin_up"]
+    assert hint_of(code, photo, face, strict, up) == face_checks.NEARER_HINTS["chin_down"]
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        FaceAttributes(stretch=1.01 * LIMITS.max_stretch),
+        FaceAttributes(stretch=0.99 / LIMITS.max_stretch),
+        FaceAttributes(likeness=LIMITS.min_likeness - 0.01),
+    ],
+)
+def test_a_photo_that_was_changed_to_look_like_nobody_is_refused_as_distorted(seen: FaceAttributes) -> None:
+    assert codes_of(a_photo(), seen=seen) == ["distorted"]
+
+
+def test_shut_eyes_are_refused() -> None:
+    assert codes_of(a_photo(), seen=FaceAttributes(eyes_shut=0.99)) == ["eyes_closed"]
+
+
+def test_who_is_only_compared_may_blink_and_send_a_distorted_photo_and_is_told_what_was_measured() -> None:
+    reader = ScriptedAttributes()
+    reader.seen = FaceAttributes(eyes_shut=0.99, likeness=-0.5)
+    _, checks = check_photo(a_photo(), [a_face()], LIMITS, reader, enrols=False)
+    assert [check.measured for check in checks if check.code in face_checks.ONLY_FOR_ENROLMENT] == [0.99, -0.5]
+    assert all(check.passed and check.hint is None for check in checks)
+    assert face_checks.photo_quality(checks) == 0
+    reader.seen = FaceAttributes(mask=0.99, eyes_shut=0.99)
+    with pytest.raises(FaceError) as refused:
+        check_photo(a_photo(), [a_face()], LIMITS, reader, enrols=False)
+    assert [check["code"] for check in refused.value.fields["checks"] if not check["passed"]] == ["mask"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "code", "hint"),
+    [
+        (FaceAttributes(other=0.99, hand=0.9), "face_covered", face_checks.NEARER_HINTS["hand"]),
+        (FaceAttributes(hidden=1.0, hand=0.9), "landmarks_hidden", face_checks.NEARER_HINTS["hand"]),
+        (FaceAttributes(other=0.99, hand=0.1), "face_covered", face_checks.HINTS["face_covered"]),
+        (
+            FaceAttributes(other=0.99, hidden=0.9, eyes_hidden=0.9, spectacles=0.9),
+            "face_covered",
+            face_checks.NEARER_HINTS["glare"],
+        ),
+        (
+            FaceAttributes(other=0.99, hidden=0.9, eyes_hidden=0.1, spectacles=0.9),
+            "face_covered",
+            face_checks.HINTS["face_covered"],
+        ),
+        (FaceAttributes(sunglasses=0.99, spectacles=0.9), "sunglasses", face_checks.NEARER_HINTS["glare"]),
+        (FaceAttributes(sunglasses=0.99, spectacles=0.1), "sunglasses", face_checks.HINTS["sunglasses"]),
+        (FaceAttributes(eyes_shut=0.99), "eyes_closed", face_checks.HINTS["eyes_closed"]),
+    ],
+)
+def test_the_hint_follows_what_is_seen(seen: FaceAttributes, code: str, hint: str) -> None:
+    assert hint_of(code, a_photo(), a_face(), seen=seen) == hint
 
 
 def test_a_face_in_the_dark_on_its_own_left_is_told_to_light_that_side(portrait: Pixels) -> None:
@@ -191,24 +255,35 @@ def test_no_skin_tone_is_refused(skin_bgr: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize(
     ("seen", "codes"),
     [
-        (Covering(mask=0.9, sunglasses=0.1, other=0.2, hidden=0.9), ["mask"]),
-        (Covering(mask=0.0, sunglasses=0.9, other=0.0, hidden=0.9), ["sunglasses"]),
-        (Covering(mask=0.0, sunglasses=0.0, other=0.9, hidden=0.9), ["face_covered"]),
-        (Covering(mask=0.9, sunglasses=0.9, other=0.0, hidden=0.9), ["mask", "sunglasses"]),
-        (Covering(mask=0.9, sunglasses=0.0, other=0.0, hidden=0.99), ["mask", "landmarks_hidden"]),
-        (Covering(mask=0.0, sunglasses=0.0, other=0.0, hidden=0.99), ["landmarks_hidden"]),
-        (Covering(mask=0.1, sunglasses=0.1, other=0.1, hidden=0.1), []),
+        (FaceAttributes(mask=1.0, hidden=LIMITS.max_hidden), ["mask"]),
+        (FaceAttributes(sunglasses=1.0, hidden=LIMITS.max_hidden), ["sunglasses"]),
+        (FaceAttributes(other=1.0, hidden=LIMITS.max_hidden), ["face_covered"]),
+        (FaceAttributes(mask=1.0, sunglasses=1.0), ["mask", "sunglasses"]),
+        (FaceAttributes(mask=1.0, hidden=1.0), ["mask", "landmarks_hidden"]),
+        (FaceAttributes(hidden=1.0), ["landmarks_hidden"]),
+        (
+            FaceAttributes(mask=1.0, hidden=1.0, eyes_shut=1.0, likeness=0.0),
+            [
+                "mask",
+                "landmarks_hidden",
+                "eyes_closed",
+                "distorted",
+            ],
+        ),
+        (FaceAttributes(LIMITS.max_mask, LIMITS.max_sunglasses, LIMITS.max_covered, LIMITS.max_hidden), []),
     ],
 )
-def test_a_covering_is_refused_by_its_name_and_hidden_landmarks_by_theirs(seen: Covering, codes: list[str]) -> None:
-    assert codes_of(a_photo(), covering=seen) == codes
+def test_a_covering_is_refused_by_its_name_and_hidden_landmarks_by_theirs(
+    seen: FaceAttributes, codes: list[str]
+) -> None:
+    assert codes_of(a_photo(), seen=seen) == codes
 
 
-@pytest.mark.parametrize("mask", [0.0, 0.19999, 0.2, 0.20001, 0.9])
-@pytest.mark.parametrize("hidden", [0.5, 0.95, 0.950001, 0.99])
+@pytest.mark.parametrize("mask", [0.0, *(LIMITS.max_mask + beyond for beyond in (-1e-5, 0, 1e-5)), 0.9])
+@pytest.mark.parametrize("hidden", [0.5, *(LIMITS.max_hidden + beyond for beyond in (0, 1e-6)), 0.999])
 def test_a_check_has_passed_if_and_only_if_what_it_tells_is_within_its_limit(mask: float, hidden: float) -> None:
-    covering = ScriptedCovering()
-    covering.seen = Covering(mask=mask, sunglasses=0.0, other=0.0, hidden=hidden)
+    covering = ScriptedAttributes()
+    covering.seen = FaceAttributes(mask=mask, sunglasses=0.0, other=0.0, hidden=hidden)
     for check in judge(measure(a_photo(), a_face(), covering), LIMITS):
         ((bound, limit),) = check.required.items()
         assert check.measured is not None
@@ -218,7 +293,7 @@ def test_a_check_has_passed_if_and_only_if_what_it_tells_is_within_its_limit(mas
 def test_a_refusal_names_the_first_failure_and_lists_every_check_with_what_was_measured_and_required() -> None:
     dark = np.clip(a_photo() * 0.05, 0, 255).astype(np.uint8)
     with pytest.raises(FaceError) as caught:
-        check_photo(dark, [a_face(inter_eye_distance=12)], LIMITS, ScriptedCovering())
+        check_photo(dark, [a_face(inter_eye_distance=12)], LIMITS, ScriptedAttributes())
     checks = {check["code"]: check for check in caught.value.fields["checks"]}
     assert caught.value.code == "face_too_small"
     assert list(checks) == ORDER
@@ -254,11 +329,11 @@ def test_every_code_of_a_check_has_a_hint_and_a_message() -> None:
 
 
 def test_a_sharper_photo_and_a_straighter_face_have_the_better_quality(portrait: Pixels) -> None:
-    def quality(image: Pixels, face: Face = PORTRAIT_FACE) -> float:
-        return face_checks.photo_quality(check_photo(image, [face], LIMITS, ScriptedCovering())[1])
+    def quality(image: Pixels, seen: FaceAttributes | None = None) -> float:
+        reader = ScriptedAttributes()
+        reader.seen = seen or reader.seen
+        return face_checks.photo_quality(check_photo(image, [PORTRAIT_FACE], LIMITS, reader)[1])
 
     blurred = [np.asarray(cv2.GaussianBlur(portrait, (0, 0), sigma), np.uint8) for sigma in (1.5, 2.0)]
-    assert 1 > quality(portrait) > quality(blurred[0]) > quality(blurred[1]) > 0
-    nose_aside = np.array([[0, 0], [0, 0], [9, 0], [0, 0], [0, 0]], np.float32)
-    aside = replace(PORTRAIT_FACE, landmarks=PORTRAIT_FACE.landmarks + nose_aside)
-    assert quality(portrait, aside) < quality(portrait)
+    assert 1 >= quality(portrait) > quality(blurred[0]) > quality(blurred[1]) > 0
+    assert quality(portrait, FaceAttributes(yaw=25)) < quality(portrait)

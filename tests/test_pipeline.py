@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 
 from bootstrap import load_engine
-from engines.covering import CoveringModel
+from engines.face_attributes import FaceAttributesModel
 from engines.model_slots import ModelSlots
 from errors import FaceError
 from photos.decode import decode
 from photos.pixels import Pixels
 from pipeline import Pipeline
 from settings import PROJECT, Settings
-from tests.support.fakes import ScriptedCovering, packaged_photo
+from tests.support.fakes import ScriptedAttributes, packaged_photo
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     folder = tmp_path_factory.mktemp("models")
     engine = load_engine("compact", models_dir=folder, hub_timeout_s=0, threads=1, may_fall_back=False)
-    return Pipeline(Settings(), engine, CoveringModel(PROJECT / "models"), ModelSlots(1, 1), decode)
+    return Pipeline(Settings(), engine, FaceAttributesModel(PROJECT / "models"), ModelSlots(1, 1), decode)
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +93,12 @@ def test_on_a_card_the_widest_portrait_counts_and_may_be_grey(pipeline: Pipeline
 def test_a_pattern_over_a_cards_portrait_is_read_and_a_hand_over_a_face_is_not(
     pipeline: Pipeline, astronaut: Pixels
 ) -> None:
-    covering = ScriptedCovering()
-    pipeline = replace(pipeline, covering=covering)
-    covering.seen = replace(covering.seen, other=0.85)
+    reader = ScriptedAttributes()
+    pipeline = replace(pipeline, reader=reader)
+    reader.seen = replace(reader.seen, other=0.85)
     pipeline.template(png(astronaut), picture=True)
     with pytest.raises(FaceError, match="face_covered"):
         pipeline.template(png(astronaut))
-    covering.seen = replace(covering.seen, other=0.95)
+    reader.seen = replace(reader.seen, other=0.95)
     with pytest.raises(FaceError, match="face_covered"):
         pipeline.template(png(astronaut), picture=True)

@@ -4,7 +4,7 @@ const tenths = (value) => value.toLocaleString("en", { maximumFractionDigits: 1 
 const SHARE = (value) => tenths(100 * value) + "%", DEGREES = (value) => tenths(value) + "°";
 const UNITS = { face_too_small: (value) => tenths(value) + " px", face_too_large: SHARE, face_cut_off: SHARE, too_dark: SHARE,
   too_bright: SHARE, uneven_light: SHARE, head_tilted: DEGREES, head_turned: DEGREES, head_raised_or_lowered: DEGREES,
-  landmarks_hidden: SHARE, mask: SHARE, sunglasses: SHARE, face_covered: SHARE, not_live: SHARE };
+  landmarks_hidden: SHARE, mask: SHARE, sunglasses: SHARE, face_covered: SHARE, eyes_closed: SHARE, not_live: SHARE };
 // Of a frame while guiding; of a photo that is drawn; and of one that is taken.
 const GUIDE_SIDE = 720, DRAWN_SIDE = 1400, TAKEN_SIDE = 4096;
 const LEAST_PAUSE_MS = 350, OFFLINE_PAUSE_MS = 3000, LONGEST_RETRY_MS = 10000, RETRIES = 3, COPIED_MS = 2000;
@@ -13,6 +13,7 @@ const HOLD_MS = 1000;  // how long everything is good before the photo is taken 
 const COMPACT_MODEL = "sface-2021dec";
 // Of a frame of a challenge; between two looks at a step; and what is kept of a challenge's time to send its frames.
 const STEP_SIDE = 640, STEP_PAUSE_MS = 250, SENDING_MS = 10000;
+const FIRST_DEG = 12, STRAIGHT_DEG = 7, TURNED_DEG = 22, CLOSER = 1.28;
 const ACTIONS = ["turn_left", "turn_right", "come_closer"];
 const ABOUT_STEPS = ["challenge_required", "challenge_expired", "challenge_failed"];
 const NO_PHOTO = ["empty_file", "unreadable_image", "unsupported_format"], TOO_LARGE = ["file_too_large", "image_too_large"];
@@ -133,11 +134,11 @@ const limitOf = (check) => Object.entries(check.required)
   .map(([kind, value]) => (kind === "min" ? "≥ " : "≤ ") + (UNITS[check.code] || round)(value)).join(", ");
 const measureOf = (check) => made("p", "measure", nameOf(check) + ": ", isolated(valueOf(check)), ` (${say("limit")}: `, isolated(limitOf(check)), ")");
 
-// The checks that passed, folded away. One that leaves its say to another one (hidden features to the mask that hides
-// them) has passed beyond its limit and is not listed.
+// The checks that passed, folded away. One that has passed beyond its limit, because it does not count for this photo, is
+// not listed.
 function list(of) {
   analysis = of;
-  const checks = (of ? of.checks : []).filter(({ passed, measured, required }) => !(passed && measured > required.max));
+  const checks = (of ? of.checks : []).filter(({ passed, measured, required }) => !(passed && (measured > required.max || measured < required.min)));
   const passed = checks.filter((check) => check.passed);
   byId("checks").querySelector("tbody").replaceChildren(...passed.map((check) => {
     const name = made("th", "", nameOf(check));
@@ -446,7 +447,9 @@ async function verify() {
 // With the photo's key a photo is added once, however often the button is pressed.
 async function addPhoto() {
   const route = `/users/${encodeURIComponent(person)}/photos`;
-  const { ok, body, words } = await sendPatiently(route, photo.blob, {}, { "Idempotency-Key": photo.key });
+  const answer = await sendProved(route, {}, { "Idempotency-Key": photo.key });
+  if (!answer) return notDone("add-photo");
+  const { ok, body, words } = answer;
   if (!ok) {
     if (body.code === "unknown_user") person = null;
     const known = { duplicate_face: [["source"], "nextSomebodyElse"], no_match: [["source", "verify"], "nextOtherPerson"] };
@@ -502,7 +505,7 @@ async function film({ steps, expires_in: seconds, frames: { max: most } }) {
       if (mine !== live || performance.now() > until) break;
       const blob = await frame(STEP_SIDE), answer = await send("/analyze", blob);
       if (mine !== live) break;
-      const face = answer.ok && answer.body.faces.length === 1 ? measured(answer.body.faces[0]) : null;
+      const face = answer.ok ? measured(answer.body) : null;
       if (!face) {
         tell("bad", answer.ok ? () => say("stepsAlone") : answer.words);
         await rest(answer.pause);
@@ -527,22 +530,24 @@ async function film({ steps, expires_in: seconds, frames: { max: most } }) {
   return finished === steps.length ? frames : null;
 }
 
-// How far the nose stands beside the middle of the eyes, in distances between the eyes, to the right of the picture, which
-// is the person's left; and the size of the face.
-function measured({ landmarks: [left, right, nose, ...mouth] }) {
-  const middle = (one, other) => [(one[0] + other[0]) / 2, (one[1] + other[1]) / 2];
-  const between = [right[0] - left[0], right[1] - left[1]], eyes = Math.hypot(...between), centre = middle(left, right);
-  const aside = ((nose[0] - centre[0]) * between[0] + (nose[1] - centre[1]) * between[1]) / eyes ** 2;
-  const lips = middle(...mouth);
-  return { aside, size: Math.max(eyes, Math.hypot(lips[0] - centre[0], lips[1] - centre[1])) };
+// By how many degrees the head is turned to the person's left, and the size of the face in pixels; null unless there is one
+// face whose turn is known. The service tells no side: the nose stands to the right of the picture when it is the left.
+function measured({ faces, checks }) {
+  const turned = checks.find((check) => check.code === "head_turned");
+  if (faces.length !== 1 || !turned) return null;
+  const [left, right, nose, ...mouth] = faces[0].landmarks, middle = (one, other) => [(one[0] + other[0]) / 2, (one[1] + other[1]) / 2];
+  const between = [right[0] - left[0], right[1] - left[1]], centre = middle(left, right), lips = middle(...mouth);
+  const aside = (nose[0] - centre[0]) * between[0] + (nose[1] - centre[1]) * between[1];
+  const size = Math.max(Math.hypot(...between), Math.hypot(lips[0] - centre[0], lips[1] - centre[1]));
+  return { turn: Math.sign(aside) * turned.measured, size };
 }
 
 // The service asks for less than this: a step that the page takes for done is done.
-function shows(step, { aside, size }, straight) {
-  const turned = aside - (straight ? straight.aside : 0);
-  if (step === "look_straight") return Math.abs(turned) <= (straight ? 0.08 : 0.18);
-  if (step === "come_closer") return Math.abs(turned) <= 0.1 && size >= 1.28 * straight.size;
-  return step === "turn_left" ? turned >= 0.16 : step === "turn_right" && turned <= -0.16;
+function shows(step, { turn, size }, straight) {
+  const turned = turn - (straight ? straight.turn : 0);
+  if (step === "look_straight") return Math.abs(turned) <= (straight ? STRAIGHT_DEG : FIRST_DEG);
+  if (step === "come_closer") return Math.abs(turned) <= STRAIGHT_DEG && size >= CLOSER * straight.size;
+  return (step === "turn_left" ? Math.min(turn, turned) : -Math.max(turn, turned)) >= TURNED_DEG;
 }
 
 // The preview is a mirror: the arrow points to where the person sees the head turn.

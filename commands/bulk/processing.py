@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from commands.bulk.photo_list import Photo
 from engines.base import Engine, Template
-from engines.covering import CoveringModel
+from engines.face_attributes import FaceAttributesModel
 from engines.model_slots import ModelSlots
 from errors import FaceError
 from photos.decoder_pool import Decoders
@@ -64,7 +64,7 @@ def open_pipeline(engine: Engine, settings: Settings) -> Iterator[Pipeline]:
     slots = ModelSlots(settings.model_slots, math.inf)
     with closing(Decoders(settings.model_slots, settings.max_image_pixels)) as decoders:
         decoders.require_working()
-        yield Pipeline(settings, engine, CoveringModel(PROJECT / "models"), slots, decoders.decode)
+        yield Pipeline(settings, engine, FaceAttributesModel(PROJECT / "models"), slots, decoders.decode)
 
 
 def process_photos(

@@ -93,7 +93,7 @@ def cache_key(engine: Engine, settings: Settings, without_checks: bool) -> str:
 def files_behind_a_template(project: Path) -> list[Path]:
     """The project's files that decide which template a photo gets, or which refusal; all but the recogniser's own."""
     code = [path for room in ("photos", "engines") for path in sorted((project / room).rglob("*.py"))]
-    return [*code, project / "face_checks.py", project / "pipeline.py", project / "models" / "covering.onnx"]
+    return [*code, project / "face_checks.py", project / "pipeline.py", project / "models" / "face_attributes.onnx"]
 
 
 def library_versions(files: Sequence[Path]) -> list[str]:

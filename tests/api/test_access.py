@@ -23,7 +23,7 @@ from gallery.decisions import Gallery
 from settings import Settings, SettingsError, load_settings
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
-from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_photo, a_template, jpeg
+from tests.support.fakes import ScriptedAttributes, ScriptedEngine, a_photo, a_template, jpeg
 
 PROTECTED = ["/signUp", "/signup", "/verify", "/compare", "/analyze"]
 
@@ -37,7 +37,7 @@ class Caller:
         self.store.prepare()
         self.engine = ScriptedEngine()
         gallery = Gallery(self.store, self.engine.name, self.engine.dimension)
-        self.client = make_app(self.settings, self.engine, ScriptedCovering(), self.store, gallery).test_client()
+        self.client = make_app(self.settings, self.engine, ScriptedAttributes(), self.store, gallery).test_client()
 
     def post(self, route: str, key: str | None = None, headers: dict[str, str] | None = None, **fields: str) -> Any:
         names = ["file1", "file2"] if route == "/compare" else ["file"]

@@ -10,20 +10,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from werkzeug.datastructures import MultiDict
 
 from bootstrap import load_engine
-from challenge.steps import MAX_FRAME_BYTES, MAX_FRAMES, ORDERS
+from challenge.steps import MAX_FRAME_BYTES, MAX_FRAME_PIXELS, MAX_FRAMES, ORDERS
 from engines.base import Engine
+from engines.face_attributes import FaceAttributesModel
 from gallery.decisions import Gallery
-from settings import Settings
+from settings import PROJECT, Settings
 from store.challenges import CHALLENGE_SECONDS
 from store.records import RecordStore
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
 from tests.support.conforming import assert_described
-from tests.support.fakes import ScriptedCovering
+from tests.support.fakes import jpeg
 from tests.support.filming import frames_of
 from tests.support.running import ASTRONAUT
 
@@ -46,10 +48,8 @@ def store(tmp_path: Path) -> RecordStore:
 @pytest.fixture
 def client_with(engine: Engine, store: RecordStore, tmp_path: Path) -> Callable[..., Any]:
     def client(**settings: Any) -> Any:
-        gallery = Gallery(store, engine.name, engine.dimension)
-        return make_app(
-            Settings(data_dir=tmp_path, **settings), engine, ScriptedCovering(), store, gallery
-        ).test_client()
+        gallery, reader = Gallery(store, engine.name, engine.dimension), FaceAttributesModel(PROJECT / "models")
+        return make_app(Settings(data_dir=tmp_path, **settings), engine, reader, store, gallery).test_client()
 
     return client
 
@@ -101,6 +101,22 @@ def test_the_steps_that_were_asked_for_are_accepted_with_the_photo(client: Any, 
     challenge = ask(client)
     answer = send(client, route, challenge["challenge_id"], frames_of(challenge["steps"]))
     assert outcome(answer) == (200, "ok")
+
+
+def test_a_photo_is_added_with_a_challenge_and_only_for_a_person_who_turns(client_with: Callable[..., Any]) -> None:
+    client = client_with(challenge_sign_up="require", challenge="accept")
+    challenge = ask(client)
+    person = send(client, "/signUp", challenge["challenge_id"], frames_of(challenge["steps"])).json["user_id"]
+    answers = []
+    for what in ("flat", "head"):
+        challenge = ask(client)
+        frames = frames_of(challenge["steps"], what)
+        answers.append(send(client, f"/users/{person}/photos", challenge["challenge_id"], frames))
+    assert [answer.status_code for answer in answers] == [422, 200]
+    assert answers[0].json["code"] in ("challenge_failed", "not_live")
+    assert answers[1].json["photos"] == 2
+    again = send(client, f"/users/{person}/photos", challenge["challenge_id"], frames)
+    assert outcome(again) == (409, "challenge_used")
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -198,7 +214,13 @@ def test_too_few_and_too_many_frames_are_refused(client: Any, sent: int, expecte
 
 @pytest.mark.parametrize(
     ("frame", "code"),
-    [(b"", "empty_file"), (b"no picture", "unsupported_format"), (bytes(MAX_FRAME_BYTES + 1), "file_too_large")],
+    [
+        (b"", "empty_file"),
+        (b"no picture", "unsupported_format"),
+        (bytes(MAX_FRAME_BYTES + 1), "file_too_large"),
+        (jpeg(np.zeros((1001, MAX_FRAME_PIXELS // 1000, 3), np.uint8)), "image_too_large"),
+    ],
+    ids=["empty", "no picture", "bytes", "pixels"],
 )
 def test_a_frame_that_cannot_be_read_is_named(client: Any, frame: bytes, code: str) -> None:
     challenge = ask(client)

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from engines.covering import Covering
+from engines.face_attributes import FaceAttributes
 from gallery.decisions import Gallery
 from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
-from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg
+from tests.support.fakes import ScriptedAttributes, ScriptedEngine, a_photo, jpeg
 
 
 class Watched:
     def __init__(self, folder: Path) -> None:
         store = SqliteStore(folder / "faces.sqlite3")
         store.prepare()
-        self.engine, self.covering = ScriptedEngine(), ScriptedCovering()
+        self.engine, self.covering = ScriptedEngine(), ScriptedAttributes()
         gallery = Gallery(store, self.engine.name, self.engine.dimension)
         self.client = make_app(Settings(data_dir=folder), self.engine, self.covering, store, gallery).test_client()
 
@@ -67,7 +67,7 @@ def test_a_path_that_a_client_made_up_is_no_label(watched: Watched) -> None:
 
 @pytest.mark.parametrize("route", ["/verify", "/analyze"])
 def test_every_check_that_a_photo_failed_is_counted(watched: Watched, route: str) -> None:
-    watched.covering.seen = Covering(mask=0.9, sunglasses=0.9, other=0.0, hidden=0.0)
+    watched.covering.seen = FaceAttributes(mask=0.9, sunglasses=0.9, other=0.0, hidden=0.0)
     watched.post(route)
     assert [watched.value("face_checks_failed_total", check=check) for check in ("mask", "sunglasses")] == [1, 1]
 
@@ -87,9 +87,9 @@ def test_the_queue_is_empty_when_nobody_asks(watched: Watched) -> None:
 
 
 def test_every_metric_on_the_dashboard_exists(watched: Watched) -> None:
-    watched.covering.seen = Covering(mask=0.9, sunglasses=0.0, other=0.0, hidden=0.0)
+    watched.covering.seen = FaceAttributes(mask=0.9, sunglasses=0.0, other=0.0, hidden=0.0)
     watched.post("/signUp")
-    watched.covering.seen = Covering(mask=0.0, sunglasses=0.0, other=0.0, hidden=0.0)
+    watched.covering.seen = FaceAttributes(mask=0.0, sunglasses=0.0, other=0.0, hidden=0.0)
     watched.post("/signUp")
     watched.post("/verify")
     names = {name for name, _ in watched.samples()}

@@ -23,7 +23,7 @@ from api.description_pages import described_path, render_page, routes_of
 from api.openapi import CHECK_CODES, describe, operations_of, resolved
 from api.request_fields import SANE_IDEMPOTENCY_KEY, USER_ID
 from api.request_log import SANE_REQUEST_ID
-from engines.covering import Covering
+from engines.face_attributes import FaceAttributes
 from errors import CODES, FaceError
 from face_checks import HINTS
 from gallery.decisions import Gallery
@@ -31,7 +31,7 @@ from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
 from tests.support.conforming import assert_described, validate
-from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
+from tests.support.fakes import ScriptedAttributes, ScriptedEngine, a_face, a_photo, jpeg
 
 API = describe(Settings())
 SCHEMAS = API["components"]["schemas"]
@@ -43,7 +43,7 @@ class Scene:
     """The application with scripted models, a store that can fail, and its description as it serves it."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
-        self.engine, self.covering = ScriptedEngine(), ScriptedCovering()
+        self.engine, self.covering = ScriptedEngine(), ScriptedAttributes()
         self.settings = replace(settings, data_dir=folder)
         self.store = SqliteStore(folder / "faces.sqlite3")
         self.store.prepare()
@@ -260,7 +260,7 @@ def test_refused_photos_are_answered_as_described(scene: Scene, route: str) -> N
         assert answer.status_code == (200 if route == "/analyze" else 422)
         assert answer.json["code"] in CHECK_CODES
     scene.engine.faces = [a_face()]
-    scene.covering.seen = Covering(mask=1.0, sunglasses=1.0, other=1.0, hidden=1.0)
+    scene.covering.seen = FaceAttributes(mask=1.0, sunglasses=1.0, other=1.0, hidden=1.0)
     assert scene.post(route, *fields).json["code"] == "mask"
 
 

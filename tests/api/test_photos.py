@@ -5,22 +5,23 @@ from __future__ import annotations
 import io
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from engines.base import MEAN_FACE, Face, Template
+from engines.base import Template
+from engines.face_attributes import FaceAttributes
 from errors import FaceError
+from face_checks import ONLY_FOR_ENROLMENT
 from gallery.decisions import Gallery
 from settings import Settings
 from store.audit_log import AuditLog, lines_of
 from store.records import RecordStore
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
-from tests.support.fakes import DIMENSION, ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
+from tests.support.fakes import DIMENSION, ScriptedAttributes, ScriptedEngine, a_photo, jpeg
 
 Add = Callable[..., Any]
 
@@ -45,11 +46,19 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
     store.close()
 
 
+def client_of(settings: Settings, engine: ScriptedEngine, store: RecordStore, gallery: Gallery, audit: AuditLog) -> Any:
+    """A client whose `reader` says what the next photo's face is like."""
+    reader = ScriptedAttributes()
+    client: Any = make_app(settings, engine, reader, store, gallery, audit=audit).test_client()
+    client.reader = reader
+    return client
+
+
 @pytest.fixture
 def client(engine: ScriptedEngine, store: SqliteStore, tmp_path: Path) -> Any:
     gallery = Gallery(store, engine.name, engine.dimension)
     settings, audit = Settings(max_photos=3), AuditLog(tmp_path / "audit", 365)
-    return make_app(settings, engine, ScriptedCovering(), store, gallery, audit=audit).test_client()
+    return client_of(settings, engine, store, gallery, audit)
 
 
 @pytest.fixture
@@ -183,22 +192,20 @@ def test_the_person_is_erased_with_every_photo(client: Any, add: Add, user_id: s
 # --- UPDATE_TEMPLATE: a verified photo adds itself ---
 
 
-def a_turned_face(yaw_deg: float) -> Face:
-    """A face that is turned aside: the photo is worse than a frontal one."""
-    turn = np.deg2rad(yaw_deg)
-    points = MEAN_FACE @ np.array([[np.cos(turn), 0, -np.sin(turn)], [0, 1, 0], [np.sin(turn), 0, np.cos(turn)]])
-    return replace(a_face(), landmarks=(60 * points[:, :2] + (160, 140)).astype(np.float32))
-
-
 def an_updating_client(engine: ScriptedEngine, store: RecordStore, folder: Path, **settings: Any) -> Any:
     gallery, audit = Gallery(store, engine.name, engine.dimension), AuditLog(folder / "audit", 365)
     chosen = Settings(**{"update_template": "on_verify", **settings})
-    return make_app(chosen, engine, ScriptedCovering(), store, gallery, audit=audit).test_client()
+    return client_of(chosen, engine, store, gallery, audit)
 
 
 def send(client: Any, engine: ScriptedEngine, route: str, angle: float, yaw_deg: float = 0.0, **fields: str) -> Any:
     """Send a photo with a template at this angle, of a face that is turned aside so far."""
-    engine.template, engine.faces = a_template(angle), [a_turned_face(yaw_deg)]
+    return send_of(FaceAttributes(yaw=yaw_deg), client, engine, route, angle, **fields)
+
+
+def send_of(seen: FaceAttributes, client: Any, engine: ScriptedEngine, route: str, angle: float, **fields: str) -> Any:
+    engine.template = a_template(angle)
+    client.reader.seen = seen
     return client.post(route, data={"file": (io.BytesIO(jpeg(a_photo())), "photo.jpg"), **fields})
 
 
@@ -252,6 +259,20 @@ def test_a_photo_that_matches_barely_or_is_not_better_adds_nothing(
     assert "update" not in [line["event"] for _, line in lines_of(tmp_path / "audit")]
 
 
+@pytest.mark.parametrize("seen", [FaceAttributes(eyes_shut=1.0), FaceAttributes(likeness=0.0)])
+def test_shut_eyes_and_a_distorted_photo_verify_but_are_never_stored(
+    engine: ScriptedEngine, store: SqliteStore, tmp_path: Path, seen: FaceAttributes
+) -> None:
+    client = an_updating_client(engine, store, tmp_path)
+    user_id = send(client, engine, "/signUp", 0, yaw_deg=30).json["user_id"]
+    assert send_of(seen, client, engine, "/verify", 0).status_code == 200
+    (code,) = {
+        send_of(seen, client, engine, route, 0).json["code"] for route in ("/signUp", f"/users/{user_id}/photos")
+    }
+    assert code in ONLY_FOR_ENROLMENT
+    assert stored_photos(store) == 1
+
+
 def test_a_photo_that_is_like_somebody_else_verifies_and_adds_nothing(
     engine: ScriptedEngine, store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -301,7 +322,7 @@ def test_a_photo_is_not_added_without_the_challenge_that_sign_ups_require(
     gallery = Gallery(store, engine.name, engine.dimension)
     person = gallery.enrol(engine.template, duplicate_cosine=0.9)
     settings = Settings(data_dir=tmp_path, challenge_sign_up="require")
-    client: Any = make_app(settings, engine, ScriptedCovering(), store, gallery).test_client()
+    client: Any = make_app(settings, engine, ScriptedAttributes(), store, gallery).test_client()
     photo = {"file": (io.BytesIO(jpeg(a_photo())), "photo.jpg")}
     answer = client.post(f"/users/{person}/photos", data=photo)
     assert (answer.status_code, answer.json["code"]) == (422, "challenge_required")

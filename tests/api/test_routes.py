@@ -17,7 +17,7 @@ from werkzeug.datastructures import MultiDict
 
 from bootstrap import wait_for_store
 from engines.base import Face, Template
-from engines.covering import Covering
+from engines.face_attributes import FaceAttributes
 from errors import FaceError
 from gallery.decisions import Gallery
 from photos.pixels import Pixels
@@ -25,7 +25,7 @@ from settings import Settings
 from store.records import Enrolment
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
-from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, a_template, jpeg
+from tests.support.fakes import ScriptedAttributes, ScriptedEngine, a_face, a_photo, a_template, jpeg
 
 BAD_THRESHOLDS = ["", "x", "nan", "inf", "-inf", "1e999", "0.39", "1.01", "\u0660\u066b\u0665", "0x1", "1_0", "0,5"]
 # What the test client answers is read as JSON throughout, which its types do not promise.
@@ -54,8 +54,8 @@ def engine() -> ScriptedEngine:
 
 
 @pytest.fixture
-def covering() -> ScriptedCovering:
-    return ScriptedCovering()
+def covering() -> ScriptedAttributes:
+    return ScriptedAttributes()
 
 
 @pytest.fixture
@@ -66,13 +66,13 @@ def store(tmp_path: Path) -> Iterator[FailingStore]:
     store.close()
 
 
-def client_of(engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore, settings: Settings) -> Any:
+def client_of(engine: ScriptedEngine, covering: ScriptedAttributes, store: FailingStore, settings: Settings) -> Any:
     gallery = Gallery(store, engine.name, engine.dimension)
     return make_app(settings, engine, covering, store, gallery).test_client()
 
 
 @pytest.fixture
-def client(engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore) -> Any:
+def client(engine: ScriptedEngine, covering: ScriptedAttributes, store: FailingStore) -> Any:
     return client_of(engine, covering, store, Settings())
 
 
@@ -244,11 +244,20 @@ def test_a_refused_photo_answers_with_its_code_and_stores_nothing(
 
 
 def test_a_refused_photo_never_pays_for_recognition(
-    post: Post, engine: ScriptedEngine, covering: ScriptedCovering
+    post: Post, engine: ScriptedEngine, covering: ScriptedAttributes
 ) -> None:
-    covering.seen = Covering(mask=0.99, sunglasses=0.0, other=0.0, hidden=0.99)
+    covering.seen = FaceAttributes(mask=0.99, sunglasses=0.0, other=0.0, hidden=0.99)
     assert post("/verify").json["code"] == "mask"
     assert (engine.detections, engine.embeddings) == (1, 0)
+
+
+def test_shut_eyes_and_distortion_refuse_a_photo_to_be_stored_and_nobody_who_is_only_compared(
+    client: Any, post: Post, covering: ScriptedAttributes
+) -> None:
+    post("/signUp")
+    covering.seen = FaceAttributes(eyes_shut=0.99, likeness=0.0)
+    assert post("/signUp").json["code"] == post("/analyze").json["code"] == "eyes_closed"
+    assert post("/verify").status_code == client.post("/compare", data=photos_of("/compare")).status_code == 200
 
 
 def test_each_model_runs_once_for_a_sign_up(post: Post, engine: ScriptedEngine) -> None:
@@ -426,7 +435,7 @@ def test_a_sane_request_id_is_kept_and_any_other_replaced(client: Any, sent: str
 
 
 def test_who_would_wait_too_long_is_refused_at_once_while_accepted_ones_are_served(
-    engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore, monkeypatch: pytest.MonkeyPatch
+    engine: ScriptedEngine, covering: ScriptedAttributes, store: FailingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engines.model_slots.FIRST_MODEL_SECONDS", 100.0)
     settings = Settings(model_slots=1, queue_wait_s=150)
@@ -453,7 +462,7 @@ def test_who_would_wait_too_long_is_refused_at_once_while_accepted_ones_are_serv
 
 
 def test_probes_are_answered_while_the_database_hangs(
-    engine: ScriptedEngine, covering: ScriptedCovering, tmp_path: Path
+    engine: ScriptedEngine, covering: ScriptedAttributes, tmp_path: Path
 ) -> None:
     store = SlowStore(tmp_path / "faces.sqlite3")
     store.prepare()
@@ -494,7 +503,7 @@ def _at_cosine(template: Any, other: Any, cosine: float) -> Any:
 
 
 def test_while_the_gallery_loads_its_progress_is_told_and_nothing_is_decided(
-    engine: ScriptedEngine, covering: ScriptedCovering, tmp_path: Path
+    engine: ScriptedEngine, covering: ScriptedAttributes, tmp_path: Path
 ) -> None:
     store = SlowStore(tmp_path / "faces.sqlite3")
     store.prepare()
@@ -542,7 +551,7 @@ class ShrinkingEngine(ScriptedEngine):
 
 @pytest.mark.parametrize(("inter_eye", "decoded"), [(600.0, 1800), (176.0, 1800), (100.0, 3600)])
 def test_a_large_photo_is_measured_in_a_copy_that_keeps_enough_of_the_face_and_in_its_own_pixels(
-    covering: ScriptedCovering, store: FailingStore, inter_eye: float, decoded: int
+    covering: ScriptedAttributes, store: FailingStore, inter_eye: float, decoded: int
 ) -> None:
     engine = ShrinkingEngine(inter_eye)
     client = client_of(engine, covering, store, Settings(max_head_size=10, min_face_in_frame=0))
@@ -568,9 +577,9 @@ def test_an_analysis_says_what_every_check_found_and_where_the_face_is(engine: S
 
 
 def test_an_analysis_of_a_photo_that_would_be_refused_is_an_answer_with_hints(
-    engine: ScriptedEngine, covering: ScriptedCovering, post: Post
+    engine: ScriptedEngine, covering: ScriptedAttributes, post: Post
 ) -> None:
-    covering.seen = Covering(mask=0.9, sunglasses=0.0, other=0.0, hidden=0.0)
+    covering.seen = FaceAttributes(mask=0.9, sunglasses=0.0, other=0.0, hidden=0.0)
     answer = post("/analyze")
     assert (answer.status_code, answer.json["accepted"], answer.json["code"]) == (200, False, "mask")
     assert next(check["hint"] for check in answer.json["checks"] if check["code"] == "mask") == "Take off your mask."
@@ -639,7 +648,7 @@ def test_a_comparison_says_which_of_the_photos_was_refused(client: Any) -> None:
 
 
 def test_two_photos_of_the_largest_size_each_fit_into_one_comparison(
-    engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore
+    engine: ScriptedEngine, covering: ScriptedAttributes, store: FailingStore
 ) -> None:
     limit = len(jpeg(a_photo())) + 10
     client = client_of(engine, covering, store, Settings(max_file_bytes=limit))
@@ -650,7 +659,7 @@ def test_two_photos_of_the_largest_size_each_fit_into_one_comparison(
 
 @pytest.mark.parametrize("over", [1, 2**20])  # found by the decoder, and by the form's parser before it
 def test_a_file_that_is_too_large_is_told_the_limit(
-    engine: ScriptedEngine, covering: ScriptedCovering, store: FailingStore, over: int
+    engine: ScriptedEngine, covering: ScriptedAttributes, store: FailingStore, over: int
 ) -> None:
     client = client_of(engine, covering, store, Settings(max_file_bytes=2**21))
     answer = client.post("/signUp", data={"file": (io.BytesIO(bytes(2**21 + over)), "me.jpg")})

@@ -12,28 +12,28 @@ from typing import Any
 
 import pytest
 
-from engines.covering import Covering
+from engines.face_attributes import FaceAttributes
 from errors import CODES, SENTENCES, english
 from face_checks import HINTS, NEARER_HINTS
 from gallery.decisions import Gallery
 from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
-from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg
+from tests.support.fakes import ScriptedAttributes, ScriptedEngine, a_photo, jpeg
 
 FILES = sorted((PROJECT / "api" / "languages").glob("*.json"))
 
 
 @pytest.fixture
-def covering() -> ScriptedCovering:
+def covering() -> ScriptedAttributes:
     """Sees a mask."""
-    covering = ScriptedCovering()
-    covering.seen = Covering(mask=0.9, sunglasses=0.0, other=0.0, hidden=0.0)
+    covering = ScriptedAttributes()
+    covering.seen = FaceAttributes(mask=0.9, sunglasses=0.0, other=0.0, hidden=0.0)
     return covering
 
 
 @pytest.fixture
-def client(tmp_path: Path, covering: ScriptedCovering) -> Any:
+def client(tmp_path: Path, covering: ScriptedAttributes) -> Any:
     store = SqliteStore(tmp_path / "faces.sqlite3")
     store.prepare()
     engine = ScriptedEngine()
@@ -109,7 +109,7 @@ def test_a_message_keeps_its_numbers_in_every_language(client: Any) -> None:
     assert answer("ar") == "يجب أن تكون درجة التشابه المطلوبة عددًا بين 0.4 و1."
 
 
-def test_an_accepted_photo_is_told_so_in_the_clients_language(client: Any, covering: ScriptedCovering) -> None:
-    covering.seen = Covering(mask=0.0, sunglasses=0.0, other=0.0, hidden=0.0)
+def test_an_accepted_photo_is_told_so_in_the_clients_language(client: Any, covering: ScriptedAttributes) -> None:
+    covering.seen = FaceAttributes(mask=0.0, sunglasses=0.0, other=0.0, hidden=0.0)
     assert post(client, "/analyze", "en").json["message"] == "The photo passes every check."
     assert post(client, "/analyze", "ar").json["message"] == "اجتازت الصورة كل الفحوص."

@@ -27,7 +27,7 @@ from photos.pixels import Pixels
 from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
-from tests.support.fakes import ScriptedCovering, ScriptedEngine, packaged_photo
+from tests.support.fakes import ScriptedAttributes, ScriptedEngine, packaged_photo
 from tests.support.filming import frames_of
 from tests.support.running import Service
 
@@ -79,7 +79,7 @@ def answer_of(folder: Path, **settings: Any) -> Any:
     store.prepare()
     engine = ScriptedEngine()
     gallery = Gallery(store, engine.name, engine.dimension)
-    app = make_app(Settings(data_dir=folder, **settings), engine, ScriptedCovering(), store, gallery)
+    app = make_app(Settings(data_dir=folder, **settings), engine, ScriptedAttributes(), store, gallery)
     return app.test_client().get("/try")
 
 
@@ -699,6 +699,26 @@ class TestInABrowser:
         assert page.execute_script("return document.querySelector('.arrow').getAttribute('d')").startswith("M")
         until(page, lambda: "Signed up" in text(page, "outcome"))
         assert not page.execute_script("return Boolean(stream)")
+        erase(service, photo)
+
+    def test_a_person_does_the_steps_to_add_a_photo(self, page: Any, photo: Path, service: Service) -> None:
+        requests.post(f"{service.url}/signUp", files={"file": photo.read_bytes()}, timeout=30).raise_for_status()
+        acting_camera(page, "head")
+        choose(page, photo)
+        click(page, "verify")
+        until(page, lambda: text(page, "status") == "Verified")
+        page.execute_script(
+            "window.sent = []; const whole = fetch; window.fetch = (route, all) => {"
+            " if (all.body.has('challenge_id')) sent.push([route, all.body.getAll('frame').length]);"
+            " return whole(route, all) }"
+        )
+        click(page, "prove")
+        click(page, "add-photo")
+        until(page, lambda: "Turn your head" in text(page, "status"))
+        until(page, lambda: text(page, "status") == "Photo added")
+        ((route, frames),) = page.execute_script("return sent")
+        assert route.endswith("/photos")
+        assert frames >= 5
         erase(service, photo)
 
     def test_the_steps_are_asked_for_when_the_service_requires_them(

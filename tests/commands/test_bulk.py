@@ -35,7 +35,7 @@ from settings import PROJECT, Settings
 from store.audit_log import lines_of
 from store.records import Enrolment
 from store.sqlite import SqliteStore
-from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg, write_tiny_pack
+from tests.support.fakes import ScriptedAttributes, ScriptedEngine, a_photo, jpeg, write_tiny_pack
 from tests.support.stores import a_store, commanded
 
 # --- import ---
@@ -79,7 +79,7 @@ class Bench:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, decoders: Decoders) -> None:
         monkeypatch.setattr(processing, "Decoders", lambda *_: KeptOpen(decoders))
-        monkeypatch.setattr(processing, "CoveringModel", lambda _: ScriptedCovering())
+        monkeypatch.setattr(processing, "FaceAttributesModel", lambda _: ScriptedAttributes())
         self.folder = folder
         self.settings = Settings(data_dir=folder, duplicate_threshold=0.99, verify_threshold=0.99)
         self.engine: Engine = ByBrightness()

@@ -37,7 +37,7 @@ from settings import PROJECT, Settings
 from store.encryption import Keyring
 from tests.support.fakes import (
     DIMENSION,
-    ScriptedCovering,
+    ScriptedAttributes,
     ScriptedEngine,
     a_face,
     a_photo,
@@ -548,7 +548,7 @@ def test_the_command_writes_its_report_and_keeps_templates_only_where_it_was_tol
 def test_the_widest_face_is_taken_only_where_the_checks_are_left_out(tmp_path: Path) -> None:
     engine = ScriptedEngine()
     engine.faces = [a_face(), a_face(30)]
-    pipeline = Pipeline(Settings(), engine, ScriptedCovering(), ModelSlots(1, 0.0), decode)
+    pipeline = Pipeline(Settings(), engine, ScriptedAttributes(), ModelSlots(1, 0.0), decode)
     photo = jpeg(a_photo())
     with pytest.raises(FaceError, match="multiple_faces"):
         pipeline.template(photo)

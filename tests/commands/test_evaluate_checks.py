@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -9,14 +10,15 @@ import cv2
 import numpy as np
 import pytest
 
+from benchmarks import distorted_copies
 from benchmarks.degradations import DEGRADATIONS, Degradation
 from benchmarks.evaluate_checks import MEASURES, Gates, read_people, read_photos, write_page
 from engines.base import Face
-from engines.covering import Covering
+from engines.face_attributes import FaceAttributes
 from face_checks import judge, measure
 from photos.pixels import Pixels
 from settings import Settings
-from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
+from tests.support.fakes import ScriptedAttributes, ScriptedEngine, a_face, a_photo, jpeg
 
 LIMITS = Settings()
 
@@ -28,12 +30,12 @@ class FindsTheFaceAgain(ScriptedEngine):
         return [a_face()] if image.shape[:2] == (360, 320) else []
 
 
-class SeesRedAsAMask(ScriptedCovering):
+class SeesRedAsAMask(ScriptedAttributes):
     """Calls a face a mask where red prevails by much."""
 
-    def classify(self, aligned: Pixels) -> Covering:
+    def read(self, aligned: Pixels) -> FaceAttributes:
         blue, _, red = aligned.reshape(-1, 3).mean(axis=0)
-        return Covering(mask=float(red - blue > 100), sunglasses=0.0, other=0.0, hidden=0.0)
+        return FaceAttributes(mask=float(red - blue > 100), sunglasses=0.0, other=0.0, hidden=0.0)
 
 
 def write(path: Path, image: Pixels) -> None:
@@ -74,7 +76,7 @@ def test_what_the_classifier_learned_from_counts_only_for_quality_and_only_where
 
 
 def test_the_measures_are_exactly_those_that_the_gates_judge() -> None:
-    found = measure(a_photo(), a_face(), ScriptedCovering())
+    found = measure(a_photo(), a_face(), ScriptedAttributes())
     assert {one.code for one in MEASURES.values()} == {check.code for check in judge(found, LIMITS)}
 
 
@@ -86,6 +88,28 @@ def test_every_degradation_changes_the_photo_at_every_step(kind: Degradation) ->
         assert damaged.ndim == 3
         assert damaged.dtype == np.uint8
         assert damaged.shape != image.shape or (damaged != image).any()
+
+
+def test_every_distorted_copy_is_another_photo_with_a_name_of_its_own() -> None:
+    image = np.asarray(cv2.GaussianBlur(a_photo((95, 135, 160)), (0, 0), 2), np.uint8)
+    image[:, :40] = 30  # a photo that is its own mirror image would prove nothing
+    copies = {distorted_copies.name_of(steps): steps for steps in distorted_copies.COPIES}
+    files = {distorted_copies.copy_of(image, a_face().eyes, steps) for steps in copies.values()}
+    assert len(files) == len(copies) == len(distorted_copies.COPIES)
+
+
+def test_the_table_of_distorted_copies_counts_the_photo_itself_apart() -> None:
+    table = distorted_copies.report(
+        {
+            "as it is": Counter({"duplicate_face": 2}),
+            "JPEG 5": Counter({"enrolled": 1, "distorted": 1}),
+            "mirrored": Counter({"duplicate_face": 2}),
+        }
+    )
+    *_, last = table.splitlines()
+    assert [cell.strip() for cell in last.split("|")[1:7]] == [
+        "**all distorted**", "4", "25.0 (4.6-69.9)", "50.0", "25.0", "`distorted` 1",
+    ]  # fmt: skip
 
 
 def test_over_exposure_saturates_instead_of_wrapping_round() -> None:

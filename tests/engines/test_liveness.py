@@ -22,7 +22,7 @@ from gallery.decisions import Gallery
 from settings import Settings
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
-from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_face, a_photo, jpeg
+from tests.support.fakes import ScriptedAttributes, ScriptedEngine, a_face, a_photo, jpeg
 
 
 def write_model(folder: Path, monkeypatch: pytest.MonkeyPatch, probability: float, side: int = 80) -> Path:
@@ -113,7 +113,7 @@ def a_service(folder: Path, mode: str) -> tuple[Any, ScriptedEngine]:
     gallery = Gallery(store, engine.name, engine.dimension)
     settings = Settings(data_dir=folder, models_dir=folder, liveness=mode)
     liveness = bootstrap.liveness_of(settings)
-    app = make_app(settings, engine, ScriptedCovering(), store, gallery, liveness=liveness)
+    app = make_app(settings, engine, ScriptedAttributes(), store, gallery, liveness=liveness)
     return app.test_client(), engine
 
 

@@ -22,7 +22,7 @@ from settings import Settings
 from store.audit_log import MAX_DROPPED, MAX_REFUSALS_PER_MINUTE, AuditError, AuditLog, lines_of
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
-from tests.support.fakes import ScriptedCovering, ScriptedEngine, a_photo, jpeg
+from tests.support.fakes import ScriptedAttributes, ScriptedEngine, a_photo, jpeg
 
 
 def client_of(folder: Path, **settings: Any) -> Any:
@@ -32,7 +32,7 @@ def client_of(folder: Path, **settings: Any) -> Any:
     gallery = Gallery(store, engine.name, engine.dimension)
     audit = AuditLog(folder / "audit", 365)
     wanted = Settings(data_dir=folder, **settings)
-    return make_app(wanted, engine, ScriptedCovering(), store, gallery, audit=audit).test_client()
+    return make_app(wanted, engine, ScriptedAttributes(), store, gallery, audit=audit).test_client()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from api.readiness import Readiness
 from api.service_parts import Parts
 from app import create_app
 from engines.base import Engine
-from engines.covering import CoveringClassifier
+from engines.face_attributes import AttributeReader
 from engines.liveness import Liveness
 from engines.model_slots import ModelSlots
 from gallery.decisions import Gallery
@@ -23,7 +23,7 @@ from store.records import RecordStore
 def make_app(
     settings: Settings,
     engine: Engine,
-    covering: CoveringClassifier,
+    reader: AttributeReader,
     store: RecordStore,
     gallery: Gallery,
     *,
@@ -32,6 +32,6 @@ def make_app(
 ) -> Flask:
     """The WSGI application on these parts; it decodes photos in this process."""
     slots = ModelSlots(settings.model_slots, settings.queue_wait_s, settings.photo_requests)
-    pipeline = Pipeline(settings, engine, covering, slots, decode, liveness)
+    pipeline = Pipeline(settings, engine, reader, slots, decode, liveness)
     readiness = Readiness(gallery.refresh, patience_s=10.0)  # a busy machine is no hanging database
     return create_app(settings, Parts(engine, store, gallery, pipeline, Access(settings), readiness, audit))

@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.base import MEAN_FACE, Face, Template
-from engines.covering import Covering
+from engines.face_attributes import FaceAttributes
 from photos.pixels import Pixels
 
 DIMENSION = 8
@@ -98,13 +98,13 @@ class ScriptedEngine:
         return self.templates.pop(0) if self.templates else self.template
 
 
-class ScriptedCovering:
-    """Sees whatever covering a test sets."""
+class ScriptedAttributes:
+    """Sees whatever attributes a test sets."""
 
     def __init__(self) -> None:
-        self.seen = Covering(mask=0.0, sunglasses=0.0, other=0.0, hidden=0.0)
+        self.seen = FaceAttributes(mask=0.0, sunglasses=0.0, other=0.0, hidden=0.0)
 
-    def classify(self, aligned: Pixels) -> Covering:
+    def read(self, aligned: Pixels) -> FaceAttributes:
         return self.seen
 
 

@@ -1,0 +1,204 @@
+"""Counts how often a distorted second photo of an enrolled person enrols once more, by kind of distortion.
+
+    python -m benchmarks.distorted_copies FOLDER --face-model PACK --verify-threshold 0.38
+
+FOLDER has a sub-folder of photos a person. The first photo of each that passes the checks signs up; distorted copies of
+the next one, or of the same one with `--same`, try to sign up afterwards, each against the same gallery. All of it goes
+through the service's own pipeline and gallery, in this process. Every setting is a flag: `--max-stretch 10
+--min-likeness -1` shows what the check `distorted` does. Intervals are Wilson's at 95 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from benchmarks.degradations import DEGRADATIONS, Eyes
+from benchmarks.evaluate_checks import read_people
+from bootstrap import load_engine
+from commands.evaluate.biometrics import wilson
+from engines.base import cosine_of
+from engines.face_attributes import FaceAttributesModel
+from engines.model_slots import ModelSlots
+from errors import FaceError
+from gallery.decisions import Gallery
+from photos import decode
+from photos.pixels import Pixels
+from pipeline import Pipeline
+from settings import PROJECT, Settings, add_flags, load_settings
+from store.sqlite import SqliteStore
+
+
+def _widen(image: Pixels, _: Eyes, factor: float) -> Pixels:
+    return np.asarray(cv2.resize(image, None, fx=factor, fy=1, interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def _heighten(image: Pixels, _: Eyes, factor: float) -> Pixels:
+    return np.asarray(cv2.resize(image, None, fx=1, fy=factor, interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def _mirror(image: Pixels, _: Eyes, __: float) -> Pixels:
+    return np.ascontiguousarray(image[:, ::-1])
+
+
+def _salt_and_pepper(image: Pixels, _: Eyes, share: float) -> Pixels:
+    chance = np.random.default_rng(2).random(image.shape[:2])
+    salted = image.copy()
+    salted[chance < share] = 0
+    salted[chance < share / 2] = 255
+    return salted
+
+
+APPLY = {
+    **{kind.name: kind.apply for kind in DEGRADATIONS},
+    "wider": _widen,
+    "higher": _heighten,
+    "mirrored": _mirror,
+    "salt and pepper": _salt_and_pepper,
+}
+# Each copy's steps, in order: what is done, and how much of it, as `DEGRADATIONS` counts it.
+Step = tuple[str, float]
+SINGLE: tuple[Step, ...] = (
+    *(("wider", factor) for factor in (1.3, 1.5, 1.8, 2)),
+    *(("higher", factor) for factor in (1.3, 1.5, 1.8, 2)),
+    *(("JPEG", quality) for quality in (20, 10, 5)),
+    *(("noise", deviation) for deviation in (15, 30, 50)),
+    *(("salt and pepper", share) for share in (0.02, 0.05, 0.1)),
+    *(("blur", sigma) for sigma in (0.04, 0.08, 0.13)),
+    ("mirrored", 1),
+    ("shrunk", 25),
+)
+COPIES: tuple[tuple[Step, ...], ...] = (
+    (),
+    *((step,) for step in SINGLE),
+    (("wider", 1.5), ("JPEG", 5)),
+    (("wider", 1.3), ("JPEG", 10)),
+    (("higher", 1.5), ("JPEG", 5)),
+    (("wider", 1.3), ("noise", 30)),
+    (("wider", 1.5), ("mirrored", 1)),
+    (("noise", 30), ("mirrored", 1)),
+    (("JPEG", 5), ("mirrored", 1)),
+    (("noise", 15), ("JPEG", 10)),
+    (("blur", 0.08), ("noise", 15)),
+    (("shrunk", 25), ("JPEG", 20)),
+    (("shrunk", 25), ("wider", 1.3)),
+)
+
+
+def name_of(steps: tuple[Step, ...]) -> str:
+    return ", ".join(f"{kind} {strength:.3g}".removesuffix(" 1") for kind, strength in steps) or "as it is"
+
+
+def copy_of(image: Pixels, eyes: Eyes, steps: tuple[Step, ...]) -> bytes:
+    """The distorted photo as a PNG file, which costs it nothing more."""
+    for kind, strength in steps:
+        image = APPLY[kind](image, eyes, strength)
+    return bytes(cv2.imencode(".png", image)[1])
+
+
+class Service:
+    """A pipeline, and a gallery in `folder` whose people stay until the end."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings = settings
+        self.engine = load_engine(
+            settings.face_model,
+            models_dir=settings.models_dir,
+            hub_timeout_s=settings.hub_timeout_s,
+            threads=settings.model_threads,
+            may_fall_back=True,
+        )
+        reader = FaceAttributesModel(PROJECT / "models")
+        self.pipeline = Pipeline(settings, self.engine, reader, ModelSlots(1, math.inf), decode.decode)
+        store = SqliteStore(folder / "faces.sqlite3")
+        store.prepare()
+        self.gallery = Gallery(store, self.engine.name, self.engine.dimension)
+
+    def sign_up(self, photo: bytes) -> str:
+        """The user_id; raises as `Pipeline.template` and `Gallery.enrol`."""
+        template = self.pipeline.template(photo)
+        cosine = cosine_of(self.settings.duplicate_threshold, self.engine.cosine_at_half)
+        return self.gallery.enrol(template, duplicate_cosine=cosine)
+
+    def try_to_sign_up(self, photo: bytes) -> str:
+        """`enrolled`, after which the person is erased again, or the code of the refusal."""
+        try:
+            user_id = self.sign_up(photo)
+        except FaceError as refusal:
+            return refusal.code
+        self.gallery.erase(user_id)
+        return "enrolled"
+
+    def pixels_and_eyes(self, photo: bytes) -> tuple[Pixels, Eyes] | None:
+        """The photo and its widest face's eyes; None if there is no face."""
+        image = decode.decode(
+            photo, max_bytes=self.settings.max_file_bytes, max_pixels=self.settings.max_image_pixels
+        ).pixels
+        faces = self.engine.detect(image)
+        return (image, faces[0].eyes.astype(np.float64)) if faces else None
+
+
+def probes(service: Service, people: list[list[Path]], *, same: bool) -> list[bytes]:
+    """Sign everybody up, and return one photo of each from which the copies are made."""
+    found = []
+    for photos in people:
+        for number, photo in enumerate(photos):
+            try:
+                service.sign_up(photo.read_bytes())
+            except FaceError:
+                continue
+            found += photos[number:][:1] if same else photos[number + 1 :][:1]
+            break
+    return [photo.read_bytes() for photo in found]
+
+
+def report(outcomes: dict[str, Counter[str]]) -> str:
+    """A table in Markdown: each kind of copy, how many enrolled, were recognised, and were refused by which code."""
+    copies = Counter[str]()
+    for name, counts in outcomes.items():
+        if name != name_of(()):
+            copies += counts
+    lines = ["| copy | copies | enrolled, % | recognised, % | refused, % | refused as |", "|---|---|---|---|---|---|"]
+    for name, counts in {**outcomes, "**all distorted**": copies}.items():
+        total, enrolled, known = counts.total(), counts["enrolled"], counts["duplicate_face"]
+        low, high = wilson(enrolled, total)
+        codes = ", ".join(
+            f"`{code}` {count}" for code, count in counts.most_common() if code not in ("enrolled", "duplicate_face")
+        )
+        shares = [100 * count / max(1, total) for count in (enrolled, known, total - enrolled - known)]
+        lines.append(
+            f"| {name} | {total} | {shares[0]:.1f} ({100 * low:.1f}-{100 * high:.1f}) "
+            f"| {shares[1]:.1f} | {shares[2]:.1f} | {codes or '-'} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; `.env` is not read."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("people", type=Path, help="folder of identities, a sub-folder per person")
+    parser.add_argument("--same", action="store_true", help="distort the enrolled photo itself")
+    add_flags(parser)
+    given = vars(parser.parse_args(arguments))
+    settings = load_settings(given, environ={}, env_file=None)
+    people = [[photo.path for photo in photos] for photos in read_people(given["people"])]
+    outcomes: dict[str, Counter[str]] = {name_of(steps): Counter() for steps in COPIES}
+    with tempfile.TemporaryDirectory() as folder:
+        service = Service(settings, Path(folder))
+        for photo in probes(service, people, same=given["same"]):
+            seen = service.pixels_and_eyes(photo)
+            if seen is None:
+                continue
+            for steps in COPIES:
+                outcomes[name_of(steps)][service.try_to_sign_up(copy_of(*seen, steps))] += 1
+    print(report(outcomes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Reads a face from its aligned crop: what covers it, shut eyes, head pose, and signs of a changed photo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from engines.model_files import ModelUnavailable
+from photos.pixels import Pixels
+
+
+@dataclass(frozen=True)
+class FaceAttributes:
+    """What one aligned crop shows. All but the last five are probabilities (0...1).
+
+    Attributes:
+        mask: a mask over mouth and nose, or the mouth alone.
+        sunglasses: lenses that hide the eyes.
+        other: a hand, scarf, phone or anything else over eyes, nose or mouth.
+        hidden: the most hidden of eyes, nose and mouth, whatever hides it.
+        eyes_hidden: the eyes are hidden, whatever hides them.
+        eyes_shut: both eyes are shut, or look down so far that nothing of them is visible.
+        hand: a hand is what covers the face.
+        spectacles: spectacles with clear or lightly tinted lenses.
+        yaw: degrees by which the head is turned aside.
+        pitch: degrees by which the head is lowered (positive) or raised.
+        roll: degrees by which the head is tilted clockwise within the crop.
+        stretch: width over height, against a photo that nobody stretched (1).
+        likeness: cosine (-1...1) between the embeddings of this crop and of the same photo before compression, noise,
+            blur or stretching, as the network estimates it.
+    """
+
+    mask: float = 0.0
+    sunglasses: float = 0.0
+    other: float = 0.0
+    hidden: float = 0.0
+    eyes_hidden: float = 0.0
+    eyes_shut: float = 0.0
+    hand: float = 0.0
+    spectacles: float = 0.0
+    yaw: float = 0.0
+    pitch: float = 0.0
+    roll: float = 0.0
+    stretch: float = 1.0
+    likeness: float = 1.0
+
+
+class AttributeReader(Protocol):
+    """What the checks ask about one aligned face."""
+
+    def read(self, aligned: Pixels) -> FaceAttributes:
+        """Read uint8[160, 160, 3] BGR, eyes 44 pixels apart. Thread-safe."""
+
+
+class FaceAttributesModel:
+    """The network that ships in `models/face_attributes.onnx` (made by `training/`, described in its model card).
+
+    The file's metadata property `outputs` names the columns of its output, with commas between them. An output that
+    nothing here reads is no mistake.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Load and warm it, on one thread.
+
+        Args:
+            folder: holds face_attributes.onnx.
+
+        Raises:
+            ModelUnavailable: the file is missing or damaged, or lacks the name of an output that is read.
+        """
+        import onnxruntime  # noqa: PLC0415 - slow to import, and not needed to parse the command line
+        from onnxruntime.capi.onnxruntime_pybind11_state import (  # noqa: PLC0415
+            Fail,
+            InvalidArgument,
+            InvalidGraph,
+            InvalidProtobuf,
+            NoSuchFile,
+        )
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        path = folder / "face_attributes.onnx"
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._input = self._session.get_inputs()[0].name
+            self._outputs = self._session.get_modelmeta().custom_metadata_map["outputs"].split(",")
+            self.read(np.full((160, 160, 3), 127, np.uint8))
+        except (NoSuchFile, InvalidProtobuf, InvalidArgument, InvalidGraph, Fail, KeyError, ValueError) as error:
+            raise ModelUnavailable(
+                f"The face attributes model {path} is missing or damaged, or lacks an output. It is part of this "
+                "project: restore it (git checkout models/face_attributes.onnx)."
+            ) from error
+
+    def read(self, aligned: Pixels) -> FaceAttributes:
+        """Read uint8[160, 160, 3] BGR, eyes 44 pixels apart. Thread-safe."""
+        (rows,) = self._session.run(None, {self._input: aligned[None]})
+        found = dict(zip(self._outputs, (float(value) for value in rows[0]), strict=True))
+        return FaceAttributes(
+            mask=found["mask"],
+            sunglasses=found["sunglasses"],
+            other=found["other"],
+            hidden=max(found["eyes"], found["nose"], found["mouth"]),
+            eyes_hidden=found["eyes"],
+            eyes_shut=found["shut"],
+            hand=found["hand"],
+            spectacles=found["spectacles"],
+            yaw=found["yaw"],
+            pitch=found["pitch"],
+            roll=found["roll"],
+            stretch=2.0 ** found["stretch"],
+            likeness=found["likeness"],
+        )
