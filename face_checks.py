@@ -453,24 +453,12 @@ def _worst(*checks: Check) -> Check:
 MAX_COLOUR_DISTANCE_OF_A_PICTURE = 150.0
 
 
-# A pattern printed over a portrait, glare or a slant looks a little like a covering. Of 408 pictures of cards made of
-# 29 people's photos 382 match, and 10 fewer at the 0.65 of photos; no other person is more similar than 0.43. Of 49
-# hands and scarves 19 pass, in place of 5; without any limit none of the 49 is more similar to one of 29 other people
-# than 0.42.
-MAX_COVERED_OF_A_PICTURE = 0.9
-
-
 def limits_for_pictures(limits: Settings) -> Settings:
     """The limits for a picture of a picture, such as a card: its widest face counts, and its colours may be any.
 
-    Identity cards carry a second, smaller portrait, portraits in grey or in one tint, and patterns over them.
+    Identity cards carry a second, smaller portrait, and portraits in grey or in one tint.
     """
-    return replace(
-        limits,
-        min_face_ratio=1.0,
-        max_colour_distance=MAX_COLOUR_DISTANCE_OF_A_PICTURE,
-        max_covered=max(limits.max_covered, MAX_COVERED_OF_A_PICTURE),
-    )
+    return replace(limits, min_face_ratio=1.0, max_colour_distance=MAX_COLOUR_DISTANCE_OF_A_PICTURE)
 
 
 def require_single_face(faces: Sequence[Face], limits: Settings) -> tuple[Face, Check]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import cv2
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from photos.decode import decode
 from photos.pixels import Pixels
 from pipeline import Pipeline
 from settings import PROJECT, Settings
-from tests.support.fakes import ScriptedAttributes, packaged_photo
+from tests.support.fakes import packaged_photo
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +86,3 @@ def test_on_a_card_the_widest_portrait_counts_and_may_be_grey(pipeline: Pipeline
     assert float(pipeline.template(png(astronaut)) @ pipeline.template(data, picture=True)) > 0.9
     with pytest.raises(FaceError):
         pipeline.template(data)
-
-
-def test_a_pattern_over_a_cards_portrait_is_read_and_a_hand_over_a_face_is_not(
-    pipeline: Pipeline, astronaut: Pixels
-) -> None:
-    reader = ScriptedAttributes()
-    pipeline = replace(pipeline, reader=reader)
-    reader.seen = replace(reader.seen, other=0.85)
-    pipeline.template(png(astronaut), picture=True)
-    with pytest.raises(FaceError, match="face_covered"):
-        pipeline.template(png(astronaut))
-    reader.seen = replace(reader.seen, other=0.95)
-    with pytest.raises(FaceError, match="face_covered"):
-        pipeline.template(png(astronaut), picture=True)
