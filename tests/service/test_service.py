@@ -40,7 +40,7 @@ def one_of_the_group(left: int, top: int) -> bytes:
     return file.getvalue()
 
 
-SOMEBODY, SOMEBODY_ELSE = one_of_the_group(1010, 180), one_of_the_group(645, 250)
+SOMEBODY, SOMEBODY_ELSE = one_of_the_group(384, 176), one_of_the_group(645, 250)
 
 
 def multipart(*parts: tuple[str, bytes], route: str = "/signUp", boundary: bytes = b"frontier") -> bytes:
