@@ -35,7 +35,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     (folder / "me.png").write_bytes(ASTRONAUT)
     Image.open(io.BytesIO(ASTRONAUT)).convert("RGB").save(folder / "me-again.jpg", quality=80)
-    Image.open(io.BytesIO(GROUP)).crop((1010, 180, 1280, 500)).save(folder / "other.jpg", quality=95)
+    Image.open(io.BytesIO(GROUP)).crop((384, 176, 654, 496)).save(folder / "other.jpg", quality=95)
     (folder / "no-photo.jpg").write_bytes(b"no photo")
     return folder
 
