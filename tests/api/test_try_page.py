@@ -28,7 +28,7 @@ from settings import PROJECT, Settings
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
 from tests.support.fakes import ScriptedAttributes, ScriptedEngine, packaged_photo
-from tests.support.filming import frames_of
+from tests.support.filming import TURN_DEG, frames_of
 from tests.support.running import Service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -234,7 +234,7 @@ STEP_WORDS = {
 
 def acting_camera(page: Any, what: str, wait_ms: int = 300) -> None:
     """Give the page a camera before which a `head` or a `flat` print does what the page asks for."""
-    frames = frames_of(list(STEP_WORDS), what)
+    frames = frames_of(list(STEP_WORDS), what, turn_deg=TURN_DEG + 6)
     frames[3] = frames_of(["come_closer"], what)[0]
     poses = {words: base64.b64encode(frame).decode() for words, frame in zip(STEP_WORDS.values(), frames, strict=True)}
     page.execute_async_script(ACTING_CAMERA, poses, wait_ms)
