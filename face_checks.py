@@ -118,48 +118,6 @@ class Pose:
     roll: float
 
 
-# The camera's distance in the pose fit. The focal length of an uploaded photo is unknown, so the view is nearly
-# parallel.
-_CAMERA_DISTANCE_INTER_EYES = 20.0
-
-
-def head_pose(face: Face) -> Pose:
-    """Estimate the head pose from five landmarks: the rotation of a rigid mean face that fits them best.
-
-    Least squares of the reprojection (Levenberg-Marquardt) from a frontal face with the roll of the eyes' line.
-
-    Raises:
-        ValueError: the landmarks are degenerate.
-    """
-    left, right = face.eyes
-    between = right - left
-    inter_eye = face.inter_eye
-    if not np.isfinite(face.landmarks).all() or inter_eye < 1.0:
-        raise ValueError("degenerate landmarks")
-    tilt = math.atan2(between[1], between[0])
-    focal = inter_eye * _CAMERA_DISTANCE_INTER_EYES
-    middle = (left + right) / 2
-    camera = np.array([[focal, 0, middle[0]], [0, focal, middle[1]], [0, 0, 1]])
-    fitted, turn, _ = cv2.solvePnP(
-        MEAN_FACE,
-        face.landmarks.astype(np.float64),
-        camera,
-        None,
-        rvec=np.array([[0.0], [0.0], [tilt]]),
-        tvec=np.array([[0.0], [0.0], [_CAMERA_DISTANCE_INTER_EYES]]),
-        useExtrinsicGuess=True,
-        flags=cv2.SOLVEPNP_ITERATIVE,
-    )
-    if not fitted or not np.isfinite(turn).all():
-        raise ValueError("degenerate landmarks")
-    rotation = cv2.Rodrigues(turn)[0]
-    # rotation = roll about the line of sight, then pitch, then yaw of the head about its own axis
-    pitch = math.asin(float(np.clip(-rotation[1, 2], -1, 1)))
-    yaw = math.atan2(float(rotation[0, 2]), float(rotation[2, 2]))
-    roll = math.atan2(float(rotation[1, 0]), float(rotation[1, 1]))
-    return Pose(yaw=math.degrees(yaw), pitch=math.degrees(pitch), roll=math.degrees(roll))
-
-
 def _alignment(face: Face) -> Floats:
     """The similarity transform from the photo to the aligned face, by least squares over complex landmarks.
 
@@ -182,8 +140,8 @@ def _alignment(face: Face) -> Floats:
 def pose_of(face: Face, attributes: FaceAttributes) -> Pose:
     """The head's pose in the photo: what the network sees in the aligned crop, and the turn that aligned it.
 
-    Steadier than `head_pose`: a photo and its mirror image differ by 0.5, 0.6 and 0.6 degrees of yaw, pitch and roll
-    (median of 165 photos), where five landmarks differ by 4.1, 2.8 and 2.4.
+    Steadier than a pose from five landmarks: a photo and its mirror image differ by 0.5, 0.6 and 0.6 degrees of yaw,
+    pitch and roll (median of 165 photos), where five landmarks differ by 4.1, 2.8 and 2.4.
 
     Raises:
         ValueError: the landmarks are degenerate.

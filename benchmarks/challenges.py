@@ -49,10 +49,10 @@ from bootstrap import load_engine
 from challenge.judge import Outcome, judge, look_at
 from challenge.motion import Frame, size_of
 from challenge.steps import CLOSER, LEFT, MAX_FRAMES, ORDERS, RIGHT, STRAIGHT
-from engines.base import Engine, Face, Template
+from engines.base import MEAN_FACE, Engine, Face, Template
 from engines.face_attributes import AttributeReader, FaceAttributesModel
 from engines.insightface_engine import InsightFaceEngine
-from face_checks import aligned_face, head_pose, pose_of
+from face_checks import Pose, aligned_face, pose_of
 from photos.pixels import Pixels
 from settings import Settings
 
@@ -230,6 +230,48 @@ def with_anothers_turns(
     for name, view in views(steps, random, (22, 42), NECK_PIVOT):
         frames.append(filmed(other.head if name in (LEFT, RIGHT) else flat, view, subject.background))
     return frames
+
+
+# The camera's distance in the pose fit. The focal length of an uploaded photo is unknown, so the view is nearly
+# parallel.
+_CAMERA_DISTANCE_INTER_EYES = 20.0
+
+
+def head_pose(face: Face) -> Pose:
+    """Estimate the head pose from five landmarks: the rotation of a rigid mean face that fits them best.
+
+    Least squares of the reprojection (Levenberg-Marquardt) from a frontal face with the roll of the eyes' line.
+
+    Raises:
+        ValueError: the landmarks are degenerate.
+    """
+    left, right = face.eyes
+    between = right - left
+    inter_eye = face.inter_eye
+    if not np.isfinite(face.landmarks).all() or inter_eye < 1.0:
+        raise ValueError("degenerate landmarks")
+    tilt = math.atan2(between[1], between[0])
+    focal = inter_eye * _CAMERA_DISTANCE_INTER_EYES
+    middle = (left + right) / 2
+    camera = np.array([[focal, 0, middle[0]], [0, focal, middle[1]], [0, 0, 1]])
+    fitted, turn, _ = cv2.solvePnP(
+        MEAN_FACE,
+        face.landmarks.astype(np.float64),
+        camera,
+        None,
+        rvec=np.array([[0.0], [0.0], [tilt]]),
+        tvec=np.array([[0.0], [0.0], [_CAMERA_DISTANCE_INTER_EYES]]),
+        useExtrinsicGuess=True,
+        flags=cv2.SOLVEPNP_ITERATIVE,
+    )
+    if not fitted or not np.isfinite(turn).all():
+        raise ValueError("degenerate landmarks")
+    rotation = cv2.Rodrigues(turn)[0]
+    # rotation = roll about the line of sight, then pitch, then yaw of the head about its own axis
+    pitch = math.asin(float(np.clip(-rotation[1, 2], -1, 1)))
+    yaw = math.atan2(float(rotation[0, 2]), float(rotation[2, 2]))
+    roll = math.atan2(float(rotation[1, 0]), float(rotation[1, 1]))
+    return Pose(yaw=math.degrees(yaw), pitch=math.degrees(pitch), roll=math.degrees(roll))
 
 
 def album(folder: Path, engine: Engine) -> list[tuple[float, Pixels, Face]]:

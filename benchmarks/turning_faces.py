@@ -2,7 +2,7 @@
 
 A face landmark network gives 468 points in 3D. The photo is laid over them, turned, and projected by a pinhole camera
 on a background. The same camera films a flat or a bent print. Nothing of this is shipped; it makes what
-`benchmarks/challenge.py` measures.
+`benchmarks/challenges.py` measures.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class Track:
         actions: list[tuple[str, int]] = []
         looking, near, reference = "", False, self._sizes[0]
         for number, yaw in enumerate(self._yaws - self._centre):
-            # A face to the right of the picture looks to the person's own left; `head_pose` counts that as negative.
+            # A face to the right of the picture looks to the person's own left; its yaw is negative.
             side = LEFT if yaw <= -MIN_TURN_DEG else RIGHT if yaw >= MIN_TURN_DEG else STRAIGHT
             if side == STRAIGHT and abs(yaw) > MAX_STRAIGHT_DEG:
                 continue

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import pytest
 
 import face_checks
+from benchmarks.challenges import head_pose
 from engines.base import MEAN_FACE, Face
 from engines.face_attributes import FaceAttributes
 from errors import FaceError
-from face_checks import check_photo, head_pose, judge, measure, pose_of
+from face_checks import check_photo, judge, measure, pose_of
 from photos.pixels import Pixels
 from settings import Settings
 from tests.support.fakes import ScriptedAttributes, a_face, a_photo, packaged_photo
