@@ -83,7 +83,7 @@ class Net(nn.Module):
 class Exported(nn.Module):
     """uint8 [n, 160, 160, 3] BGR, as `aligned_face` cuts it → nine probabilities and five quantities.
 
-    Each is the mean of what the crop and its mirror image tell: the pose is then the same for both.
+    Each is a mean: the crop tells one value, its mirror image the other. The pose is then the same for both.
     """
 
     def __init__(self, net: Net) -> None:

@@ -293,7 +293,7 @@ def known_of(key: str, face: Face) -> NDArray[np.float32]:
     return labels
 
 
-# The longest side, in pixels, of what the detector looks at: a selfie is found in the service's first look, too.
+# The detector looks at a picture with this longest side, in pixels: a selfie is found in the service's first look, too.
 DETECTED = 256
 
 

@@ -1,4 +1,4 @@
-"""The API's description: sound, complete, true of what the service answers, and readable without any other machine."""
+"""The API's description is sound and complete, says what the service answers, and needs no other machine."""
 
 from __future__ import annotations
 
