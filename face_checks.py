@@ -362,7 +362,6 @@ CLEAR_HINT_PROBABILITY = 0.5
 def judge(found: Measurements, limits: Settings) -> list[Check]:
     """Compare one face's measurements with the limits, in the order in which a refusal names its reason."""
     seen = found.attributes
-    stretch = max(seen.stretch, 1 / seen.stretch)
     hand = NEARER_HINTS["hand"] if seen.hand >= CLEAR_HINT_PROBABILITY else None
     glare = NEARER_HINTS["glare"] if seen.spectacles >= CLEAR_HINT_PROBABILITY else None
     # Spectacles are no reason for what hides the nose or the mouth.
@@ -396,7 +395,7 @@ def judge(found: Measurements, limits: Settings) -> list[Check]:
         _at_most("eyes_closed", seen.eyes_shut, limits.max_eyes_shut),
         # Last: whatever else is wrong with a photo costs likeness, too.
         _worst(
-            _at_most("distorted", stretch, limits.max_stretch),
+            _at_most("distorted", seen.distortion, limits.max_stretch),
             _at_least("distorted", seen.likeness, limits.min_likeness),
         ),
     ]

@@ -81,10 +81,6 @@ class Measure:
         return f"{'≥' if self.low_is_bad else '≤'} {self.limit(settings):g}"
 
 
-def _stretch_of(found: Measurements) -> float:
-    return max(found.attributes.stretch, 1 / found.attributes.stretch)
-
-
 MEASURES = {
     "inter-eye": Measure("face_too_small", "min_inter_eye_px", "inter-eye distance, px", lambda m: m.inter_eye_px),
     "head": Measure("face_too_large", "max_head_size", "eyes to chin / photo height", lambda m: m.head_size),
@@ -100,7 +96,7 @@ MEASURES = {
     "yaw": Measure("head_turned", "max_yaw_deg", "yaw, degrees", lambda m: abs(m.pose.yaw)),
     "pitch": Measure("head_raised_or_lowered", "max_pitch_deg", "pitch, degrees", lambda m: abs(m.pose.pitch)),
     "colour": Measure("unnatural_colour", "max_colour_distance", "distance from skin", lambda m: m.colour_distance),
-    "stretch": Measure("distorted", "max_stretch", "width / height, or the inverse", _stretch_of),
+    "stretch": Measure("distorted", "max_stretch", "width / height, or the inverse", lambda m: m.attributes.distortion),
     "likeness": Measure("distorted", "min_likeness", "estimated likeness", lambda m: m.attributes.likeness),
     "hidden": Measure("landmarks_hidden", "max_hidden", "probability", lambda m: m.attributes.hidden),
     "mask": Measure("mask", "max_mask", "probability", lambda m: m.attributes.mask),

@@ -47,6 +47,11 @@ class FaceAttributes:
     stretch: float = 1.0
     likeness: float = 1.0
 
+    @property
+    def distortion(self) -> float:
+        """By how much the photo was stretched, at least 1: width over height, or the inverse."""
+        return max(self.stretch, 1 / self.stretch)
+
 
 class AttributeReader(Protocol):
     """What the checks ask about one aligned face."""
