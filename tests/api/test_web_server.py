@@ -213,6 +213,7 @@ def test_https_to_the_http_port_is_closed_at_once_with_one_line_in_the_log(serve
         with server.connect() as connection:
             connection.sendall(bytes.fromhex("16030100c0010000bc0303") + bytes(180))
             assert connection.recv(100) == b""
+    wait_until(lambda: server.said("https was sent to this http port"))  # a thread of this process reads the log
     assert len(server.said("https was sent to this http port")) == 1
 
 
