@@ -68,6 +68,9 @@ def rows_in(folder: Path) -> bytes:
     return b"".join([array.tobytes() for block in opened for array in block.arrays.values()] + raw)
 
 
+RUNNING: list[Started] = []
+
+
 class Started:
     """A gallery of one process, on its own connection to the database."""
 
@@ -77,11 +80,20 @@ class Started:
         self.store = Counted(database.open())
         snapshot = SnapshotFolder(folder, f"{identity} {model}", D, keyring_of(folder))
         self.gallery = Gallery(self.store, model, D, snapshot=snapshot)
+        RUNNING.append(self)
         if load:
             self.gallery.load()
 
     def ids(self) -> set[str]:
         return {one.user_id for one in self.gallery.candidates(a_face(0), None)}
+
+
+@pytest.fixture(autouse=True)
+def _end_what_runs(_small_blocks: None, folder: Path) -> Iterator[None]:
+    """Each gallery that saves has a thread, which keeps it in memory."""
+    yield
+    while RUNNING:
+        RUNNING.pop().gallery.close()
 
 
 def wait_for(path: Path, _running: Started) -> None:
