@@ -67,13 +67,13 @@ def require_frame_count(attempt: Attempt) -> None:
 
 
 def look_at(pixels: Pixels, engine: Engine, reader: AttributeReader) -> Frame:
-    """Find the faces in a frame, uint8[h, w, 3] BGR, and read the widest one's attributes."""
+    """Find the faces in a frame, uint8[h, w, 3] BGR, and glance at the widest one's attributes."""
     faces = engine.detect_in_frame(pixels)
     try:
         aligned = face_checks.aligned_face(pixels, faces[0]) if faces else None
     except (ValueError, cv2.error):  # degenerate landmarks
         aligned = None
-    return Frame(pixels, faces, aligned, None if aligned is None else reader.read(aligned))
+    return Frame(pixels, faces, aligned, None if aligned is None else reader.glance(aligned))
 
 
 def judge(

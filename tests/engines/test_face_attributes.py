@@ -126,7 +126,13 @@ def test_open_eyes_are_open_and_lids_drawn_over_them_shut_them(model: FaceAttrib
 
 def test_the_pose_of_a_mirror_image_is_mirrored(model: FaceAttributesModel, face: Pixels) -> None:
     seen, mirrored = model.read(face), model.read(np.ascontiguousarray(face[:, ::-1]))
-    assert (mirrored.yaw, mirrored.pitch, mirrored.roll) == pytest.approx((-seen.yaw, seen.pitch, -seen.roll), abs=6)
+    assert (mirrored.yaw, mirrored.pitch, mirrored.roll) == pytest.approx((-seen.yaw, seen.pitch, -seen.roll), abs=0.01)
+
+
+def test_a_glance_sees_about_what_a_reading_sees(model: FaceAttributesModel, face: Pixels) -> None:
+    glance, seen = model.glance(face), model.read(face)
+    assert (glance.yaw, glance.pitch, glance.roll) == pytest.approx((seen.yaw, seen.pitch, seen.roll), abs=6)
+    assert glance.likeness == pytest.approx(seen.likeness, abs=0.1)
 
 
 def test_probabilities_are_probabilities(model: FaceAttributesModel) -> None:
@@ -151,10 +157,20 @@ OUTPUTS = [
 
 def write_model(folder: Path, outputs: list[str] | None, values: list[float]) -> None:
     """A network that tells the same of every face, and perhaps what its outputs are called."""
-    nodes = [helper.make_node("Identity", ["values"], ["attributes"])]
+    nodes = [
+        helper.make_node("Cast", ["crops"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels"], ["means"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Mul", ["means", "nothing"], ["zeros"]),
+        helper.make_node("Reshape", ["zeros", "column"], ["one_each"]),
+        helper.make_node("Add", ["one_each", "values"], ["attributes"]),
+    ]
     crops = helper.make_tensor_value_info("crops", TensorProto.UINT8, ["n", 160, 160, 3])
-    attributes = helper.make_tensor_value_info("attributes", TensorProto.FLOAT, [1, len(values)])
-    weights = [numpy_helper.from_array(np.array([values], np.float32), "values")]
+    attributes = helper.make_tensor_value_info("attributes", TensorProto.FLOAT, ["n", len(values)])
+    weights = [
+        numpy_helper.from_array(np.array([values], np.float32), "values"),
+        numpy_helper.from_array(np.array(0, np.float32), "nothing"),
+        numpy_helper.from_array(np.array([-1, 1], np.int64), "column"),
+    ]
     graph = helper.make_graph(nodes, "constant", [crops], [attributes], initializer=weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     if outputs is not None:
@@ -166,7 +182,7 @@ def test_an_output_is_found_by_its_name_and_one_that_nothing_reads_is_no_mistake
     names = [*reversed(OUTPUTS), "blend"]
     write_model(tmp_path, names, [float(place) for place in range(len(names))])
     seen = FaceAttributesModel(tmp_path).read(np.zeros((160, 160, 3), np.uint8))
-    assert (seen.mask, seen.likeness, seen.roll) == tuple(map(names.index, ("mask", "likeness", "roll")))
+    assert (seen.mask, seen.likeness, seen.pitch) == tuple(map(names.index, ("mask", "likeness", "pitch")))
     assert seen.hidden == seen.eyes_hidden == names.index("eyes")
     assert seen.stretch == 2.0 ** names.index("stretch")
 

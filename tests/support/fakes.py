@@ -107,6 +107,9 @@ class ScriptedAttributes:
     def read(self, aligned: Pixels) -> FaceAttributes:
         return self.seen
 
+    def glance(self, aligned: Pixels) -> FaceAttributes:
+        return self.seen
+
 
 def write_tiny_pack(folder: Path, *, seed: int = 0) -> None:
     """Write a detector and a recogniser in the form of an InsightFace pack, a few kilobytes each.
