@@ -15,7 +15,7 @@ import onnxruntime
 
 from engines import model_files, reduced_precision
 from engines.base import FRAME_SIDE, Face, ModelIdentity, Template, holds_no_face, normalised, widest_first
-from engines.insightface_pack import load_pack, providers_for
+from engines.insightface_pack import load_pack, providers_for, refusing
 from engines.model_files import HashedFile, ModelUnavailable
 from engines.onnx_files import session_without_prelu
 from photos.pixels import Pixels
@@ -97,7 +97,9 @@ class InsightFaceEngine:
         pack = load_pack(
             folder, files, threads=threads, providers=chosen, meanwhile=self._take_detector, without_prelu=tested
         )
-        self._recogniser, self._detector_file = pack.recogniser, pack.detector_file
+        self._recogniser = pack.recogniser
+        # Not by the folder: where it cannot be written to, both files of the compact model lie in a temporary one.
+        self._found_by = pack.detector_file if pack.detector_file.parent != pack.recogniser_file.parent else None
         identity = identity or _identity_of(pack.digest)
         self.name, self.cosine_at_half = identity.name, identity.cosine_at_half
         self._provider = str(self._recogniser.session.get_providers()[0])
@@ -124,7 +126,8 @@ class InsightFaceEngine:
             # of them is far less than saving the photo once more does: with people enrolled in the one and verified in
             # the other, FNMR at FMR 1e-4 moves by 0.02 points (-0.02 to 0.07).
             self.name += "-int8"
-        self.dimension = int(self._recogniser.get_feat([np.full((112, 112, 3), 127, np.uint8)]).size)
+        with refusing(pack.recogniser_file, "recognition"):
+            self.dimension = int(self._recogniser.get_feat([np.full((112, 112, 3), 127, np.uint8)]).size)
         pack.require_unchanged()  # only now has everything been read that is read of its files
 
     def _take_detector(self, detector: Any) -> None:
@@ -144,7 +147,7 @@ class InsightFaceEngine:
     def describe(self) -> str:
         return (
             f"{self.name}, an InsightFace pack in {self._folder}, on {self._provider.removesuffix('ExecutionProvider')}"
-            + ("" if self._detector_file.parent == self._folder else f", faces found by {self._detector_file}")
+            + (f", faces found by {self._found_by}" if self._found_by else "")
         )
 
     def _take_quicker_session(self, file: Path, threads: int) -> None:
