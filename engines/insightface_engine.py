@@ -152,11 +152,16 @@ class InsightFaceEngine:
 
     def _take_quicker_session(self, file: Path, threads: int) -> None:
         """Have the recogniser run without PRelu, if a few faces come out as they did before."""
-        quicker = session_without_prelu(file, threads)
-        crops = self._some_crops(reduced_precision.photos()[-1:])[:CHECKED_FACES] if quicker else []
-        if not crops:
+        try:
+            with refusing(file, "recognition"):
+                quicker = session_without_prelu(file, threads)
+                crops = self._some_crops(reduced_precision.photos()[-1:])[:CHECKED_FACES] if quicker else []
+                if not crops:
+                    return
+                before, after = (self._embedded(session, crops) for session in (None, quicker))
+        except ModelUnavailable as error:  # the file itself runs
+            logger.warning("Without PRelu it does not run, so it runs as it is. %s", error)
             return
-        before, after = (self._embedded(session, crops) for session in (None, quicker))
         norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
         worst = float((np.vecdot(before, after) / norms).min())
         if worst >= SAME_COSINE:

@@ -115,6 +115,15 @@ def test_a_recogniser_whose_embeddings_would_differ_without_prelu_runs_as_it_is(
     assert plain._recogniser.session._model_path == str(made / "rec.onnx")
 
 
+def test_a_recogniser_that_does_not_run_without_prelu_runs_as_it_is(
+    made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = onnxruntime.InferenceSession(str(made / "det.onnx"), providers=["CPUExecutionProvider"])
+    monkeypatch.setattr("engines.insightface_engine.session_without_prelu", lambda *_: other)
+    assert InsightFaceEngine(made, threads=1).dimension == 128
+    assert "runs as it is" in caplog.text
+
+
 def test_a_person_is_recognised_in_a_changed_photo(engine: InsightFaceEngine, photos: list[Pixels]) -> None:
     astronaut = photos[0]
     changed = cv2.resize(np.clip(astronaut[:, ::-1] * 0.8, 0, 255).astype(np.uint8), None, fx=0.7, fy=0.7)
