@@ -101,9 +101,17 @@ def compact_pack(
                 folder,
                 error.strerror,
             )
-            with tempfile.TemporaryDirectory() as scratch:
-                _keep(Path(scratch), made)
-                yield CompactPack(folder, kept | _kept(Path(scratch), missing))
+            with contextlib.ExitStack() as until_loaded:
+                try:
+                    scratch = Path(until_loaded.enter_context(tempfile.TemporaryDirectory()))
+                    _keep(scratch, made)
+                except OSError as nor_there:
+                    raise ModelUnavailable(
+                        f"The compact model's files (40 MB) can be written neither to {folder} ({error.strerror}) nor "
+                        f"to the temporary folder ({nor_there.strerror}): free some space there, or name a folder that "
+                        "can be written to with MODELS_DIR."
+                    ) from nor_there
+                yield CompactPack(folder, kept | _kept(scratch, missing))
             return
         kept = _kept(folder, sources)
     yield CompactPack(folder, kept)
@@ -143,15 +151,14 @@ def _keep(folder: Path, made: dict[ModelFile, bytes]) -> None:
             about = json.dumps(_description(source, hashlib.sha256(data).hexdigest()))
             # A file whose description is missing or of another file is made again: the order does not matter.
             for target, content in ((path.with_suffix(".json"), about.encode()), (path, data)):
-                with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as scratch:
-                    try:
-                        scratch.write(content)
-                        scratch.flush()
-                        Path(scratch.name).chmod(0o644)
-                        Path(scratch.name).replace(target)
-                    except OSError:
-                        Path(scratch.name).unlink(missing_ok=True)
-                        raise
+                # One name each, which the lock makes this process's own: what a killed one left is written over.
+                scratch = folder / f".{target.name}"
+                try:
+                    scratch.write_bytes(content)
+                    scratch.chmod(0o644)
+                    scratch.replace(target)
+                finally:
+                    scratch.unlink(missing_ok=True)
 
 
 def _read_sources(folder: Path, files: Sequence[ModelFile], hub_timeout_s: float) -> dict[ModelFile, bytes]:

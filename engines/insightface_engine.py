@@ -15,7 +15,7 @@ import onnxruntime
 
 from engines import model_files, reduced_precision
 from engines.base import FRAME_SIDE, Face, ModelIdentity, Template, holds_no_face, normalised, widest_first
-from engines.insightface_pack import load_pack, providers_for
+from engines.insightface_pack import load_pack, providers_for, refusing
 from engines.model_files import HashedFile, ModelUnavailable
 from engines.onnx_files import session_without_prelu
 from photos.pixels import Pixels
@@ -62,8 +62,10 @@ class InsightFaceEngine:
     TRIAL_ROTATIONS_DEG, TRIAL_SIDE = (0.0, -35.0, 35.0, -90.0, 90.0, 180.0), 96
     # A picture that shows no face is looked at in the small look's size after each quarter turn. One turn must show a
     # face that scores so much more than the others: of a face that stands the others score 0.1 to 0.4 less. Where a
-    # face scores less clearly so, the quick look's size decides: of 234 turned photos 11 were `no_face` before.
-    QUARTER_TURN_MARGIN = 0.1
+    # face scores less clearly so, the quick look's size decides: of 234 turned photos 11 were `no_face` before. A trace
+    # is enough for that: small portraits on 14 cards that lie on their side score 0.21 to 0.63 in the small look, 24
+    # photos without a face up to 0.13 (YuNet; with SCRFD-500M three reach 0.26 to 0.41, and pay for it).
+    QUARTER_TURN_MARGIN, QUARTER_TURN_TRACE = 0.1, 0.2
 
     def __init__(
         self,
@@ -97,7 +99,9 @@ class InsightFaceEngine:
         pack = load_pack(
             folder, files, threads=threads, providers=chosen, meanwhile=self._take_detector, without_prelu=tested
         )
-        self._recogniser, self._detector_file = pack.recogniser, pack.detector_file
+        self._recogniser = pack.recogniser
+        # Not by the folder: where it cannot be written to, both files of the compact model lie in a temporary one.
+        self._found_by = pack.detector_file if pack.detector_file.parent != pack.recogniser_file.parent else None
         identity = identity or _identity_of(pack.digest)
         self.name, self.cosine_at_half = identity.name, identity.cosine_at_half
         self._provider = str(self._recogniser.session.get_providers()[0])
@@ -124,7 +128,8 @@ class InsightFaceEngine:
             # of them is far less than saving the photo once more does: with people enrolled in the one and verified in
             # the other, FNMR at FMR 1e-4 moves by 0.02 points (-0.02 to 0.07).
             self.name += "-int8"
-        self.dimension = int(self._recogniser.get_feat([np.full((112, 112, 3), 127, np.uint8)]).size)
+        with refusing(pack.recogniser_file, "recognition"):
+            self.dimension = int(self._recogniser.get_feat([np.full((112, 112, 3), 127, np.uint8)]).size)
         pack.require_unchanged()  # only now has everything been read that is read of its files
 
     def _take_detector(self, detector: Any) -> None:
@@ -144,16 +149,21 @@ class InsightFaceEngine:
     def describe(self) -> str:
         return (
             f"{self.name}, an InsightFace pack in {self._folder}, on {self._provider.removesuffix('ExecutionProvider')}"
-            + ("" if self._detector_file.parent == self._folder else f", faces found by {self._detector_file}")
+            + (f", faces found by {self._found_by}" if self._found_by else "")
         )
 
     def _take_quicker_session(self, file: Path, threads: int) -> None:
         """Have the recogniser run without PRelu, if a few faces come out as they did before."""
-        quicker = session_without_prelu(file, threads)
-        crops = self._some_crops(reduced_precision.photos()[-1:])[:CHECKED_FACES] if quicker else []
-        if not crops:
+        try:
+            with refusing(file, "recognition"):
+                quicker = session_without_prelu(file, threads)
+                crops = self._some_crops(reduced_precision.photos()[-1:])[:CHECKED_FACES] if quicker else []
+                if not crops:
+                    return
+                before, after = (self._embedded(session, crops) for session in (None, quicker))
+        except ModelUnavailable as error:  # the file itself runs
+            logger.warning("Without PRelu it does not run, so it runs as it is. %s", error)
             return
-        before, after = (self._embedded(session, crops) for session in (None, quicker))
         norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
         worst = float((np.vecdot(before, after) / norms).min())
         if worst >= SAME_COSINE:
@@ -203,16 +213,17 @@ class InsightFaceEngine:
 
     def _quarter_turns(self, image: Pixels) -> int:
         """After how many quarter turns, counter-clockwise, the picture shows a face that stands; 0 where none does."""
-        for side in (self.SMALL_LOOK_SIDE, self.QUICK_LOOK_SIDE):
+        looks = (self.SMALL_LOOK_SIDE, self.QUARTER_TURN_TRACE), (self.QUICK_LOOK_SIDE, self.MIN_FACE_SCORE)
+        for side, least in looks:
             _, small = to_side(image, side, enlarging=1.0)
             scores = [0.0]
             for turns in (1, 2, 3):
                 seen = self._look(np.ascontiguousarray(np.rot90(small, turns)), (side, side))
                 scores.append(max((face.score for face in seen), default=0.0))
             surest, next_best = np.argsort(scores)[::-1][:2]
-            if scores[surest] < self.MIN_FACE_SCORE:
+            if scores[surest] < least:
                 break
-            if scores[surest] >= scores[next_best] + self.QUARTER_TURN_MARGIN:
+            if scores[surest] >= max(self.MIN_FACE_SCORE, scores[next_best] + self.QUARTER_TURN_MARGIN):
                 return int(surest)
         return 0
 

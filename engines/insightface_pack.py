@@ -88,10 +88,10 @@ def load_pack(
         recogniser_options = session_options(threads, keep_memory=False)
         # The aligner's own library warns of the aligner's way of calling it, on every start.
         warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
-        detecting = beside.submit(lambda: meanwhile(_loaded(parts["detection"], None, providers, options)))
+        detecting = beside.submit(_detecting, parts["detection"], providers, options, meanwhile)
         # In this thread, whose heap gives back what a session leaves that another one takes the place of: a worker's
         # heap kept 36 MiB of SFace.
-        with _refusing(recogniser):
+        with refusing(recogniser.path, recogniser.task):
             session = session_without_prelu(recogniser.path, threads) if without_prelu else None
         session = session or _session(recogniser, providers, recogniser_options)
         detecting.result()
@@ -219,26 +219,36 @@ def _task_of(path: Path) -> str:
 
 
 @contextmanager
-def _refusing(part: _Part) -> Iterator[None]:
-    """Tell the operator of a file that is no such model."""
+def refusing(path: Path, task: str) -> Iterator[None]:
+    """Tell the operator of a file that is no model for this task: it cannot be loaded or cannot be run."""
     try:
         yield
     except (
         ort_errors.Fail,
         ort_errors.InvalidProtobuf,
         ort_errors.InvalidGraph,
+        ort_errors.InvalidArgument,
+        ort_errors.NotImplemented,
+        ort_errors.RuntimeException,
         RuntimeError,
         AssertionError,
     ) as error:
-        raise ModelUnavailable(f"{part.path} cannot be loaded as a {part.task} model: {error}") from error
+        raise ModelUnavailable(f"{path} cannot be used as a {task} model: {error}") from error
 
 
 def _session(part: _Part, providers: list[str], options: Any) -> Any:
     """onnxruntime's session of a file; None where InsightFace makes it, after what the manifest demands."""
     if part.descriptor is not None:
         return None
-    with _refusing(part):
+    with refusing(part.path, part.task):
         return onnxruntime.InferenceSession(str(part.path), options, providers=providers)
+
+
+def _detecting(part: _Part, providers: list[str], options: Any, meanwhile: Callable[[Any], None]) -> None:
+    """Load the detector and give it to who runs it first."""
+    detector = _loaded(part, None, providers, options)
+    with refusing(part.path, part.task):
+        meanwhile(detector)
 
 
 def _hashed(part: _Part, before: tuple[int, ...]) -> HashedFile:
@@ -256,7 +266,7 @@ def _loaded(part: _Part, session: Any, providers: list[str], options: Any) -> An
     # used here, but the package imports it.
     from insightface.model_zoo import ArcFaceONNX, get_model  # noqa: PLC0415
 
-    with _refusing(part):
+    with refusing(part.path, part.task):
         if session is not None:
             # It reads names of nodes, for which it would parse all of the file once more.
             return ArcFaceONNX(model_file=io.BytesIO(outline(part.path)), session=session)

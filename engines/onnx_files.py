@@ -169,6 +169,8 @@ def _slopes(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], folder: 
     tensor = tensors.get(node.input[1])
     if tensor is None or list(tensor.dims[1:]) != [1, 1] or tensor.data_type != onnx.TensorProto.FLOAT:
         return None
+    if tensor.dims[0] == 1:  # one for all, as PyTorch's nn.PReLU() has by default: of how many it does not say
+        return None
     if uses_external_data(tensor):
         read = onnx.TensorProto()
         read.CopyFrom(tensor)

@@ -64,6 +64,13 @@ def test_an_analysis_shows_the_face_where_the_file_has_it(pipeline: Pipeline, as
     assert found.faces[0].landmarks == pytest.approx(expected.turned(quarters, size).landmarks, abs=10)
 
 
+def test_a_small_face_is_found_in_a_photo_that_lies_on_its_side(pipeline: Pipeline, astronaut: Pixels) -> None:
+    wide = np.full((900, 900, 3), 128, np.uint8)
+    wide[300:500, 225:425] = astronaut[:200, 120:320]
+    upright = pipeline.template(png(wide))
+    assert float(upright @ pipeline.template(png(turned(wide, 1)))) > 0.99
+
+
 def test_a_head_that_leans_far_is_refused_as_tilted_and_not_turned(pipeline: Pipeline, astronaut: Pixels) -> None:
     wide = cv2.copyMakeBorder(astronaut, 100, 100, 100, 100, cv2.BORDER_REPLICATE)
     leaning = cv2.warpAffine(wide, cv2.getRotationMatrix2D((325, 210), 60, 1), wide.shape[1::-1])

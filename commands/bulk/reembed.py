@@ -79,7 +79,12 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     sys.stdout.write(f"{ready} people are in the new store with {engine.name}, {len(missing)} are not there yet.\n")
     if ready:
         where = f"MONGO_COLLECTION={target.mongo_collection}" if settings.mongo_uri else f"DATA_DIR={target.data_dir}"
-        sys.stdout.write(f"To switch over, start the service with FACE_MODEL={settings.face_model} and {where}.\n")
+        model = f"FACE_MODEL={settings.face_model}"
+        if settings.face_detector != "auto":
+            model += f", FACE_DETECTOR={settings.face_detector}"
+        if settings.embedding_precision != "fp32":
+            model += f", EMBEDDING_PRECISION={settings.embedding_precision}"
+        sys.stdout.write(f"To switch over, start the service with {model} and {where}.\n")
     else:
         sys.stdout.write("Do not switch over: nobody could be verified.\n")
     return 1 if missing or not ready else 0

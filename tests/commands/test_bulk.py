@@ -548,6 +548,15 @@ def test_reembed_says_which_model_is_which_and_when_to_switch_over(
     assert (tmp_path / "reembed-report.csv").is_file()
 
 
+def test_reembed_names_every_setting_that_the_new_templates_were_made_with(
+    scripted: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = enrolled_photos(scripted, tmp_path)
+    scripted.engine = OtherModel()
+    reembedded(scripted, photos, tmp_path / "new", "--face-detector", "yunet", "--embedding-precision", "int8")
+    assert "FACE_MODEL=auto, FACE_DETECTOR=yunet, EMBEDDING_PRECISION=int8 and DATA_DIR" in capsys.readouterr().out
+
+
 def test_reembed_never_says_to_switch_over_to_a_store_of_nobody(
     scripted: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

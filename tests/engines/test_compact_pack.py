@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +115,15 @@ def test_a_recogniser_whose_embeddings_would_differ_without_prelu_runs_as_it_is(
     assert plain._recogniser.session._model_path == str(made / "rec.onnx")
 
 
+def test_a_recogniser_that_does_not_run_without_prelu_runs_as_it_is(
+    made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = onnxruntime.InferenceSession(str(made / "det.onnx"), providers=["CPUExecutionProvider"])
+    monkeypatch.setattr("engines.insightface_engine.session_without_prelu", lambda *_: other)
+    assert InsightFaceEngine(made, threads=1).dimension == 128
+    assert "runs as it is" in caplog.text
+
+
 def test_a_person_is_recognised_in_a_changed_photo(engine: InsightFaceEngine, photos: list[Pixels]) -> None:
     astronaut = photos[0]
     changed = cv2.resize(np.clip(astronaut[:, ::-1] * 0.8, 0, 255).astype(np.uint8), None, fx=0.7, fy=0.7)
@@ -184,6 +194,23 @@ def test_processes_that_start_at_once_agree_and_leave_nothing_behind(tmp_path: P
     assert left == {".making", "det.json", "det.onnx", "rec.json", "rec.onnx"}
 
 
+def test_a_start_that_is_killed_while_it_makes_the_model_leaves_nothing_for_ever(tmp_path: Path) -> None:
+    dying = "import os, pathlib; pathlib.Path.replace = lambda *_: os._exit(9)"
+    killed = subprocess.run([sys.executable, "-c", dying + START, str(tmp_path)], cwd=PROJECT, check=False)
+    assert killed.returncode == 9
+    make(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".making", "det.json", "det.onnx", "rec.json", "rec.onnx"}
+
+
+def test_where_nothing_can_be_written_at_all_the_operator_is_told_where_to_make_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "compact").write_text("")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(ModelUnavailable, match="MODELS_DIR"):
+        make(tmp_path / "compact")
+
+
 def test_in_a_folder_that_cannot_be_written_to_the_model_is_made_for_this_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -193,6 +220,7 @@ def test_in_a_folder_that_cannot_be_written_to_the_model_is_made_for_this_start(
         engine = InsightFaceEngine(pack.folder, threads=1, files=pack.files, identity=IDENTITY)
     assert engine.dimension == 128
     assert "cannot be kept" in caplog.text
+    assert engine.describe() == f"sface-2021dec, an InsightFace pack in {tmp_path / 'compact'}, on CPU"
     assert not any(file.path.exists() for file in pack.files.values())
 
 

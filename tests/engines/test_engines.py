@@ -335,6 +335,20 @@ def test_a_detector_without_landmarks_is_refused_at_start(pack: Path) -> None:
         InsightFaceEngine(pack, threads=1)
 
 
+@pytest.mark.parametrize("name", ["det.onnx", "rec.onnx"])
+def test_a_model_that_loads_and_cannot_be_run_is_refused_by_name(pack: Path, name: str) -> None:
+    model = onnx.load(str(pack / name))
+    (image,) = model.graph.input
+    image.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16  # and what is fed has 32 bits
+    cast = onnx.helper.make_node("Cast", [image.name], ["as_before"], to=onnx.TensorProto.FLOAT)
+    for node in model.graph.node:
+        node.input[:] = ["as_before" if one == image.name else one for one in node.input]
+    model.graph.node.insert(0, cast)
+    onnx.save(model, str(pack / name))
+    with pytest.raises(ModelUnavailable, match=name):
+        InsightFaceEngine(pack, threads=1)
+
+
 @pytest.mark.parametrize("shape", [(2, 3000), (3000, 2), (1, 1), (1, 10_000)])
 def test_strips_and_specks_hold_no_face_and_crash_nothing(pack: Path, compact: Engine, shape: tuple[int, int]) -> None:
     strip = np.zeros((*shape, 3), np.uint8)

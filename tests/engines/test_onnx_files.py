@@ -148,7 +148,9 @@ def test_without_prelu_a_model_computes_the_same_for_slopes_of_every_kind(tmp_pa
     )
 
 
-@pytest.mark.parametrize("shape", [(1,), (16, 10, 1)], ids=["one for all", "one for each row"])
+@pytest.mark.parametrize(
+    "shape", [(1,), (1, 1, 1), (16, 10, 1)], ids=["one for all", "PyTorch's one for all", "one for each row"]
+)
 def test_a_prelu_whose_slopes_are_not_one_for_each_channel_is_left_as_it_is(
     tmp_path: Path, shape: tuple[int, ...]
 ) -> None:
