@@ -361,8 +361,10 @@ def announce_risks(settings: Settings) -> None:
     level = logging.INFO if settings.is_local else logging.WARNING
     if not settings.keyring:
         logger.log(level, "Templates are not encrypted at rest: TEMPLATE_KEYS is empty")
-    if settings.liveness != "enforce":
-        logger.log(level, "A good photograph of a person passes for the person: LIVENESS is %s", settings.liveness)
+    challenges = {settings.challenge, settings.challenge_sign_up, settings.challenge_verify}
+    if settings.liveness != "enforce" and challenges != {"require"}:
+        told = "A good photograph of a person passes for the person: LIVENESS is %s, and a route needs no challenge"
+        logger.log(level, told, settings.liveness)
 
 
 def build_parts(settings: Settings, at_the_end: ExitStack) -> Parts:

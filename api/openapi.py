@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from api.request_fields import CHALLENGE_FIELDS
 from errors import CODES
 from face_checks import HINTS
 from settings import Settings
@@ -46,6 +47,7 @@ def describe(settings: Settings, existing: Iterable[tuple[str, str]] | None = No
     )
     if existing is not None:
         _keep_existing(api["paths"], set(existing))
+    _set_challenges(api["paths"], settings)
     groups = {**api.pop("x-error-groups"), "checks": CHECK_CODES}
     for item in api["paths"].values():
         for operation in operations_of(item).values():
@@ -100,6 +102,23 @@ def _keep_existing(paths: Json, existing: set[tuple[str, str]]) -> None:
         del paths[path][method.lower()]
         if not operations_of(paths[path]):
             del paths[path]
+
+
+def _set_challenges(paths: Json, settings: Settings) -> None:
+    """Take a challenge's fields out of the forms that are read without them, and require them where a route does."""
+    modes = {"/compare": settings.challenge, "/verify": settings.challenge_verify}
+    for path, item in paths.items():
+        form = item.get("post", {}).get("requestBody", {}).get("content", {}).get("multipart/form-data", {})
+        fields = form.get("schema", {}).get("properties", {})
+        if "challenge_id" not in fields:
+            continue
+        mode = modes.get(path, settings.challenge_sign_up)
+        if mode == "require":
+            form["schema"]["required"] += CHALLENGE_FIELDS
+        elif mode == "off":
+            for field in CHALLENGE_FIELDS:
+                del fields[field]
+            item["post"]["x-errors"].remove("challenge")
 
 
 def _complete(operation: Json, groups: Mapping[str, Iterable[str]]) -> None:

@@ -202,7 +202,7 @@ def challenge_fields(mode: str) -> tuple[str, ...]:
 def read_attempt(mode: str, store: ChallengeStore) -> Attempt | None:
     """Use the challenge that the request names, and return its steps and the frames; None if none is sent or read.
 
-    The challenge is used up whatever becomes of the request.
+    The challenge is used up whatever becomes of the request, unless the service is too busy to look at it.
 
     Args:
         mode: off, accept or require.
@@ -225,7 +225,7 @@ def read_attempt(mode: str, store: ChallengeStore) -> Attempt | None:
         if error.code != "challenge_expired":
             raise
         raise not_attempted("challenge_expired", {"max": CHALLENGE_SECONDS}) from error
-    return Attempt(challenge.steps, tuple(frames))
+    return Attempt(challenge_id, challenge.steps, tuple(frames))
 
 
 def challenge_owner() -> str:

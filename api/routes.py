@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from flask import Flask, Response, jsonify, request
@@ -98,7 +100,8 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
                 photo = read_upload("file", settings.max_file_bytes)
             request_key = read_request_key(photo)
             attempt = enrolling_attempt(settings, parts, request_key)
-            template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
+            with settled(parts, attempt):
+                template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
         with record.trace.stage("enrol"):
             user_id = gallery.enrol(
                 template,
@@ -121,7 +124,8 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
             record.user_id = claimed = read_user_id()
             photo = read_upload("file", settings.max_file_bytes)
             attempt = read_attempt(settings.challenge_verify, parts.store)
-            template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt, enrols=False)
+            with settled(parts, attempt, claimed):
+                template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt, enrols=False)
         with record.trace.stage("search"):
             if claimed is None:
                 candidate = gallery.search(template)
@@ -138,7 +142,9 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
             parts.retention.seen(candidate.user_id)
         if claimed is not None:
             parts.access.forget_claims(claimed.lower())
-        if settings.update_template == "on_verify":
+        # What may be stored with a challenge alone is not stored by a verification without one.
+        is_proved = attempt is not None or settings.challenge_sign_up != "require"
+        if settings.update_template == "on_verify" and is_proved:
             _update_person(settings, parts, candidate, template, threshold)
         return jsonify(
             status="success",
@@ -209,17 +215,18 @@ def _add_challenges(app: Flask, settings: Settings, parts: Parts) -> None:
 def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -> None:
     pipeline = parts.pipeline
 
-    def template_of(field: str, *, picture: bool = False) -> Template:
-        """The template of one of the two photos; a refusal names its field. The frames belong to the person's photo."""
+    @contextmanager
+    def named(field: str) -> Iterator[None]:
+        """Have a refusal name the field of the photo that it is about."""
         try:
-            photo, record = read_upload(field, settings.max_file_bytes), current_record()
-            attempt = None if picture else read_attempt(settings.challenge, parts.store)
-            return pipeline.template(
-                photo, record.trace, client=record.client, enrols=False, picture=picture, attempt=attempt
-            )
+            yield
         except FaceError as error:
             error.fields.setdefault("field", field)
             raise
+
+    def photo_in(field: str) -> bytes:
+        with named(field):
+            return read_upload(field, settings.max_file_bytes)
 
     @app.post("/compare", provide_automatic_options=False)
     @scope("app")
@@ -231,7 +238,15 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
                 allow_frames(settings.challenge)
                 receive_form("file1", "file2", "threshold", *challenge_fields(settings.challenge))
             threshold = read_threshold(settings)
-            one, other = template_of("file1"), template_of("file2", picture=True)
+            # Both photos are there before a challenge is used up.
+            person, picture = photo_in("file1"), photo_in("file2")
+            with named("file1"):
+                attempt = read_attempt(settings.challenge, parts.store)
+            with settled(parts, attempt):
+                with named("file1"):
+                    one = pipeline.template(person, record.trace, client=record.client, attempt=attempt, enrols=False)
+                with named("file2"):
+                    other = pipeline.template(picture, record.trace, client=record.client, enrols=False, picture=True)
         similarity, match = _judge(parts.engine, metrics, float(np.vecdot(one, other)), threshold)
         sentence = "faces_match" if match else "faces_differ"
         return localised(
@@ -331,7 +346,8 @@ def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
             person = enrolled_person(parts, user_id)
             request_key = read_request_key(photo, person.user_id)
             attempt = enrolling_attempt(settings, parts, request_key)
-            template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
+            with settled(parts, attempt, person.user_id):
+                template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
         with record.trace.stage("enrol"):
             # A caller may not try faces until one of them matches: failures count as in a 1:1 verification.
             parts.access.count_claim(person.user_id.lower())
@@ -371,14 +387,36 @@ def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
 def enrolling_attempt(settings: Settings, parts: Parts, request_key: str | None) -> Attempt | None:
     """Use the challenge of a request that stores a photo; raises as `read_attempt`.
 
-    A retry after a lost answer sends the challenge that its first attempt has used. It gets that attempt's answer.
+    A retry after a lost answer sends the challenge that its first attempt has used. It gets that attempt's answer, also
+    when the challenge is forgotten.
     """
     try:
         return read_attempt(settings.challenge_sign_up, parts.store)
     except FaceError as error:
-        if error.code != "challenge_used" or request_key is None or parts.gallery.enrolled_by(request_key) is None:
+        is_over = error.code in ("challenge_used", "challenge_expired")
+        if not is_over or request_key is None or parts.gallery.enrolled_by(request_key) is None:
             raise
         return None
+
+
+@contextmanager
+def settled(parts: Parts, attempt: Attempt | None, claimed: str | None = None) -> Iterator[None]:
+    """Give a challenge back if the service is too busy for it, and count one that fails as a failed 1:1 comparison.
+
+    Args:
+        parts: of them the store and the lock-out.
+        attempt: the challenge in use; without one nothing is done.
+        claimed: the person whom the frames should show, if one is claimed.
+    """
+    try:
+        yield
+    except FaceError as error:
+        if attempt is not None and error.code == "overloaded":
+            # The client has learned nothing, and is told to send the same again.
+            parts.store.give_back(attempt.challenge_id, challenge_owner())
+        if attempt is not None and claimed is not None and error.code in ("challenge_failed", "not_live"):
+            parts.access.count_claim(claimed.lower())
+        raise
 
 
 def enrolled_person(parts: Parts, user_id: str) -> Person:

@@ -42,5 +42,6 @@ def draw_steps() -> tuple[str, ...]:
 class Attempt:
     """A challenge's steps, and the frames that were sent for them, as files."""
 
+    challenge_id: str
     steps: tuple[str, ...]
     frames: tuple[bytes, ...]

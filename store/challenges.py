@@ -52,6 +52,9 @@ class ChallengeStore(Protocol):
             FaceError: `challenge_used`; `challenge_expired`: it is too old, or it is not a challenge of this owner.
         """
 
+    def give_back(self, challenge_id: str, owner: str) -> None:
+        """Let a used challenge be used again, in its time. Only the request that used it may ask for that."""
+
 
 def new_challenge(owner: str, steps: Sequence[str]) -> Challenge:
     """Make a challenge that is issued now."""

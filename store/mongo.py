@@ -400,6 +400,10 @@ class MongoStore:
                 raise FaceError("challenge_used" if used else "challenge_expired")
         return require_in_time(Challenge(challenge_id, owner, tuple(found["steps"]), found["issued_at"]))
 
+    def give_back(self, challenge_id: str, owner: str) -> None:
+        with unavailable_on(PyMongoError, BSONError):
+            self._challenges.update_one({"_id": challenge_id, "owner": owner}, {"$set": {"used": False}})
+
     def documents(self, until: int) -> Iterator[Document]:
         # The marks describe this database's own index, and the vector is only a copy of the template.
         left_out = {"_id": 0, "vector": 0, "vector_model": 0, "vector_marks": 0}

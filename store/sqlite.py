@@ -383,6 +383,12 @@ class SqliteStore:
             raise FaceError("challenge_used")
         return require_in_time(Challenge(challenge_id, owner, tuple(row[0].split()), row[1]))
 
+    def give_back(self, challenge_id: str, owner: str) -> None:
+        with self._writing() as connection:
+            connection.execute(
+                "UPDATE challenges SET used = 0 WHERE challenge_id = ? AND owner = ?", (challenge_id, owner)
+            )
+
     def documents(self, until: int) -> Iterator[Document]:
         after = 0
         while records := self._query(

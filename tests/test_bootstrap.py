@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,3 +83,15 @@ def test_a_start_runs_nothing_of_what_it_does_not_need_and_scipy_is_whole_for_wh
 @pytest.mark.parametrize("folder", ["uploads", "models"])
 def test_a_fresh_clone_has_the_folder(folder: str) -> None:
     assert (PROJECT / folder).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [({}, True), ({"challenge": "require"}, False), ({"challenge": "require", "challenge_verify": "accept"}, True)],
+)
+def test_the_start_says_whether_a_photograph_passes_for_a_person(
+    caplog: pytest.LogCaptureFixture, settings: dict[str, Any], passes: bool
+) -> None:
+    caplog.set_level("INFO")
+    announce_risks(Settings(**settings))
+    assert ("passes for the person" in caplog.text) == passes

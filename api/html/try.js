@@ -4,7 +4,7 @@ const tenths = (value) => value.toLocaleString("en", { maximumFractionDigits: 1 
 const SHARE = (value) => tenths(100 * value) + "%", DEGREES = (value) => tenths(value) + "°";
 const UNITS = { face_too_small: (value) => tenths(value) + " px", face_too_large: SHARE, face_cut_off: SHARE, too_dark: SHARE,
   too_bright: SHARE, uneven_light: SHARE, head_tilted: DEGREES, head_turned: DEGREES, head_raised_or_lowered: DEGREES,
-  landmarks_hidden: SHARE, mask: SHARE, sunglasses: SHARE, face_covered: SHARE, eyes_closed: SHARE, not_live: SHARE };
+  landmarks_hidden: SHARE, mask: SHARE, sunglasses: SHARE, face_covered: SHARE, eyes_closed: SHARE };
 // Of a frame while guiding; of a photo that is drawn; and of one that is taken.
 const GUIDE_SIDE = 720, DRAWN_SIDE = 1400, TAKEN_SIDE = 4096;
 const LEAST_PAUSE_MS = 350, OFFLINE_PAUSE_MS = 3000, LONGEST_RETRY_MS = 10000, RETRIES = 3, COPIED_MS = 2000;
@@ -462,24 +462,31 @@ async function addPhoto() {
 // --- a challenge: steps before the camera ---
 
 // Send the photo; if the service or the person wants it, with the frames of a challenge. Returns the answer, or null if
-// the steps were not done, of which the person has been told.
+// the steps were not done.
 async function sendProved(route, fields, further = {}) {
+  const alone = () => sendPatiently(route, photo.blob, fields, further);
   if (!byId("prove").checked) {
-    const answer = await sendPatiently(route, photo.blob, fields, further);
+    const answer = await alone();
     if (answer.body.code !== "challenge_required") return answer;
     byId("prove").checked = true;
   }
+  // The camera comes first: the challenge's time must not pass while the browser asks the person about it.
+  if (!(await startCamera())) return null;
   const asked = await sendPatiently("/challenges", null);
-  if (asked.body.code === "not_found") return sendPatiently(route, photo.blob, fields, further);
+  if (!asked.ok) closeCamera();
+  if (asked.body.code === "not_found") return alone();
   if (!asked.ok) return asked;
   const frames = await film(asked.body);
   if (!frames) return null;
   tell("", () => say("working"));
-  return sendPatiently(route, photo.blob, { ...fields, challenge_id: asked.body.challenge_id }, further, frames);
+  const answer = await sendPatiently(route, photo.blob, { ...fields, challenge_id: asked.body.challenge_id }, further, frames);
+  // The service takes challenges, but not here.
+  return answer.body.code === "unknown_field" ? alone() : answer;
 }
 
+// What the page said last is why, if it was bad: that there is no camera, for example.
 function notDone(action) {
-  return ["bad", () => say("stepsStopped"), [], [action]];
+  return ["bad", () => say("stepsStopped"), shown.mood === "bad" ? [line(shown.words)] : [], [action]];
 }
 
 // Have the person do the steps, each over as soon as a frame shows it, and return the frames: one of each step, and one
@@ -487,7 +494,7 @@ function notDone(action) {
 // asked for: a film that shows every step at some time would pass otherwise.
 async function film({ steps, expires_in: seconds, frames: { max: most } }) {
   const until = performance.now() + 1000 * seconds - SENDING_MS, frames = [];
-  if (!(await startCamera())) return null;
+  if (!stream) return null;  // turned off meanwhile
   const mine = ++live;
   let straight = null, finished = 0;
   showStage();

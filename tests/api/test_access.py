@@ -299,6 +299,23 @@ def test_photos_of_others_that_are_added_to_a_person_count_for_the_lock_out_too(
     assert caller.post("/verify", app_key, user_id=somebody).status_code == 429
 
 
+@pytest.mark.parametrize("route", ["/verify", "/users/{}/photos"])
+def test_failed_challenges_for_a_person_count_for_the_lock_out_too(tmp_path: Path, app_key: str, route: str) -> None:
+    caller = Caller(tmp_path, lockout="2/15 minutes")
+    caller.engine.template = a_template(1)
+    somebody = caller.post("/signUp", app_key).json["user_id"]
+    claim = {"user_id": somebody} if route == "/verify" else {}
+
+    def code() -> str:
+        headers = {"Authorization": f"Bearer {app_key}"}
+        challenge_id = caller.client.post("/challenges", headers=headers).get_json()["challenge_id"]
+        answer = caller.post(route.format(somebody), app_key, challenge_id=challenge_id, **claim)
+        return str(answer.json["code"])
+
+    assert [code() for _ in range(3)] == ["challenge_failed", "challenge_failed", "rate_limited"]
+    assert caller.post("/verify", app_key, user_id=somebody).status_code == 429
+
+
 def test_a_key_for_apps_adds_photos_and_removes_none(caller: Caller, app_key: str) -> None:
     somebody = caller.post("/signUp", app_key).json["user_id"]
     assert caller.post(f"/users/{somebody}/photos").status_code == 401

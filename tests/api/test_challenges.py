@@ -20,7 +20,7 @@ from engines.base import Engine
 from engines.face_attributes import FaceAttributesModel
 from gallery.decisions import Gallery
 from settings import PROJECT, Settings
-from store.challenges import CHALLENGE_SECONDS
+from store.challenges import CHALLENGE_SECONDS, KEPT_SECONDS
 from store.records import RecordStore
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
@@ -270,7 +270,9 @@ def test_without_challenges_there_is_no_route_and_their_fields_are_refused(clien
     assert "/challenges" not in client.get("/openapi.json").json["paths"]
 
 
-def test_a_retry_of_a_sign_up_after_a_lost_answer_gets_the_first_answer(client: Any) -> None:
+def test_a_retry_of_a_sign_up_after_a_lost_answer_gets_the_first_answer(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     challenge = ask(client)
     sent = (client, "/signUp", challenge["challenge_id"], frames_of(challenge["steps"]), {"Idempotency-Key": "once"})
     first, second = send(*sent), send(*sent)
@@ -278,6 +280,11 @@ def test_a_retry_of_a_sign_up_after_a_lost_answer_gets_the_first_answer(client: 
     assert first.json["user_id"] == second.json["user_id"]
     other_key = send(*sent[:-1], {"Idempotency-Key": "another"})
     assert outcome(other_key) == (409, "challenge_used")
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + KEPT_SECONDS + 1)
+    ask(client)  # now the first challenge is forgotten
+    assert send(*sent).json["user_id"] == first.json["user_id"]
+    assert outcome(send(*sent[:-1], {"Idempotency-Key": "another"})) == (422, "challenge_expired")
 
 
 def test_hints_for_the_steps_are_translated(client: Any) -> None:

@@ -154,6 +154,22 @@ def test_limits_are_those_of_the_settings() -> None:
     assert "≤\u00a09 " in render_page("api.md", tight)
 
 
+def test_the_fields_of_a_challenge_are_described_as_the_routes_read_them() -> None:
+    api = describe(Settings(challenge="off", challenge_verify="require", challenge_sign_up="accept"))
+    described = {}
+    for path in ("/compare", "/verify", "/signUp", "/users/{user_id}/photos"):
+        operation = api["paths"][path]["post"]
+        form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
+        used = "challenge_used" in operation["responses"].get("409", {}).get("x-codes", ())
+        described[path] = [{"challenge_id", "frame"} <= set(form[key]) for key in ("properties", "required")] + [used]
+    assert described == {
+        "/compare": [False, False, False],
+        "/verify": [True, True, True],
+        "/signUp": [True, False, True],
+        "/users/{user_id}/photos": [True, False, True],
+    }
+
+
 def test_the_example_of_every_answer_is_an_answer_as_described() -> None:
     examples = 0
     for operation in OPERATIONS:

@@ -306,6 +306,15 @@ def test_a_database_that_fails_while_a_photo_is_added_fails_no_verification(
     assert stored_photos(store) == 2
 
 
+def test_where_storing_a_photo_requires_a_challenge_a_verification_without_one_stores_none(
+    engine: ScriptedEngine, store: SqliteStore, tmp_path: Path
+) -> None:
+    send(an_updating_client(engine, store, tmp_path), engine, "/signUp", 0, yaw_deg=30)
+    client = an_updating_client(engine, store, tmp_path, challenge_sign_up="require")
+    assert send(client, engine, "/verify", 20).status_code == 200
+    assert stored_photos(store) == 1
+
+
 def test_at_max_photos_the_better_photo_takes_the_oldest_ones_place(
     engine: ScriptedEngine, store: SqliteStore, tmp_path: Path
 ) -> None:

@@ -461,6 +461,33 @@ def test_who_would_wait_too_long_is_refused_at_once_while_accepted_ones_are_serv
     assert [answer.json["code"] for answer in answers[2:]] == ["no_match"] * 2
 
 
+@pytest.mark.parametrize("route", ["/signUp", "/verify", "/compare"])
+def test_a_challenge_for_which_the_service_was_too_busy_is_sent_again_and_then_used_up(
+    engine: ScriptedEngine,
+    covering: ScriptedAttributes,
+    store: FailingStore,
+    monkeypatch: pytest.MonkeyPatch,
+    route: str,
+) -> None:
+    monkeypatch.setattr("engines.model_slots.FIRST_MODEL_SECONDS", 100.0)
+    client = client_of(engine, covering, store, Settings(model_slots=1, queue_wait_s=50))
+    challenge_id = client.post("/challenges").json["challenge_id"]
+
+    def code() -> str:
+        return str(client.post(route, data={**photos_of(route), "challenge_id": challenge_id}).json["code"])
+
+    engine.released.clear()
+    others = client.application.test_client()
+    busy = threading.Thread(target=lambda: others.post("/analyze", data=photos_of("/analyze")))
+    busy.start()
+    while engine.detections == 0:
+        time.sleep(0.01)
+    assert code() == "overloaded"
+    engine.released.set()
+    busy.join(20)
+    assert [code(), code()] == ["challenge_failed", "challenge_used"]
+
+
 def test_probes_are_answered_while_the_database_hangs(
     engine: ScriptedEngine, covering: ScriptedAttributes, tmp_path: Path
 ) -> None:
@@ -645,6 +672,13 @@ def test_a_comparison_says_which_of_the_photos_was_refused(client: Any) -> None:
     answer = client.post("/compare", data={"file1": (io.BytesIO(jpeg(a_photo())), "1.jpg")})
     assert (answer.status_code, answer.json["code"], answer.json["field"]) == (400, "no_file", "file2")
     assert answer.json["message"] == "No photo was sent. Post it as the form-data field 'file2'."
+
+
+def test_a_comparison_without_its_second_photo_uses_no_challenge_up(client: Any) -> None:
+    asked = {"challenge_id": client.post("/challenges").json["challenge_id"]}
+    alone = {"file1": photos_of("/compare")["file1"]}
+    assert client.post("/compare", data=asked | alone).json["code"] == "no_file"
+    assert client.post("/compare", data=asked | photos_of("/compare")).json["code"] == "challenge_failed"
 
 
 def test_two_photos_of_the_largest_size_each_fit_into_one_comparison(

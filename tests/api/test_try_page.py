@@ -757,6 +757,34 @@ class TestInABrowser:
         click(page, "verify")
         until(page, lambda: "The steps were not finished." in text(page, "outcome"))
 
+    def test_steps_for_which_there_is_no_camera_ask_for_no_challenge_and_say_why(self, page: Any, photo: Path) -> None:
+        choose(page, photo)
+        page.execute_script(
+            "window.asked = []; const whole = fetch;"
+            "window.fetch = (route, all) => { asked.push(route); return whole(route, all) };"
+            "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError') }"
+        )
+        click(page, "prove")
+        click(page, "verify")
+        until(page, lambda: "The steps were not finished." in text(page, "status"))
+        assert "The camera may not be used." in text(page, "detail")
+        assert page.execute_script("return asked") == []
+
+    def test_a_route_that_takes_no_challenge_gets_the_photo_alone(
+        self, page: Any, photo: Path, service: Service
+    ) -> None:
+        acting_camera(page, "head")
+        choose(page, photo)
+        page.execute_script(
+            "const whole = fetch, said = { status: 'error', code: 'unknown_field', message: '' };"
+            "window.fetch = async (route, all) => route === '/signUp' && all.body.has('challenge_id')"
+            " ? Response.json(said, { status: 400 }) : whole(route, all)"
+        )
+        click(page, "prove")
+        click(page, "sign-up")
+        until(page, lambda: "Signed up" in text(page, "outcome"))
+        erase(service, photo)
+
     def test_a_challenge_can_be_left_and_the_photo_stays(self, page: Any, photo: Path) -> None:
         acting_camera(page, "flat")
         choose(page, photo)

@@ -145,7 +145,7 @@ def test_every_failed_check_says_what_to_do_and_the_limit_that_it_missed(judged:
 @pytest.mark.parametrize("count", [0, len(STEPS) - 1, MAX_FRAMES + 1])
 def test_too_few_or_too_many_frames_are_refused_before_any_is_decoded(count: int) -> None:
     with pytest.raises(FaceError) as refused:
-        require_frame_count(Attempt(STEPS, (b"",) * count))
+        require_frame_count(Attempt("", STEPS, (b"",) * count))
     assert refused.value.code == "challenge_failed"
     assert refused.value.fields["checks"][0]["measured"] == count
 

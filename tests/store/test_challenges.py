@@ -42,6 +42,21 @@ def test_a_challenge_is_used_once(database: Database) -> None:
     assert answers == ["ok", "challenge_used", "challenge_used"]
 
 
+def test_a_challenge_that_is_given_back_is_used_once_more_in_its_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, challenge = database.open(), new_challenge(OWNER, STEPS)
+    opened.add_challenge(challenge)
+    opened.use_challenge(challenge.challenge_id, OWNER)
+    opened.give_back(challenge.challenge_id, "b" * 64)
+    assert code_of_use(opened, challenge.challenge_id) == "challenge_used"
+    opened.give_back(challenge.challenge_id, OWNER)
+    assert [code_of_use(opened, challenge.challenge_id) for _ in range(2)] == ["ok", "challenge_used"]
+    opened.give_back(challenge.challenge_id, OWNER)
+    monkeypatch.setattr(time, "time", lambda: challenge.issued_at + CHALLENGE_SECONDS + 1)
+    assert code_of_use(opened, challenge.challenge_id) == "challenge_expired"
+
+
 def test_of_many_that_race_for_one_challenge_exactly_one_may_use_it(database: Database) -> None:
     challenge = new_challenge(OWNER, STEPS)
     stores = [database.open() for _ in range(4)]
