@@ -42,7 +42,7 @@ APART = {"synthetic", "mild"}
 
 @dataclass(frozen=True)
 class Photo:
-    """One labelled photo; `learned` if the network was trained on it: its verdict proves nothing then."""
+    """One labelled photo; `learned` if the network may have been trained on it: its verdict proves nothing then."""
 
     path: Path
     label: str
@@ -402,8 +402,9 @@ sub-folders `none`, `mask`, `sunglasses` and `other`. A folder of identities (a 
     python -m benchmarks.evaluate_checks <photos> --people <identities> --model <FACE_MODEL> --out checks.md
 
 The first model judges all folders and is calibrated. The other models judge the first folder and the identities.
-Shares are in per cent, with Wilson's 95 % interval in brackets. *Quality alone*: the network learned these
-faces, so its verdict is left out. The photos are for research only, and none of them is shown."""
+Shares are in per cent, with Wilson's 95 % interval in brackets. *Quality alone*: these faces are of the training
+part of their folder, so the network's verdict is left out. The photos are for research only, and none of them is
+shown."""
 
 
 def write_page(

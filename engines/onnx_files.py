@@ -31,8 +31,7 @@ def session_options(threads: int, *, keep_memory: bool = True) -> onnxruntime.Se
     Args:
         threads: of one run.
         keep_memory: whether the session keeps memory from run to run. A detector is quicker with it, by a third: its
-            pictures are large. A recogniser is not, and holds 10 MiB less without; nor is
-            the face attributes network.
+            pictures are large. A recogniser is not, and holds 10 MiB less without; nor is the face attributes network.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,26 +82,22 @@ class Net(nn.Module):
 
 
 class Exported(nn.Module):
-    """uint8 [n, 160, 160, 3] BGR, as `aligned_face` cuts it → nine probabilities and five quantities.
-
-    Each is a mean: the crop tells one value, its mirror image the other. The pose is then the same for both.
-    """
+    """uint8 [n, 160, 160, 3] BGR, as `aligned_face` cuts it → nine probabilities and five quantities."""
 
     def __init__(self, net: Net) -> None:
         super().__init__()
         self.net = net
         self.register_buffer("units", torch.from_numpy(UNITS))
-        # Yaw and roll of a mirror image have the other sign.
-        self.register_buffer("mirrored", torch.tensor([-1.0 if name in ("yaw", "roll") else 1.0 for name in OUTPUTS]))
 
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
         view = crops[:, TOP : TOP + INPUT, LEFT : LEFT + INPUT].permute(0, 3, 1, 2).float()
-        found = (self.net(view) + self.net(view.flip(3)) * self.mirrored) / 2
+        found = self.net(view)
         count = len(PROBABILITIES)
         return torch.cat([torch.sigmoid(found[:, :count]), found[:, count:] * self.units], 1)
 
 
-# Regions and hints count half. Sunglasses, other coverings and shut eyes are rarer among the samples than they matter.
+# Regions and hints count half, and likeness twice, since few samples have it. Sunglasses, other coverings and shut eyes
+# are rarer among the samples than they matter.
 WEIGHTS = {
     "eyes": 0.5,
     "nose": 0.5,
@@ -110,6 +107,7 @@ WEIGHTS = {
     "yaw": 0.7,
     "pitch": 0.7,
     "roll": 0.7,
+    "likeness": 2.0,
 }
 POSITIVES = {"sunglasses": 1.5, "other": 1.5, "shut": 3.0}
 
@@ -188,6 +186,14 @@ def fit(
     final = average.module.eval()
     assert isinstance(final, Net)
     return final
+
+
+def mean_of(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The mean of several rounds' weights, which errs less than each of them."""
+    return {
+        name: torch.stack([state[name].float() for state in states]).mean(0).to(first.dtype)
+        for name, first in states[0].items()
+    }
 
 
 def export(net: Net, path: Path) -> None:

@@ -254,7 +254,7 @@ RECIPE = {
     "drawn mask": 0.05, "sunglasses": 0.035, "sunglasses+more": 0.06, "sunglasses+overlay": 0.01,
     "drawn sunglasses": 0.05, "other": 0.01, "other+more": 0.075, "other+overlay": 0.02, "nameless": 0.12,
     "mask and sunglasses": 0.005, "shut": 0.035, "drawn shut": 0.03, "drawn half": 0.015, "half": 0.01, "open": 0.03,
-    "distorted": 0.17,
+    "distorted": 0.24,
 }  # fmt: skip
 KNOWN = {
     "mask": _labels(mask=1, nose=1, mouth=1, other=UNKNOWN, eyes=UNKNOWN, hand=UNKNOWN, spectacles=UNKNOWN),
@@ -315,6 +315,17 @@ def _in_a_scene(rng: Rng, photo: Image, margin: int, donor: Image) -> tuple[Imag
     return scene, margin
 
 
+def _distortion(rng: Rng) -> tuple[float, list[str]]:
+    """By how much a photo is stretched, and what else is done to it."""
+    stretch = 1.0 if rng.random() < 0.3 else float(np.exp(rng.uniform(-1, 1) * np.log(2.2)))
+    if rng.random() < 0.35:
+        stretch = float(np.exp(rng.normal(0, 0.16)))
+    shares = {"noise": 0.35, "jpeg": 0.45, "blur": 0.12, "small": 0.12}
+    steps = [name for name, share in shares.items() if rng.random() < share]
+    # What nobody distorted must be known as well as what somebody did.
+    return (1.0, []) if rng.random() < 0.25 else (stretch, steps)
+
+
 def distorted(
     rng: Rng, face: Face, donor: Image, detector: teachers.Detector, recogniser: teachers.Recogniser
 ) -> tuple[Image, NDArray[np.float32]]:
@@ -322,19 +333,12 @@ def distorted(
     assert face.mesh is not None
     inter_eye = float(np.exp(rng.uniform(np.log(26), np.log(90))))
     scale = inter_eye / 44
-    stretch = 1.0 if rng.random() < 0.3 else float(np.exp(rng.uniform(-1, 1) * np.log(2.2)))
-    if rng.random() < 0.35:
-        stretch = float(np.exp(rng.normal(0, 0.16)))
+    stretch, steps = _distortion(rng)
     across, down = scale * stretch**0.5, scale / stretch**0.5
     photo = cv2.resize(
         face.image, None, fx=across, fy=down, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     )
     photo, corner = _in_a_scene(rng, photo, int(44 * max(across, down)), donor)
-    steps = [
-        name
-        for name, share in (("noise", 0.35), ("jpeg", 0.45), ("blur", 0.12), ("small", 0.12))
-        if rng.random() < share
-    ]
     for name in rng.permutation(steps):
         if name == "noise":
             size = photo.shape if rng.random() < 0.7 else (*photo.shape[:2], 1)
