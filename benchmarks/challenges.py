@@ -58,8 +58,8 @@ from settings import Settings
 
 MIN_INTER_EYE_PX = 36.0
 MAX_YAW_DEG, MAX_ROLL_DEG = 12.0, 10.0
-# How often the app before a guided person looks at a step, at most.
-TRIES = 3
+# How often the app before a guided person looks at a step, at most. Who is still asked to turn turns further each time.
+TRIES, FURTHER_DEG = 3, 5.0
 HONEST, GUIDED = "honest", "honest, before an app that looks"
 Film = Callable[[View], Pixels]
 
@@ -171,8 +171,9 @@ def guided(subject: Subject, steps: Sequence[str], random: np.random.Generator) 
     near = 1.0
     for step in steps:
         near *= random.uniform(0.6, 0.75) if step == CLOSER else 1.0
-        for _ in range(TRIES):
-            yaw = {LEFT: 1, RIGHT: -1}.get(step, 0) * random.uniform(22, 42) + random.normal(0, 2)
+        for look in range(TRIES):
+            turn = random.uniform(22, 42) + FURTHER_DEG * look
+            yaw = {LEFT: 1, RIGHT: -1}.get(step, 0) * turn + random.normal(0, 2)
             shift = (random.normal(0, 0.08), random.normal(0, 0.08))
             view = View(
                 yaw, random.normal(0, 3), random.normal(0, 2), ARM_LENGTH * near * random.uniform(0.97, 1.03), shift
