@@ -173,6 +173,11 @@ class Settings:
             )
         if self.search != "memory" and not self.mongo_uri:
             raise SettingsError(f"SEARCH={self.search} needs a MongoDB: give MONGO_URI, or take SEARCH=memory")
+        if (self.update_template, self.challenge_sign_up, self.challenge_verify) == ("on_verify", "require", "off"):
+            raise SettingsError(
+                "UPDATE_TEMPLATE=on_verify would store no photo: CHALLENGE_SIGN_UP=require lets none in without a "
+                "challenge, and CHALLENGE_VERIFY=off takes none"
+            )
 
     def _require_safe_uploads_folder(self) -> None:
         """Refuse a folder of uploads that is or contains what must not be deleted, links followed."""

@@ -102,7 +102,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
             attempt = enrolling_attempt(settings, parts, request_key)
             with settled(parts, attempt):
                 template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
-        with record.trace.stage("enrol"):
+        with record.trace.stage("enrol"), settled(parts, attempt):
             user_id = gallery.enrol(
                 template,
                 duplicate_cosine=cosine_of(settings.duplicate_threshold, engine.cosine_at_half),
@@ -142,7 +142,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
             parts.retention.seen(candidate.user_id)
         if claimed is not None:
             parts.access.forget_claims(claimed.lower())
-        # What may be stored with a challenge alone is not stored by a verification without one.
+        # Where storing a photo requires a challenge, a verification without one stores none.
         is_proved = attempt is not None or settings.challenge_sign_up != "require"
         if settings.update_template == "on_verify" and is_proved:
             _update_person(settings, parts, candidate, template, threshold)
@@ -348,7 +348,7 @@ def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
             attempt = enrolling_attempt(settings, parts, request_key)
             with settled(parts, attempt, person.user_id):
                 template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
-        with record.trace.stage("enrol"):
+        with record.trace.stage("enrol"), settled(parts, attempt):
             # A caller may not try faces until one of them matches: failures count as in a 1:1 verification.
             parts.access.count_claim(person.user_id.lower())
             try:

@@ -118,6 +118,13 @@ def test_whoever_would_verify_cannot_enrol_twice_unless_the_operator_says_otherw
     assert load({"VERIFY_THRESHOLD": "0.7", "DUPLICATE_THRESHOLD": "0.6"}).duplicate_threshold == 0.6
 
 
+def test_photos_that_add_themselves_are_refused_where_none_could_have_its_challenge() -> None:
+    given = {"UPDATE_TEMPLATE": "on_verify", "CHALLENGE_SIGN_UP": "require", "CHALLENGE_VERIFY": "off"}
+    assert "UPDATE_TEMPLATE=on_verify would store no photo" in refusal(**given)
+    assert load(given | {"CHALLENGE_VERIFY": "accept"}).update_template == "on_verify"
+
+
+
 def test_a_floor_above_the_threshold_it_stands_under_is_refused() -> None:
     assert "THRESHOLD_FLOOR" in refusal(THRESHOLD_FLOOR="0.6")
     assert load({"THRESHOLD_FLOOR": "0.6", "VERIFY_THRESHOLD": "0.6"}).threshold_floor == 0.6

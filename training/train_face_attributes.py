@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=40_000, help="of each round")
     parser.add_argument("--epochs", type=float, nargs="+", default=[12.0, 8.0, 8.0, 8.0], help="of each round")
     parser.add_argument("--peaks", type=float, nargs="+", default=[2e-3, 1e-3, 1e-3, 8e-4], help="learning rates")
-    parser.add_argument("--start", type=Path, help="weights (.pt) of earlier rounds, to go on from")
+    parser.add_argument("--start", type=Path, help="weights (.pt) to begin with; they are not in the mean")
     parser.add_argument("--seed", type=int, default=3, help="of the first round; each later one adds 1")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from werkzeug.datastructures import MultiDict
@@ -26,7 +27,7 @@ from store.sqlite import SqliteStore
 from tests.support.application import make_app
 from tests.support.conforming import assert_described
 from tests.support.fakes import jpeg
-from tests.support.filming import frames_of
+from tests.support.filming import astronaut, frames_of
 from tests.support.running import ASTRONAUT
 
 ROUTES = ("/signUp", "/verify", "/compare")
@@ -71,10 +72,11 @@ def send(
     challenge_id: str | None = None,
     frames: Sequence[bytes] = (),
     headers: dict[str, str] | None = None,
+    photo: bytes = ASTRONAUT,
 ) -> Any:
     form: MultiDict[str, Any] = MultiDict()
     for field in ("file1", "file2") if route == "/compare" else ("file",):
-        form.add(field, (io.BytesIO(ASTRONAUT), "me.png"))
+        form.add(field, (io.BytesIO(photo), "me.png"))
     if challenge_id is not None:
         form.add("challenge_id", challenge_id)
     for frame in frames:
@@ -268,6 +270,30 @@ def test_without_challenges_there_is_no_route_and_their_fields_are_refused(clien
     assert client.post("/challenges").status_code == 404
     assert outcome(send(client, "/verify", "x")) == (400, "unknown_field")
     assert "/challenges" not in client.get("/openapi.json").json["paths"]
+
+
+def test_a_challenge_is_sent_again_after_its_photo_could_not_be_stored_for_others_who_sign_up(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    challenge = ask(client)
+    sent = (client, "/signUp", challenge["challenge_id"], frames_of(challenge["steps"]))
+    monkeypatch.setattr("gallery.decisions.MAX_LOST_RACES", 0)
+    assert outcome(send(*sent)) == (503, "overloaded")
+    monkeypatch.undo()
+    assert [outcome(send(*sent)) for _ in range(2)] == [(200, "ok"), (409, "challenge_used")]
+
+
+def test_where_storing_a_photo_requires_a_challenge_a_verification_with_one_adds_a_better_photo(
+    client_with: Callable[..., Any],
+) -> None:
+    client = client_with(challenge_sign_up="require", update_template="on_verify")
+    challenge = ask(client)
+    blurred = jpeg(np.asarray(cv2.GaussianBlur(astronaut()[0], (0, 0), 1.5), np.uint8))
+    signed_up = send(client, "/signUp", challenge["challenge_id"], frames_of(challenge["steps"]), photo=blurred)
+    person = f"/users/{signed_up.json['user_id']}"
+    challenge = ask(client)
+    assert outcome(send(client, "/verify", challenge["challenge_id"], frames_of(challenge["steps"]))) == (200, "ok")
+    assert client.get(person).json["photos"] == 2
 
 
 def test_a_retry_of_a_sign_up_after_a_lost_answer_gets_the_first_answer(

@@ -15,11 +15,11 @@ from challenge.judge import Outcome, judge, look_at, require_frame_count
 from challenge.motion import Frame
 from challenge.steps import CLOSER, LEFT, MAX_FRAMES, ORDERS, RIGHT, STRAIGHT, Attempt
 from engines.base import Engine, Template
-from engines.face_attributes import FaceAttributesModel
+from engines.face_attributes import FaceAttributes, FaceAttributesModel
 from errors import FaceError
 from photos.pixels import Pixels
 from settings import PROJECT, Settings
-from tests.support.fakes import packaged_photo
+from tests.support.fakes import ScriptedAttributes, packaged_photo
 from tests.support.filming import astronaut, frames_of
 
 STEPS = (STRAIGHT, LEFT, CLOSER, RIGHT, LEFT)
@@ -44,6 +44,16 @@ def judged(engine: Engine) -> Judge:
         return judge([seen(engine, data) for data in frames], steps, template, engine, Settings())
 
     return judge_frames
+
+
+def test_a_frame_is_glanced_at_and_not_read_twice_as_a_photo_is(engine: Engine) -> None:
+    class GlancesOnly(ScriptedAttributes):
+        def read(self, aligned: Pixels) -> FaceAttributes:
+            raise AssertionError(aligned.shape)
+
+    reader = GlancesOnly()
+    (frame,) = frames_of([STRAIGHT])
+    assert look_at(pixels_of(frame), engine, reader).attributes is reader.seen
 
 
 def seen(engine: Engine, data: bytes) -> Frame:

@@ -135,6 +135,12 @@ def test_a_glance_sees_about_what_a_reading_sees(model: FaceAttributesModel, fac
     assert glance.likeness == pytest.approx(seen.likeness, abs=0.1)
 
 
+def test_a_glance_leaves_the_mirror_image_out(model: FaceAttributesModel, face: Pixels) -> None:
+    mirrored = np.ascontiguousarray(face[:, ::-1])
+    assert model.read(face).pitch == pytest.approx(model.read(mirrored).pitch, abs=0.01)
+    assert model.glance(face).pitch != pytest.approx(model.glance(mirrored).pitch, abs=0.01)
+
+
 def test_probabilities_are_probabilities(model: FaceAttributesModel) -> None:
     for value in (0, 127, 255):
         seen = model.read(np.full((160, 160, 3), value, np.uint8))
