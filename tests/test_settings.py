@@ -124,7 +124,6 @@ def test_photos_that_add_themselves_are_refused_where_none_could_have_its_challe
     assert load(given | {"CHALLENGE_VERIFY": "accept"}).update_template == "on_verify"
 
 
-
 def test_a_floor_above_the_threshold_it_stands_under_is_refused() -> None:
     assert "THRESHOLD_FLOOR" in refusal(THRESHOLD_FLOOR="0.6")
     assert load({"THRESHOLD_FLOOR": "0.6", "VERIFY_THRESHOLD": "0.6"}).threshold_floor == 0.6
