@@ -411,11 +411,12 @@ def settled(parts: Parts, attempt: Attempt | None, claimed: str | None = None) -
     try:
         yield
     except FaceError as error:
-        if attempt is not None and error.code == "overloaded":
-            # The client has learned nothing, and is told to send the same again.
-            parts.store.give_back(attempt.challenge_id, challenge_owner())
-        if attempt is not None and claimed is not None and error.code in ("challenge_failed", "not_live"):
-            parts.access.count_claim(claimed.lower())
+        if attempt is not None:
+            if error.code == "overloaded":
+                # The client has learned nothing, and is told to send the same again.
+                parts.store.give_back(attempt.challenge_id, challenge_owner())
+            elif error.code in ("challenge_failed", "not_live") and claimed is not None:
+                parts.access.count_claim(claimed.lower())
         raise
 
 

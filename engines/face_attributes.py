@@ -81,16 +81,10 @@ class FaceAttributesModel:
             ModelUnavailable: the file is missing or damaged, or lacks the name of an output that is read.
         """
         import onnxruntime  # noqa: PLC0415 - slow to import, and not needed to parse the command line
-        from onnxruntime.capi.onnxruntime_pybind11_state import (  # noqa: PLC0415
-            Fail,
-            InvalidArgument,
-            InvalidGraph,
-            InvalidProtobuf,
-            NoSuchFile,
-        )
 
-        from engines.onnx_files import session_options  # noqa: PLC0415 - it imports onnxruntime
+        from engines.onnx_files import ORT_ERRORS, session_options  # noqa: PLC0415 - it imports onnxruntime
 
+        failures: tuple[type[Exception], ...] = (*ORT_ERRORS, KeyError, ValueError)
         options = session_options(1, keep_memory=False)
         path = folder / "face_attributes.onnx"
         try:
@@ -98,7 +92,7 @@ class FaceAttributesModel:
             self._input = self._session.get_inputs()[0].name
             self._outputs = self._session.get_modelmeta().custom_metadata_map["outputs"].split(",")
             self.read(np.full((160, 160, 3), 127, np.uint8))
-        except (NoSuchFile, InvalidProtobuf, InvalidArgument, InvalidGraph, Fail, KeyError, ValueError) as error:
+        except failures as error:
             raise ModelUnavailable(
                 f"The face attributes model {path} is missing or damaged, or lacks an output. It is part of this "
                 "project: restore it (git checkout models/face_attributes.onnx)."

@@ -16,13 +16,14 @@ import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from engines import model_files
 from engines.model_files import HashedFile, ModelUnavailable
-from engines.onnx_files import outline, session_options, session_without_prelu
+from engines.onnx_files import ORT_ERRORS, outline, session_options, session_without_prelu
 
 TASKS = ("detection", "recognition")
+# InsightFace asserts what it expects of a model.
+_NO_SUCH_MODEL: tuple[type[Exception], ...] = (*ORT_ERRORS, RuntimeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -223,16 +224,7 @@ def refusing(path: Path, task: str) -> Iterator[None]:
     """Tell the operator of a file that is no model for this task: it cannot be loaded or cannot be run."""
     try:
         yield
-    except (
-        ort_errors.Fail,
-        ort_errors.InvalidProtobuf,
-        ort_errors.InvalidGraph,
-        ort_errors.InvalidArgument,
-        ort_errors.NotImplemented,
-        ort_errors.RuntimeException,
-        RuntimeError,
-        AssertionError,
-    ) as error:
+    except _NO_SUCH_MODEL as error:
         raise ModelUnavailable(f"{path} cannot be used as a {task} model: {error}") from error
 
 

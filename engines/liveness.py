@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 
@@ -41,12 +41,11 @@ class AddOnLiveness:
         # Other runs do not pay for these.
         from insightface.addons.catalog import ADDON_CATALOG, ensure_addon  # noqa: PLC0415
         from insightface.addons.liveness import Liveness as AddOn  # noqa: PLC0415
-        from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # noqa: PLC0415
         from requests.exceptions import RequestException  # noqa: PLC0415
 
-        self._failures: tuple[type[Exception], ...] = (
-            OSError, ValueError, RuntimeError, cv2.error, *_errors_of(ort_errors),
-        )  # fmt: skip
+        from engines.onnx_files import ORT_ERRORS  # noqa: PLC0415
+
+        self._failures: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, cv2.error, *ORT_ERRORS)
         artifact = ADDON_CATALOG["liveness"]
         try:
             path = ensure_addon("liveness", models_dir)
@@ -69,8 +68,3 @@ class AddOnLiveness:
             return None
         score = found.get("live_score")
         return None if score is None or not math.isfinite(score) else float(score)
-
-
-def _errors_of(module: Any) -> list[type[Exception]]:
-    """onnxruntime's own errors, which share no base of their own."""
-    return [one for one in vars(module).values() if isinstance(one, type) and issubclass(one, Exception)]

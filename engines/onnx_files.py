@@ -12,6 +12,12 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnxruntime.capi import onnxruntime_pybind11_state
+
+# onnxruntime's own errors, which share no base of their own: of a file that is no model, or of one that cannot run.
+ORT_ERRORS: tuple[type[Exception], ...] = tuple(
+    one for one in vars(onnxruntime_pybind11_state).values() if isinstance(one, type) and issubclass(one, Exception)
+)
 
 # Fields of onnx.proto, from the whole file inwards: ModelProto.graph, GraphProto.initializer, and of TensorProto the
 # name and data_location, which tells whether the numbers lie in another file.

@@ -23,14 +23,12 @@ from requests.structures import CaseInsensitiveDict
 from api.openapi import describe, operations_of
 from settings import PROJECT, Settings
 from tests.support.conforming import assert_described, shape
-from tests.support.fakes import packaged
-from tests.support.running import ASTRONAUT, Service
+from tests.support.running import ASTRONAUT, GROUP, SOMEBODY, Service
 
 pytestmark = pytest.mark.slow
 
 API = describe(Settings())
 EXAMPLE_ID = "0e6d5b0c-9d0e-4c64-9d3a-2f1f5f0f6a3e"
-GROUP = packaged("insightface", "data", "images", "t1.jpg")
 
 
 @pytest.fixture
@@ -49,8 +47,7 @@ def photos(tmp_path: Path) -> Path:
     (folder / "me.jpg").write_bytes(ASTRONAUT)
     for name in ("me-again.jpg", "me-today.jpg"):
         Image.open(io.BytesIO(ASTRONAUT)).convert("RGB").save(folder / name, quality=80)
-    somebody = Image.open(io.BytesIO(GROUP)).crop((384, 176, 654, 496))
-    somebody.save(folder / "somebody-else.jpg", quality=95)
+    Image.open(io.BytesIO(SOMEBODY)).save(folder / "somebody-else.jpg", quality=95)
     return folder
 
 

@@ -29,7 +29,7 @@ from store.sqlite import SqliteStore
 from tests.support.application import make_app
 from tests.support.fakes import ScriptedAttributes, ScriptedEngine, packaged_photo
 from tests.support.filming import TURN_DEG, frames_of
-from tests.support.running import Service
+from tests.support.running import SOMEBODY, Service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -334,8 +334,8 @@ class TestInABrowser:
     def test_a_photo_of_another_person_is_not_added_and_the_page_says_why(
         self, page: Any, tmp_path: Path, photo: Path, service: Service
     ) -> None:
-        stranger = tmp_path / "stranger.jpg"
-        cv2.imwrite(str(stranger), packaged_photo("insightface", "data", "images", "t1.jpg")[176:496, 384:654])
+        stranger = tmp_path / "stranger.png"
+        stranger.write_bytes(SOMEBODY)
         requests.post(f"{service.url}/signUp", files={"file": photo.read_bytes()}, timeout=30).raise_for_status()
         choose(page, photo)
         click(page, "verify")

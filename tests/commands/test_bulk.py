@@ -35,7 +35,7 @@ from settings import PROJECT, Settings
 from store.audit_log import lines_of
 from store.records import Enrolment
 from store.sqlite import SqliteStore
-from tests.support.fakes import ScriptedAttributes, ScriptedEngine, a_photo, jpeg, write_tiny_pack
+from tests.support.fakes import NO_GATES, ScriptedAttributes, ScriptedEngine, a_photo, jpeg, write_tiny_pack
 from tests.support.stores import a_store, commanded
 
 # --- import ---
@@ -332,17 +332,6 @@ def test_an_interrupted_import_loses_no_photo_that_was_finished(
     assert scripted.enrolled() == 16
 
 
-# The tiny pack's faces are white squares: no check may mind.
-ANY_FACE = {
-    **dict.fromkeys(("MIN_SHARPNESS", "MIN_LUMINANCE", "MIN_DYNAMIC_RANGE", "MIN_UNIFORMITY", "MIN_INTER_EYE_PX"), "0"),
-    **dict.fromkeys(("MAX_UNDER_EXPOSURE", "MAX_OVER_EXPOSURE", "MAX_LUMINANCE", "MAX_HIDDEN", "MAX_MASK"), "1"),
-    **dict.fromkeys(("MAX_SUNGLASSES", "MAX_COVERED", "MAX_EYES_SHUT"), "1"),
-    **{"MAX_STRETCH": "10", "MIN_LIKENESS": "-1"},
-    **dict.fromkeys(("MAX_ROLL_DEG", "MAX_YAW_DEG", "MAX_PITCH_DEG", "MAX_COLOUR_DISTANCE"), "90"),
-    **{"MIN_FACE_IN_FRAME": "0", "MAX_HEAD_SIZE": "10"},
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_import_interrupted_twice_ends_like_one_that_was_not(tmp_path: Path, how: signal.Signals) -> None:
@@ -356,7 +345,7 @@ def test_an_import_interrupted_twice_ends_like_one_that_was_not(tmp_path: Path, 
     write_tiny_pack(tmp_path / "pack")
     data, report = tmp_path / "data", tmp_path / "report.csv"
     environment = {
-        **os.environ, **ANY_FACE, "FACE_MODEL": str(tmp_path / "pack"), "DATA_DIR": str(data), "MONGO_URI": "",
+        **os.environ, **NO_GATES, "FACE_MODEL": str(tmp_path / "pack"), "DATA_DIR": str(data), "MONGO_URI": "",
         "DUPLICATE_THRESHOLD": "0.998",
     }  # fmt: skip
     command = [sys.executable, "app.py", "import", str(folder), "--report", str(report)]

@@ -13,12 +13,9 @@ import pytest
 from PIL import Image
 
 from settings import PROJECT
-from tests.support.fakes import packaged
-from tests.support.running import ASTRONAUT, Service
+from tests.support.running import ASTRONAUT, SOMEBODY, Service
 
 pytestmark = pytest.mark.slow
-
-GROUP = packaged("insightface", "data", "images", "t1.jpg")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +32,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     (folder / "me.png").write_bytes(ASTRONAUT)
     Image.open(io.BytesIO(ASTRONAUT)).convert("RGB").save(folder / "me-again.jpg", quality=80)
-    Image.open(io.BytesIO(GROUP)).crop((384, 176, 654, 496)).save(folder / "other.jpg", quality=95)
+    Image.open(io.BytesIO(SOMEBODY)).save(folder / "other.jpg", quality=95)
     (folder / "no-photo.jpg").write_bytes(b"no photo")
     return folder
 

@@ -13,35 +13,9 @@ import pytest
 from PIL import Image
 
 from tests.support.databases import MongoServer
-from tests.support.fakes import write_tiny_pack
+from tests.support.fakes import NO_GATES, write_tiny_pack
 from tests.support.running import Service
 
-# The tiny pack's "faces" are white squares, which no gate for photographs would pass.
-NO_GATES = {
-    "MIN_INTER_EYE_PX": "0",
-    "MAX_HEAD_SIZE": "10",
-    "MIN_FACE_IN_FRAME": "0",
-    "MIN_SHARPNESS": "0",
-    "MIN_LUMINANCE": "0",
-    "MAX_UNDER_EXPOSURE": "1",
-    "MAX_LUMINANCE": "1",
-    "MAX_OVER_EXPOSURE": "1",
-    "MIN_DYNAMIC_RANGE": "0",
-    "MIN_UNIFORMITY": "0",
-    "MAX_ROLL_DEG": "180",
-    "MAX_YAW_DEG": "90",
-    "MAX_PITCH_DEG": "90",
-    "MAX_COLOUR_DISTANCE": "150",
-    "MAX_HIDDEN": "1",
-    "MAX_MASK": "1",
-    "MAX_SUNGLASSES": "1",
-    "MAX_COVERED": "1",
-    "MAX_EYES_SHUT": "1",
-    "MAX_STRETCH": "10",
-    "MIN_LIKENESS": "-1",
-    "DUPLICATE_THRESHOLD": "0.9",
-    "VERIFY_THRESHOLD": "0.9",
-}
 PROCESSES = 4
 
 
@@ -58,7 +32,13 @@ def a_person(number: int) -> bytes:
 @pytest.fixture(params=["SQLite", "MongoDB"])
 def services(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Service]]:
     write_tiny_pack(tmp_path / "pack")
-    settings = {**NO_GATES, "FACE_MODEL": str(tmp_path / "pack"), "MODEL_THREADS": "1"}
+    settings = {
+        **NO_GATES,
+        "DUPLICATE_THRESHOLD": "0.9",
+        "VERIFY_THRESHOLD": "0.9",
+        "FACE_MODEL": str(tmp_path / "pack"),
+        "MODEL_THREADS": "1",
+    }
     if request.param == "MongoDB":
         server: MongoServer = request.getfixturevalue("mongo_server")
         settings.update(MONGO_URI=server.uri, MONGO_COLLECTION=f"races_{tmp_path.name}")

@@ -27,20 +27,9 @@ from api.responses import SECURITY_HEADERS
 from bootstrap import UPLOAD_PREFIX
 from settings import PROJECT
 from tests.support.fakes import packaged
-from tests.support.running import ASTRONAUT, Service, read_answer
+from tests.support.running import ASTRONAUT, GROUP, SOMEBODY, SOMEBODY_ELSE, Service, read_answer
 
 LINUX = Path("/proc/self/fd").is_dir()
-GROUP = packaged("insightface", "data", "images", "t1.jpg")
-
-
-def one_of_the_group(left: int, top: int) -> bytes:
-    """The 270 x 320 pixels of the group photo from there on."""
-    file = io.BytesIO()
-    Image.open(io.BytesIO(GROUP)).crop((left, top, left + 270, top + 320)).save(file, "PNG")
-    return file.getvalue()
-
-
-SOMEBODY, SOMEBODY_ELSE = one_of_the_group(384, 176), one_of_the_group(645, 250)
 
 
 def multipart(*parts: tuple[str, bytes], route: str = "/signUp", boundary: bytes = b"frontier") -> bytes:

@@ -34,9 +34,9 @@ from bootstrap import make_store
 from engines.base import Template
 from settings import PROJECT
 from store.records import EnrolmentLog, Entry
-from tests.service.test_races import NO_GATES, a_person
+from tests.service.test_races import a_person
 from tests.support.databases import MongoServer
-from tests.support.fakes import write_tiny_pack
+from tests.support.fakes import NO_GATES, write_tiny_pack
 from tests.support.running import Service
 
 # Equal pictures have equal templates, and the tiny pack's strangers are rather alike.

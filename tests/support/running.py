@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import subprocess
@@ -11,11 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from PIL import Image
 
 from settings import PROJECT
 from tests.support.fakes import packaged
 
 ASTRONAUT = packaged("skimage", "data", "astronaut.png")
+GROUP = packaged("insightface", "data", "images", "t1.jpg")
+
+
+def one_of_the_group(left: int, top: int) -> bytes:
+    """The 270 x 320 pixels of the group photo from there on."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(GROUP)).crop((left, top, left + 270, top + 320)).save(file, "PNG")
+    return file.getvalue()
+
+
+SOMEBODY, SOMEBODY_ELSE = one_of_the_group(384, 176), one_of_the_group(645, 250)
 
 
 class Service:
