@@ -415,7 +415,7 @@ MAX_COLOUR_DISTANCE_OF_A_PICTURE = 150.0
 # How much of a selfie's least inter-eye distance and sharpness a portrait on a card must have. Of 2,565 cards
 # (benchmarks/cards.py, compact model) 57 of the 76 with 12 to 16 pixels match their selfie, and 12 of the 13 with a
 # sharpness of 24 to 32, most of them under glare. Compared with other people's selfies, 2,581 times, none of these
-# reaches a cosine of 0.41; of all cards, 72,355 times, none reaches 0.43; 0.475 is a match. With a MobileFaceNet pack
+# reaches a cosine of 0.41; of all cards, 72,355 times, none reaches 0.43; 0.47 is a match. With a MobileFaceNet pack
 # at 0.38, 2 of 3,219 comparisons of cards with 12 to 16 pixels match, 14 of 9,193 of larger ones.
 SHARE_FOR_PICTURES = 0.75
 
