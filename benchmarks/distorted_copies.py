@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.degradations import DEGRADATIONS, Eyes
 from benchmarks.evaluate_checks import read_people
-from bootstrap import load_engine
+from bootstrap import engine_of
 from commands.evaluate.biometrics import wilson
 from engines.base import cosine_of
 from engines.face_attributes import FaceAttributesModel
@@ -102,20 +102,19 @@ def copy_of(image: Pixels, eyes: Eyes, steps: tuple[Step, ...]) -> bytes:
     return bytes(cv2.imencode(".png", image)[1])
 
 
+def pipeline_of(settings: Settings) -> Pipeline:
+    """The service's own pipeline, for one photo at a time, which decodes in this process."""
+    engine = engine_of(settings)
+    return Pipeline(settings, engine, FaceAttributesModel(PROJECT / "models"), ModelSlots(1, math.inf), decode.decode)
+
+
 class Service:
     """A pipeline, and a gallery in `folder` whose people stay until the end."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings = settings
-        self.engine = load_engine(
-            settings.face_model,
-            models_dir=settings.models_dir,
-            hub_timeout_s=settings.hub_timeout_s,
-            threads=settings.model_threads,
-            may_fall_back=True,
-        )
-        reader = FaceAttributesModel(PROJECT / "models")
-        self.pipeline = Pipeline(settings, self.engine, reader, ModelSlots(1, math.inf), decode.decode)
+        self.pipeline = pipeline_of(settings)
+        self.engine = self.pipeline.engine
         store = SqliteStore(folder / "faces.sqlite3")
         store.prepare()
         self.gallery = Gallery(store, self.engine.name, self.engine.dimension)

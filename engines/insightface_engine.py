@@ -38,14 +38,17 @@ class InsightFaceEngine:
     # the frame, which SCRFD misses at 640: 96 to 106 of 386 faces of the shared photos.
     SMALL_LOOK_SIDE, QUICK_LOOK_SIDE, FULL_LOOK_SIDE = 128, 320, 640
     MIN_FACE_SCORE = 0.5
-    # A selfie needs no look at 640: where the small look shows one large face and no trace of another, and the quick
-    # look shows nothing else, they are enough. That costs 0.31 of a look at 640 (SCRFD-2.5G, YuNet). Of 381 shared
-    # photos 346 end so with YuNet, 258 with SCRFD-500M and 278 with SCRFD-2.5G. benchmarks/detection.py
-    # counts faces that are missed.
+    # A selfie needs no look at 640: where the small look shows one large face, and the quick look shows no trace of
+    # another, they are enough. That costs 0.31 of a look at 640 with YuNet, 0.32 with SCRFD-2.5G; docs/figures.md has
+    # how many selfies end so, and what all of them cost.
     LARGE_FACE_SHARE = 0.3
     # What scores less is no trace of a face. SCRFD scores 0.04 on a grey picture and up to 0.1 in most photos, YuNet 0:
     # a trace is at least so many times what the detector gives a grey picture.
     MIN_TRACE_SCORE, TRACE_TO_BLANK = 0.02, 3.0
+    # What scores less in the small look is left to the quick one, which sees it better: of 298 shared photos, 251 in
+    # place of 245 then end so with YuNet and 227 in place of 201 with SCRFD-500M, and 75 in place of 70 of 100 with
+    # SCRFD-2.5G. None misses a face more, nor loses more of those that were pasted in.
+    SMALL_LOOK_TRACE = 0.2
     # One face seen in several looks gives several boxes, whose overlap (intersection over union) is higher. A box that
     # lies mostly inside a surer one is the same face too: a face within a face is no second person.
     MAX_OVERLAP, MAX_SHARE_INSIDE = 0.4, 0.7
@@ -230,6 +233,7 @@ class InsightFaceEngine:
     def _search(self, image: Pixels) -> list[Face]:
         """Look for faces and traces of faces in as few looks as are needed to find all faces."""
         seen = self._look(image, (self.SMALL_LOOK_SIDE, self.SMALL_LOOK_SIDE))
+        seen = [face for face in seen if face.score >= self.SMALL_LOOK_TRACE]
         if self._is_one_large_face(seen, image):
             seen = self._merged([*seen, *self._look(image, _input_size(image, self.QUICK_LOOK_SIDE))])
             if self._is_one_large_face(seen, image):

@@ -93,3 +93,21 @@ def test_on_a_card_the_widest_portrait_counts_and_may_be_grey(pipeline: Pipeline
     assert float(pipeline.template(png(astronaut)) @ pipeline.template(data, picture=True)) > 0.9
     with pytest.raises(FaceError):
         pipeline.template(data)
+
+
+@pytest.mark.parametrize(("width", "code"), [(340, None), (270, "face_too_small")])
+def test_the_portrait_on_a_card_may_be_smaller_than_a_selfie_by_a_quarter(
+    pipeline: Pipeline, astronaut: Pixels, width: int, code: str | None
+) -> None:
+    card = np.full((630, 1000, 3), 230, np.uint8)
+    card[150:450, 60:360] = cv2.resize(astronaut[:320, 80:400], (300, 300), interpolation=cv2.INTER_AREA)
+    data = png(np.asarray(cv2.resize(card, (width, width * 63 // 100), interpolation=cv2.INTER_AREA), np.uint8))
+    with pytest.raises(FaceError) as refused:
+        pipeline.template(data)
+    assert refused.value.code == "face_too_small"
+    if code is None:
+        assert float(pipeline.template(png(astronaut)) @ pipeline.template(data, picture=True)) > 0.6
+    else:
+        with pytest.raises(FaceError) as refused:
+            pipeline.template(data, picture=True)
+        assert refused.value.code == code

@@ -73,12 +73,12 @@ def test_a_pack_loads_from_its_folder_and_finds_and_embeds(pack: Path) -> None:
 class ScriptedDetector:
     """Finds what it is told to, and keeps which input sizes it was asked for."""
 
-    def __init__(self, *found: tuple[float, float], smallest_side_of_second: int = 0) -> None:
-        self.found, self.smallest_side_of_second, self.sides = found, smallest_side_of_second, list[int]()
+    def __init__(self, *found: tuple[float, float], sides_of_second: tuple[int, ...] = (128, 320, 640)) -> None:
+        self.found, self.sides_of_second, self.sides = found, sides_of_second, list[int]()
 
     def detect(self, image: Pixels, input_size: tuple[int, int], det_thresh: float = 0.5) -> tuple[Any, Any]:
         self.sides.append(max(input_size))
-        shown = self.found if max(input_size) >= self.smallest_side_of_second else self.found[:1]
+        shown = self.found if max(input_size) in self.sides_of_second else self.found[:1]
         seen = [(width, score) for width, score in shown if score >= det_thresh]
         boxes = np.array(
             [(10 + 400 * n, 10, 10 + 400 * n + width, 300, score) for n, (width, score) in enumerate(seen)]
@@ -109,10 +109,21 @@ def test_a_quick_look_is_enough_only_for_one_large_face_without_a_trace_of_anoth
 
 def test_what_only_the_quick_look_shows_leads_to_a_full_search(pack: Path) -> None:
     tiny = InsightFaceEngine(pack, threads=1)
-    detector = ScriptedDetector((220.0, 0.9), (30.0, 0.2), smallest_side_of_second=320)
+    detector = ScriptedDetector((220.0, 0.9), (30.0, 0.2), sides_of_second=(320, 640))
     tiny._detector = detector
     tiny._search(np.full((640, 640, 3), 127, np.uint8))
     assert detector.sides == [128, 320, 640]
+
+
+@pytest.mark.parametrize(("sides", "looks"), [((128,), [128, 320]), ((128, 320), [128, 320, 640])])
+def test_a_faint_trace_in_the_small_look_counts_if_the_quick_look_shows_it_too(
+    pack: Path, sides: tuple[int, ...], looks: list[int]
+) -> None:
+    tiny = InsightFaceEngine(pack, threads=1)
+    detector = ScriptedDetector((220.0, 0.9), (30.0, 0.15), sides_of_second=sides)
+    tiny._detector = detector
+    tiny._search(np.full((640, 640, 3), 127, np.uint8))
+    assert detector.sides == looks
 
 
 def test_a_packs_name_follows_its_recogniser_and_not_its_folder(tmp_path: Path) -> None:
