@@ -56,6 +56,10 @@ class Pictures:
     crops: dict[str, list[Face]] = field(default_factory=dict)
     cutouts: dict[str, list[Image]] = field(default_factory=dict)
 
+    def part(self, number: int, count: int) -> Pictures:
+        """Every `count`-th crop of each label, from `number` on, and all cut-outs."""
+        return Pictures({key: faces[number::count] for key, faces in self.crops.items()}, self.cutouts)
+
 
 def _read(path: Path, flag: int = cv2.IMREAD_COLOR) -> Image:
     picture = cv2.imread(str(path), flag)

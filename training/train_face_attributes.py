@@ -14,18 +14,25 @@ import copy
 import logging
 from pathlib import Path
 
+import distillation
 import network
+import numpy as np
 import samples
 import torch
 from labels import OUTPUTS
+from numpy.typing import NDArray
+from overlays import Image
 
 log = logging.getLogger(__name__)
+
+SOFTENED_PEAK = 1e-3
 
 
 def main() -> None:
     """Train in rounds, each on samples of its own, which begin with the weights of the one before.
 
-    The last round begins with the mean of all rounds before; the mean of both is the network.
+    The last of these rounds begins with the mean of all before. The mean of both begins the rounds on softened labels,
+    of which each begins with the mean of that and of those before. The mean of the softened rounds is the network.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -35,6 +42,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=40_000, help="of each round")
     parser.add_argument("--epochs", type=float, nargs="+", default=[12.0, 8.0, 8.0, 8.0], help="of each round")
     parser.add_argument("--peaks", type=float, nargs="+", default=[2e-3, 1e-3, 1e-3, 8e-4], help="learning rates")
+    parser.add_argument("--softened-epochs", type=float, nargs="+", default=[8.0, 8.0], help="of each softened round")
     parser.add_argument("--start", type=Path, help="weights (.pt) to begin with; they are not in the mean")
     parser.add_argument("--seed", type=int, default=3, help="of the first round; each later one adds 1")
     parser.add_argument("--workers", type=int, default=2)
@@ -59,8 +67,31 @@ def main() -> None:
         net = network.fit(net, images, labels, epochs=epochs, peak=peak, seed=seed, threads=args.workers)
         states.append(copy.deepcopy(net.state_dict()))
         torch.save(states[-1], args.out.with_name(f"{args.out.stem}-{number + 1}.pt"))
+    first = network.mean_of(states)
+    states = []
+    for number, epochs in enumerate(args.softened_epochs):
+        seed = args.seed + 100 + 10 * number
+        images, labels = softened_samples(pictures, args, seed)
+        net.load_state_dict(network.mean_of([first, *states]))
+        net = network.fit(net, images, labels, epochs=epochs, peak=SOFTENED_PEAK, seed=seed, threads=args.workers)
+        states.append(copy.deepcopy(net.state_dict()))
+        torch.save(states[-1], args.out.with_name(f"{args.out.stem}-softened-{number + 1}.pt"))
     net.load_state_dict(network.mean_of(states))
     network.export(net, args.out)
+
+
+def softened_samples(
+    pictures: samples.Pictures, args: argparse.Namespace, seed: int
+) -> tuple[Image, NDArray[np.float32]]:
+    """Samples of three thirds of the crops; what judges the labels of one third learned from the two others."""
+    banks = [
+        samples.bank(pictures.part(third, 3), args.pack, args.samples // 3, seed + third, args.workers)
+        for third in range(3)
+    ]
+    axes = distillation.axes_of(banks[0][0][:1500], args.data, args.pack, args.workers)
+    seen = [distillation.describe(images, args.data, args.pack, axes, args.workers) for images, _ in banks]
+    labels = distillation.soften(seen, [labels for _, labels in banks], seed)
+    return np.concatenate([images for images, _ in banks]), np.concatenate(labels)
 
 
 if __name__ == "__main__":
