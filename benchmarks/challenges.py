@@ -286,6 +286,14 @@ def album(folder: Path, engine: Engine) -> list[tuple[float, Pixels, Face]]:
     return sorted(photos, key=lambda one: one[0])
 
 
+def with_mirror_image(photos: Sequence[tuple[float, Pixels, Face]], engine: Engine) -> list[tuple[float, Pixels, Face]]:
+    """As an `album`: a person's straightest photo, the one that is turned most, and that one's mirror image."""
+    straight, (yaw, turned, face) = (choose(photos, key=lambda one: abs(one[0])) for choose in (min, max))
+    mirrored = np.ascontiguousarray(turned[:, ::-1])
+    sides = [(yaw, turned, face), *((-yaw, mirrored, seen) for seen in engine.detect(mirrored)[:1])]
+    return sorted([straight, *sides], key=lambda one: one[0])
+
+
 def several_photos(
     photos: Sequence[tuple[float, Pixels, Face]], background: Pixels, steps: Sequence[str], random: np.random.Generator
 ) -> tuple[Pixels, list[Pixels]]:
@@ -334,12 +342,13 @@ def attempts(
         for kind, attack in attacks_on(subject, other, random).items():
             steps = drawn(random)
             yield Sent(kind, subject.person, subject.photo, steps, sent(attack(steps), random))
-    for folder in albums:
-        photos = album(folder, engine)
-        if len(photos) >= 3:
+    several = {folder.name: photos for folder in albums if len(photos := album(folder, engine)) >= 3}
+    mirrored = {person: with_mirror_image(photos, engine) for person, photos in several.items()}
+    for kind, shown in (("several photos of the person", several), ("a side view and its mirror image", mirrored)):
+        for person, photos in shown.items():
             steps = drawn(random)
             photo, frames = several_photos(photos, a_background(random), steps, random)
-            yield Sent("several photos of the person in turn", folder.name, photo, steps, sent(frames, random))
+            yield Sent(f"{kind}, in turn", person, photo, steps, sent(frames, random))
 
 
 def drawn(random: np.random.Generator) -> tuple[str, ...]:
@@ -356,8 +365,8 @@ def judged(
     one: Sent, template: Template, engine: Engine, reader: AttributeReader, settings: Settings
 ) -> Outcome | None:
     """What the service makes of one attempt; None if the app before a guided person does not see a step."""
-    pictures = (cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for data in one.frames)
-    frames = [look_at(np.asarray(pixels, np.uint8), engine, reader) for pixels in pictures]
+    decoded = (cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for data in one.frames)
+    frames = look_at([np.asarray(pixels, np.uint8) for pixels in decoded], engine, reader)
     if one.kind == GUIDED:
         frames = kept(frames, one.steps, partial(seen_by_app, engine=engine, reader=reader))
     return judge(frames, one.steps, template, engine, settings) if frames else None
