@@ -44,6 +44,8 @@ ARCHES = (0.0, 0.08, 0.16, 0.25, 0.33)
 # The arch that fits best as it is goes on to the fit of the homography: on 200 attempts this parts heads from bent
 # prints as well as fitting a homography to every arch does, in a quarter of the CPU.
 _ECC_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 15, 1e-3)
+# A turn and a shift lay a mirrored side view over the other one. A homography lays heads over each other, too.
+_TURN_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 10, 1e-3)
 # Together with the nose's depth: a rest of this share says nothing, and each doubling of it as much as a seventh of an
 # inter-eye distance of depth; more than the largest says no more, since blur alone leaves a rest.
 LEAST_REST, NEUTRAL_REST, LARGEST_REST, DEPTH_OF_A_REST = 0.001, 0.03, 0.1, 0.2
@@ -223,6 +225,24 @@ class Track:
         telling = [min(side, key=lambda number: abs(turns[number] - TELLING_TURN_DEG)) for side in sides]
         # A side that cannot be measured is left to the other one.
         return min(filter(None, map(self._unexplained, telling)), default=0.0)
+
+    def uneven(self, sides: Sequence[Sequence[int]]) -> float:
+        """How unlike the two sides are: 1 - the correlation of one with the other's mirror image, of the likest pair.
+
+        One photo from the side shows the other side as well, if it is mirrored. No head is as even as that, nor is the
+        light on it.
+        """
+        left, right = (
+            [_grey_crop(self._frames[at].pixels, _crop_matrix(self._landmarks[at])) for at in side] for side in sides
+        )
+        pairs = [(np.ascontiguousarray(one[:, ::-1]), other) for one in left for other in right]
+        one, other = max(pairs, key=lambda pair: cv2.computeECC(*pair, _MIDDLE))
+        nowhere = np.eye(2, 3, dtype=np.float32)
+        try:
+            correlation, _ = cv2.findTransformECC(one, other, nowhere, cv2.MOTION_EUCLIDEAN, _TURN_ENDS, _MIDDLE, 1)
+        except cv2.error:  # no convergence: they are not alike
+            return 1.0
+        return 1.0 - float(correlation)
 
     def _unexplained(self, number: int) -> float:
         """1 - the correlation of a turned face with the straight one, after the best arch and homography."""

@@ -74,7 +74,7 @@ def test_a_person_who_does_the_steps_passes_every_check(judged: Judge, steps: tu
     outcome = judged(frames_of(steps), steps)
     assert failed(outcome) == []
     codes = [check.code for check in outcome.checks]
-    assert codes == ["challenge_failed"] * 7 + ["not_live", "challenge_failed"]
+    assert codes == ["challenge_failed"] * 7 + ["not_live"] * 2 + ["challenge_failed"]
 
 
 @pytest.mark.parametrize("what", ["flat", "bent"])
@@ -136,6 +136,13 @@ def test_a_face_that_moves_by_a_pixel_makes_a_new_frame(judged: Judge) -> None:
     frames = frames_of(STEPS)
     moved = as_sent(np.roll(pixels_of(frames[0]), 1, axis=1), np.random.default_rng(1))
     assert failed(judged([moved, *frames])) == []
+
+
+def test_a_side_view_and_its_mirror_image_do_not_show_two_sides(judged: Judge) -> None:
+    frames = frames_of(STEPS)
+    mirrored = as_sent(np.ascontiguousarray(pixels_of(frames[1])[:, ::-1]), np.random.default_rng(1))
+    frames[STEPS.index(RIGHT)] = mirrored
+    assert "challenge_mirrored" in failed(judged(frames))
 
 
 def test_a_cut_to_another_place_or_another_light_is_refused(judged: Judge) -> None:
