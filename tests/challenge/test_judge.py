@@ -118,7 +118,7 @@ def saved_again(pixels: Pixels, quality: int = 90) -> bytes:
         lambda frame: saved_again(frame, 85),
         lambda frame: saved_again(np.asarray(cv2.resize(frame, None, fx=1.1, fy=1.1), np.uint8)),
         lambda frame: saved_again(np.asarray(cv2.add(frame, np.full_like(frame, 6)), np.uint8)),
-        lambda frame: as_sent(frame, np.random.default_rng(1), noise=4),
+        lambda frame: as_sent(frame, np.random.default_rng(1), quality=90, noise=2),
     ],
     ids=["as it is", "saved again", "larger", "lighter", "noisier"],
 )
