@@ -38,10 +38,10 @@ MAX_ZOOM = 2.0
 # ... and its mean colour by so much (CIELAB).
 MAX_COLOUR_SHIFT = 24.0
 # Two frames that differ by less where the face is (`Track.least_difference`) are one frame that was sent twice. Of 14
-# people a frame differs by at most 0.44 from itself saved again (JPEG 85), 1.5 times as large, lighter or noisier; by
-# at least 0.81 where it moved by half a pixel of 360; and two frames of somebody who does the steps by at least 5.7.
-# One that was saved at JPEG 60 (0.61) or has more contrast (1.1 for 4 %) escapes, so that nobody must move.
-MIN_DIFFERENCE = 0.5
+# people a frame differs by at most 0.57 from itself saved again (JPEG 85), 0.6 to 1.5 times as large, lighter or
+# noisier; by at least 0.81 where it moved by half a pixel of 360; and two frames of somebody who does the steps by at
+# least 5.7. One that was saved at JPEG 60 (0.61) or has more contrast (1.1 for 4 %) escapes, so that nobody must move.
+MIN_DIFFERENCE = 0.6
 
 # How much lower than the operator's threshold the similarity of the turned frames to the photo may be.
 TURNED_SIMILARITY_LOSS = 0.12

@@ -140,7 +140,9 @@ class Track:
         light, nor what saving once more does to them, counts.
         """
         size = (_COMPARED_SIDE_PX, _COMPARED_SIDE_PX)
-        pictures = [cv2.resize(frame.pixels, size, interpolation=cv2.INTER_AREA) for frame in self._frames]
+        pictures = [
+            np.asarray(cv2.resize(frame.pixels, size, interpolation=cv2.INTER_AREA), np.uint8) for frame in self._frames
+        ]
         places = [_place_of_face(frame) for frame in self._frames]
         return min(
             _difference(one[place], other[place])
@@ -236,7 +238,7 @@ class Track:
             [_grey_crop(self._frames[at].pixels, _crop_matrix(self._landmarks[at])) for at in side] for side in sides
         )
         pairs = [(np.ascontiguousarray(one[:, ::-1]), other) for one in left for other in right]
-        one, other = max(pairs, key=lambda pair: cv2.computeECC(*pair, _MIDDLE))
+        one, other = max(pairs, key=lambda pair: cv2.computeECC(pair[0], pair[1], _MIDDLE))
         nowhere = np.eye(2, 3, dtype=np.float32)
         try:
             correlation, _ = cv2.findTransformECC(one, other, nowhere, cv2.MOTION_EUCLIDEAN, _TURN_ENDS, _MIDDLE, 1)
