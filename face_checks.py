@@ -105,6 +105,7 @@ NEARER_HINTS = {
     "challenge_zoom": "Come closer slowly.",
     "challenge_cut": "Stay in the same light, and move slowly.",
     "challenge_relief": "Turn your own head, not a picture or the camera, a little further.",
+    "challenge_mirrored": "Turn your own head to both sides, not a picture of it.",
     "challenge_person": "Do the steps yourself, without help, in good light.",
 }
 

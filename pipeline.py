@@ -12,7 +12,6 @@ import cv2
 
 import face_checks
 from challenge.judge import judge, look_at, require_frame_count
-from challenge.motion import Frame
 from challenge.steps import MAX_FRAME_BYTES, MAX_FRAME_PIXELS, Attempt
 from engines.base import ENOUGH_SIDE, FRAME_SIDE, Engine, Face, Template
 from engines.face_attributes import AttributeReader
@@ -21,7 +20,7 @@ from engines.model_slots import NOBODY, Client, ModelSlots
 from errors import FaceError
 from face_checks import Check
 from photos.decoding_cost import decoding_seconds
-from photos.pixels import Photo
+from photos.pixels import Photo, Pixels
 from settings import Settings
 
 
@@ -122,14 +121,15 @@ class Pipeline:
     def _judge_attempt(self, attempt: Attempt, template: Template, checks: list[Check], trace: Trace) -> None:
         """Look at the frames of a challenge; FaceError as `template`, with the photo's checks before the frames'."""
         require_frame_count(attempt)
-        frames = [self._frame(number, data) for number, data in enumerate(attempt.frames, 1)]
+        pictures = [self._frame(number, data) for number, data in enumerate(attempt.frames, 1)]
+        frames = look_at(pictures, self.engine, self.reader)
         outcome = judge(frames, attempt.steps, template, self.engine, self.settings)
         trace.figures.update(outcome.figures)
         if not all(check.passed for check in outcome.checks):
             raise face_checks.refusal([*checks, *outcome.checks])
 
-    def _frame(self, number: int, data: bytes) -> Frame:
-        """One frame, small, with the faces in it; a refusal says which frame it was."""
+    def _frame(self, number: int, data: bytes) -> Pixels:
+        """One frame, small; a refusal says which frame it was."""
         try:
             photo = self.decode(
                 data,
@@ -140,7 +140,7 @@ class Pipeline:
         except FaceError as error:
             error.fields.update(field="frame", frame=number)
             raise
-        return look_at(photo.pixels, self.engine, self.reader)
+        return photo.pixels
 
     def unchecked_template(self, data: bytes) -> Template:
         """Decode, detect and embed the widest face without any check, to measure the model alone.

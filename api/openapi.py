@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from api.request_fields import CHALLENGE_FIELDS
+from api.request_fields import CHALLENGE_FIELDS, challenge_mode
 from errors import CODES
 from face_checks import HINTS
 from settings import Settings
@@ -106,13 +106,12 @@ def _keep_existing(paths: Json, existing: set[tuple[str, str]]) -> None:
 
 def _set_challenges(paths: Json, settings: Settings) -> None:
     """Take a challenge's fields out of the forms that are read without them, and require them where a route does."""
-    modes = {"/compare": settings.challenge, "/verify": settings.challenge_verify}
     for path, item in paths.items():
         form = item.get("post", {}).get("requestBody", {}).get("content", {}).get("multipart/form-data", {})
         fields = form.get("schema", {}).get("properties", {})
         if "challenge_id" not in fields:
             continue
-        mode = modes.get(path, settings.challenge_sign_up)
+        mode = challenge_mode(settings, path)
         if mode == "require":
             form["schema"]["required"] += CHALLENGE_FIELDS
         elif mode == "off":

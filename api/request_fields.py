@@ -43,6 +43,8 @@ def _without_style(name: str) -> str:
 
 
 _BY_STYLELESS_NAME = {_without_style(name): name for name in _KNOWN_FIELDS}
+# `POST /challenges` answers with `frames`. A client that sends them under this name would use its challenge up.
+_BY_STYLELESS_NAME["frames"] = "frame"
 
 
 def refuse_fields_in_urls(app: Flask) -> None:
@@ -188,29 +190,37 @@ def read_request_key(photo: bytes, user_id: str = "") -> str | None:
     return f"{beginning}.{hmac.new(idempotency_key.encode(), photo, hashlib.sha256).hexdigest()}"
 
 
-def allow_frames(mode: str) -> None:
-    """Let the request be larger by a challenge's frames, where the route takes challenges."""
-    if mode != "off":
-        request.max_content_length = (request.max_content_length or 0) + MAX_FRAMES * MAX_FRAME_BYTES
+def challenge_mode(settings: Settings, path: str) -> str:
+    """What a route does about challenges: off, accept or require. All of them but these two store a photo."""
+    modes = {"/compare": settings.challenge, "/verify": settings.challenge_verify}
+    return modes.get(path, settings.challenge_sign_up)
 
 
-def challenge_fields(mode: str) -> tuple[str, ...]:
-    """The form fields that a route reads for challenges in this mode: off, accept or require."""
-    return () if mode == "off" else CHALLENGE_FIELDS
+def receive_form_with_frames(settings: Settings, *read: str) -> None:
+    """Read a form as `receive_form`, with a challenge's fields where the route takes challenges.
+
+    Such a request may be larger by the frames.
+    """
+    if challenge_mode(settings, request.path) == "off":
+        receive_form(*read)
+        return
+    request.max_content_length = (request.max_content_length or 0) + MAX_FRAMES * MAX_FRAME_BYTES
+    receive_form(*read, *CHALLENGE_FIELDS)
 
 
-def read_attempt(mode: str, store: ChallengeStore) -> Attempt | None:
+def read_attempt(settings: Settings, store: ChallengeStore) -> Attempt | None:
     """Use the challenge that the request names, and return its steps and the frames; None if none is sent or read.
 
     The challenge is used up whatever becomes of the request, unless the service is too busy to look at it.
 
     Args:
-        mode: off, accept or require.
+        settings: what the route does about challenges.
         store: where the challenges are.
 
     Raises:
         FaceError: `challenge_required`; `challenge_used`; `challenge_expired`; `bad_request`: the field is sent twice.
     """
+    mode = challenge_mode(settings, request.path)
     if mode == "off":
         return None
     challenge_id = read_field("challenge_id", "bad_request")

@@ -15,8 +15,6 @@ from api.access import PUBLIC, scope
 from api.metrics import Metrics
 from api.request_fields import (
     FORM_ALLOWANCE_BYTES,
-    allow_frames,
-    challenge_fields,
     challenge_owner,
     read_attempt,
     read_request_key,
@@ -24,6 +22,7 @@ from api.request_fields import (
     read_upload,
     read_user_id,
     receive_form,
+    receive_form_with_frames,
     require_user_id,
 )
 from api.request_log import audit_request, current_record
@@ -95,8 +94,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         # The place comes first: a request that gets none is refused before its form is read.
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                allow_frames(settings.challenge_sign_up)
-                receive_form("file", *challenge_fields(settings.challenge_sign_up))
+                receive_form_with_frames(settings, "file")
                 photo = read_upload("file", settings.max_file_bytes)
             request_key = read_request_key(photo)
             attempt = enrolling_attempt(settings, parts, request_key)
@@ -118,12 +116,11 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
         record = current_record()
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                allow_frames(settings.challenge_verify)
-                receive_form("file", "threshold", "user_id", *challenge_fields(settings.challenge_verify))
+                receive_form_with_frames(settings, "file", "threshold", "user_id")
             threshold = read_threshold(settings)
             record.user_id = claimed = read_user_id()
             photo = read_upload("file", settings.max_file_bytes)
-            attempt = read_attempt(settings.challenge_verify, parts.store)
+            attempt = read_attempt(settings, parts.store)
             with settled(parts, attempt, claimed):
                 template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt, enrols=False)
         with record.trace.stage("search"):
@@ -235,13 +232,12 @@ def _add_comparison(app: Flask, settings: Settings, parts: Parts, metrics: Metri
         request.max_content_length = 2 * settings.max_file_bytes + FORM_ALLOWANCE_BYTES
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                allow_frames(settings.challenge)
-                receive_form("file1", "file2", "threshold", *challenge_fields(settings.challenge))
+                receive_form_with_frames(settings, "file1", "file2", "threshold")
             threshold = read_threshold(settings)
             # Both photos are there before a challenge is used up.
             person, picture = photo_in("file1"), photo_in("file2")
             with named("file1"):
-                attempt = read_attempt(settings.challenge, parts.store)
+                attempt = read_attempt(settings, parts.store)
             with settled(parts, attempt):
                 with named("file1"):
                     one = pipeline.template(person, record.trace, client=record.client, attempt=attempt, enrols=False)
@@ -340,8 +336,7 @@ def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
         record = current_record()
         with pipeline.slots.place():
             with record.trace.stage("read"):
-                allow_frames(settings.challenge_sign_up)
-                receive_form("file", *challenge_fields(settings.challenge_sign_up))
+                receive_form_with_frames(settings, "file")
                 photo = read_upload("file", settings.max_file_bytes)
             person = enrolled_person(parts, user_id)
             request_key = read_request_key(photo, person.user_id)
@@ -391,7 +386,7 @@ def enrolling_attempt(settings: Settings, parts: Parts, request_key: str | None)
     when the challenge is forgotten.
     """
     try:
-        return read_attempt(settings.challenge_sign_up, parts.store)
+        return read_attempt(settings, parts.store)
     except FaceError as error:
         is_over = error.code in ("challenge_used", "challenge_expired")
         if not is_over or request_key is None or parts.gallery.enrolled_by(request_key) is None:

@@ -286,6 +286,14 @@ def album(folder: Path, engine: Engine) -> list[tuple[float, Pixels, Face]]:
     return sorted(photos, key=lambda one: one[0])
 
 
+def with_mirror_image(photos: Sequence[tuple[float, Pixels, Face]], engine: Engine) -> list[tuple[float, Pixels, Face]]:
+    """As an `album`: a person's straightest photo, the one that is turned most, and that one's mirror image."""
+    straight, (yaw, turned, face) = (choose(photos, key=lambda one: abs(one[0])) for choose in (min, max))
+    mirrored = np.ascontiguousarray(turned[:, ::-1])
+    sides = [(yaw, turned, face), *((-yaw, mirrored, seen) for seen in engine.detect(mirrored)[:1])]
+    return sorted([straight, *sides], key=lambda one: one[0])
+
+
 def several_photos(
     photos: Sequence[tuple[float, Pixels, Face]], background: Pixels, steps: Sequence[str], random: np.random.Generator
 ) -> tuple[Pixels, list[Pixels]]:
@@ -334,12 +342,13 @@ def attempts(
         for kind, attack in attacks_on(subject, other, random).items():
             steps = drawn(random)
             yield Sent(kind, subject.person, subject.photo, steps, sent(attack(steps), random))
-    for folder in albums:
-        photos = album(folder, engine)
-        if len(photos) >= 3:
+    several = {folder.name: photos for folder in albums if len(photos := album(folder, engine)) >= 3}
+    mirrored = {person: with_mirror_image(photos, engine) for person, photos in several.items()}
+    for kind, shown in (("several photos of the person", several), ("a side view and its mirror image", mirrored)):
+        for person, photos in shown.items():
             steps = drawn(random)
             photo, frames = several_photos(photos, a_background(random), steps, random)
-            yield Sent("several photos of the person in turn", folder.name, photo, steps, sent(frames, random))
+            yield Sent(f"{kind}, in turn", person, photo, steps, sent(frames, random))
 
 
 def drawn(random: np.random.Generator) -> tuple[str, ...]:
@@ -356,38 +365,56 @@ def judged(
     one: Sent, template: Template, engine: Engine, reader: AttributeReader, settings: Settings
 ) -> Outcome | None:
     """What the service makes of one attempt; None if the app before a guided person does not see a step."""
-    pictures = (cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for data in one.frames)
-    frames = [look_at(np.asarray(pixels, np.uint8), engine, reader) for pixels in pictures]
+    decoded = (cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for data in one.frames)
+    frames = look_at([np.asarray(pixels, np.uint8) for pixels in decoded], engine, reader)
     if one.kind == GUIDED:
-        frames = kept(frames, one.steps)
+        frames = kept(frames, one.steps, partial(seen_by_app, engine=engine, reader=reader))
     return judge(frames, one.steps, template, engine, settings) if frames else None
 
 
-def kept(frames: Sequence[Frame], steps: Sequence[str]) -> list[Frame]:
+@dataclass(frozen=True)
+class Seen:
+    """What /try knows of a frame: degrees by which the head is turned (left is negative), and its size in pixels."""
+
+    turn: float
+    size: float
+
+
+def seen_by_app(frame: Frame, *, engine: Engine, reader: AttributeReader) -> Seen | None:
+    """What `POST /analyze` tells /try of a frame, from a whole search and reading; None unless it shows one face."""
+    faces = engine.detect(frame.pixels)
+    if len(faces) != 1:
+        return None
+    return Seen(reader.read(aligned_face(frame.pixels, faces[0])).yaw, size_of(faces[0]))
+
+
+def kept(frames: Sequence[Frame], steps: Sequence[str], see: Callable[[Frame], Seen | None]) -> list[Frame]:
     """The frames that an app keeps: of each step the first one that /try takes for it; none if a step is missing."""
     chosen: list[Frame] = []
+    straight: Seen | None = None
     for at, step in enumerate(steps):
-        straight = chosen[0] if chosen else None
-        tried = frames[at * TRIES : (at + 1) * TRIES]
-        chosen += [frame for frame in tried if shows(step, frame, straight)][:1]
+        for frame in frames[at * TRIES : (at + 1) * TRIES]:
+            seen = see(frame)
+            if seen is not None and shows(step, seen, straight):
+                straight = straight or seen
+                chosen.append(frame)
+                break
         if len(chosen) <= at:
             return []
     return chosen
 
 
-def shows(step: str, frame: Frame, straight: Frame | None) -> bool:
+def shows(step: str, seen: Seen, straight: Seen | None) -> bool:
     """Whether /try takes a step for done."""
-    if len(frame.faces) != 1 or frame.attributes is None:
-        return False
-    if straight is None or straight.attributes is None:
-        return abs(frame.attributes.yaw) <= 12
-    turned = frame.attributes.yaw - straight.attributes.yaw
+    if straight is None:
+        return abs(seen.turn) <= 12
+    turned = seen.turn - straight.turn
     if step == STRAIGHT:
         return abs(turned) <= 7
     if step == CLOSER:
-        return abs(turned) <= 7 and size_of(frame.faces[0]) >= 1.28 * size_of(straight.faces[0])
+        return abs(turned) <= 7 and seen.size >= 1.28 * straight.size
     sign = -1 if step == LEFT else 1
-    return min(sign * turned, sign * frame.attributes.yaw) >= 22
+    return min(sign * turned, sign * seen.turn) >= 22
 
 
 def wilson(events: int, of: int) -> tuple[float, float]:

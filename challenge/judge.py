@@ -17,7 +17,7 @@ import numpy as np
 import face_checks
 from challenge.motion import Frame, Track
 from challenge.steps import MAX_FRAMES, Attempt
-from engines.base import Engine, Template, similarity_of
+from engines.base import Engine, Face, Template, similarity_of
 from engines.face_attributes import AttributeReader
 from errors import FaceError
 from face_checks import Check
@@ -26,6 +26,10 @@ from settings import Settings
 
 # How far the face stands out, in inter-eye distances (`Track.relief`).
 MIN_RELIEF = 0.35
+# How unlike the two sides of a face are (`Track.uneven`). Where a side view was mirrored it is at most 0.045 (10
+# people), in 21 attempts of honest people at least 0.108. Their heads are more even here than real ones, since each is
+# made from one photo.
+MIN_UNEVEN = 0.07
 # So many of the frames must show the face: a detector misses one now and then between two steps.
 MIN_SHARE_WITH_FACE = 0.75
 # From one frame to the next the face moves by at most so many inter-eye distances, and grows or shrinks by this factor.
@@ -33,8 +37,11 @@ MAX_SHIFT = 3.0
 MAX_ZOOM = 2.0
 # ... and its mean colour by so much (CIELAB).
 MAX_COLOUR_SHIFT = 24.0
-# Two frames that differ by less (mean over all pixels, of 255) are one frame that was sent twice.
-MIN_DIFFERENCE = 0.25
+# Two frames that differ by less where the face is (`Track.least_difference`) are one frame that was sent twice. Of 14
+# people a frame differs by at most 0.57 from itself saved again (JPEG 85), 0.6 to 1.5 times as large, lighter or
+# noisier; by at least 0.81 where it moved by half a pixel of 360; and two frames of somebody who does the steps by at
+# least 5.7. One that was saved at JPEG 60 (0.61) or has more contrast (1.1 for 4 %) escapes, so that nobody must move.
+MIN_DIFFERENCE = 0.6
 
 # How much lower than the operator's threshold the similarity of the turned frames to the photo may be.
 TURNED_SIMILARITY_LOSS = 0.12
@@ -66,14 +73,23 @@ def require_frame_count(attempt: Attempt) -> None:
         raise face_checks.refusal([_check("challenge_failed", count, required, "challenge_frames")])
 
 
-def look_at(pixels: Pixels, engine: Engine, reader: AttributeReader) -> Frame:
-    """Find the faces in a frame, uint8[h, w, 3] BGR, and glance at the widest one's attributes."""
-    faces = engine.detect_in_frame(pixels)
+def look_at(pictures: Sequence[Pixels], engine: Engine, reader: AttributeReader) -> list[Frame]:
+    """Find the faces in pictures, each uint8[h, w, 3] BGR, and glance at the widest one's attributes in each."""
+    found = [engine.detect_in_frame(pixels) for pixels in pictures]
+    crops = [_aligned(pixels, faces) for pixels, faces in zip(pictures, found, strict=True)]
+    glances = iter(reader.glance([crop for crop in crops if crop is not None]))
+    return [
+        Frame(pixels, faces, crop, None if crop is None else next(glances))
+        for pixels, faces, crop in zip(pictures, found, crops, strict=True)
+    ]
+
+
+def _aligned(pixels: Pixels, faces: Sequence[Face]) -> Pixels | None:
+    """The widest face cut out; None where there is none that can be."""
     try:
-        aligned = face_checks.aligned_face(pixels, faces[0]) if faces else None
+        return face_checks.aligned_face(pixels, faces[0]) if faces else None
     except (ValueError, cv2.error):  # degenerate landmarks
-        aligned = None
-    return Frame(pixels, faces, aligned, None if aligned is None else reader.glance(aligned))
+        return None
 
 
 def judge(
@@ -115,7 +131,10 @@ def judge(
     if sides is None:
         measures.append(("not_live", "challenge_relief", 0.0, {"min": MIN_RELIEF}))
     elif len(followed) == len(steps):
-        measures.append(("not_live", "challenge_relief", track.relief(sides), {"min": MIN_RELIEF}))
+        measures += [
+            ("not_live", "challenge_relief", track.relief(sides), {"min": MIN_RELIEF}),
+            ("not_live", "challenge_mirrored", track.uneven(sides), {"min": MIN_UNEVEN}),
+        ]
     checks += [_check(code, measured, required, hint) for code, hint, measured, required in measures]
     figures |= {hint: round(measured, 4) for _, hint, measured, _ in measures}
     if all(check.passed for check in checks) and sides is not None:

@@ -19,7 +19,7 @@ from engines.base import MEAN_FACE, Face
 from engines.face_attributes import FaceAttributes
 from photos.colour import mean_lab
 from photos.pixels import Pixels
-from photos.resampling import cut_out
+from photos.resampling import cut_out, halved
 
 # Degrees by which the head's yaw differs from its yaw in the frames that look straight. Between the two limits a frame
 # is on its way, and is no step. The network reads a smaller yaw in a bent print than in a head: of 64 such prints 25
@@ -44,12 +44,17 @@ ARCHES = (0.0, 0.08, 0.16, 0.25, 0.33)
 # The arch that fits best as it is goes on to the fit of the homography: on 200 attempts this parts heads from bent
 # prints as well as fitting a homography to every arch does, in a quarter of the CPU.
 _ECC_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 15, 1e-3)
+# A turn and a shift lay a mirrored side view over the other one. A homography lays heads over each other, too.
+_TURN_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 10, 1e-3)
 # Together with the nose's depth: a rest of this share says nothing, and each doubling of it as much as a seventh of an
 # inter-eye distance of depth; more than the largest says no more, since blur alone leaves a rest.
 LEAST_REST, NEUTRAL_REST, LARGEST_REST, DEPTH_OF_A_REST = 0.001, 0.03, 0.1, 0.2
 
-# The face's middle in the aligned face: from the eyes to the mouth, and as wide as the mouth.
-_MIDDLE_ROWS, _MIDDLE_COLUMNS = slice(42, 130), slice(53, 106)
+# The face's middle in the aligned face: from the eyes to the mouth, and as wide as the mouth. A quarter of its pixels
+# is enough for their mean.
+_MIDDLE_ROWS, _MIDDLE_COLUMNS = slice(42, 130, 2), slice(53, 106, 2)
+# The side of the pictures in which a frame that was sent twice is looked for.
+_COMPARED_SIDE_PX = 32
 _SIDE_PX, _EYES_PX = 64, 20.0
 _ORIGIN_PX = np.array([32.0, 24.0])
 
@@ -129,16 +134,18 @@ class Track:
         return actions
 
     def least_difference(self) -> float:
-        """The least mean difference (0...255) of any two frames of one size."""
-        # Every fourth pixel is enough: two frames of a camera differ in each by its noise.
-        pictures = [np.ascontiguousarray(frame.pixels[::4, ::4]) for frame in self._frames]
-        pairs = [
-            float(np.mean(cv2.absdiff(one, other)))
-            for at, one in enumerate(pictures)
+        """The least mean difference (0...255) of any two frames where the first one's face is.
+
+        The frames are compared as very small pictures without their mean colour, so that neither their size, nor their
+        light, nor what saving once more does to them, counts.
+        """
+        pictures = [_very_small(frame.pixels) for frame in self._frames]
+        places = [_place_of_face(frame) for frame in self._frames]
+        return min(
+            _difference(one[place], other[place])
+            for at, (one, place) in enumerate(zip(pictures, places, strict=True))
             for other in pictures[at + 1 :]
-            if one.shape == other.shape
-        ]
-        return min(pairs, default=255.0)
+        )
 
     def largest_shift(self) -> float:
         """How far the face moves between two frames at most, in inter-eye distances of the smaller one."""
@@ -218,6 +225,24 @@ class Track:
         # A side that cannot be measured is left to the other one.
         return min(filter(None, map(self._unexplained, telling)), default=0.0)
 
+    def uneven(self, sides: Sequence[Sequence[int]]) -> float:
+        """How unlike the two sides are: 1 - the correlation of one with the other's mirror image, of the likest pair.
+
+        One photo from the side shows the other side as well, if it is mirrored. No head is as even as that, nor is the
+        light on it.
+        """
+        left, right = (
+            [_grey_crop(self._frames[at].pixels, _crop_matrix(self._landmarks[at])) for at in side] for side in sides
+        )
+        pairs = [(np.ascontiguousarray(one[:, ::-1]), other) for one in left for other in right]
+        one, other = max(pairs, key=lambda pair: cv2.computeECC(pair[0], pair[1], _MIDDLE))
+        nowhere = np.eye(2, 3, dtype=np.float32)
+        try:
+            correlation, _ = cv2.findTransformECC(one, other, nowhere, cv2.MOTION_EUCLIDEAN, _TURN_ENDS, _MIDDLE, 1)
+        except cv2.error:  # no convergence: they are not alike
+            return 1.0
+        return 1.0 - float(correlation)
+
     def _unexplained(self, number: int) -> float:
         """1 - the correlation of a turned face with the straight one, after the best arch and homography."""
         to_crop = _crop_matrix(self._landmarks[0])
@@ -230,6 +255,31 @@ class Track:
         correlation = _correlation(likest, turned)
         # Where no map is found at all, nothing is measured.
         return 1.0 - correlation if correlation > 0 else 0.0
+
+
+def _very_small(pixels: Pixels) -> Pixels:
+    """The picture as uint8[32, 32, 3], halved first: averaging alone takes ten times as long."""
+    _, near = halved(pixels, 2 * _COMPARED_SIDE_PX / min(pixels.shape[:2]))
+    size = (_COMPARED_SIDE_PX, _COMPARED_SIDE_PX)
+    return np.asarray(cv2.resize(near, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _place_of_face(frame: Frame) -> tuple[slice, slice]:
+    """The rows and columns of the face's box in a picture of `_COMPARED_SIDE_PX`."""
+    height, width = frame.pixels.shape[:2]
+    left, top, right, bottom = frame.faces[0].box / np.array([width, height, width, height]) * _COMPARED_SIDE_PX
+    last = _COMPARED_SIDE_PX - 1
+    rows, columns = (
+        slice(int(np.clip(np.floor(low), 0, last)), int(np.clip(np.ceil(high), 1, last + 1)))
+        for low, high in ((top, bottom), (left, right))
+    )
+    return rows, columns
+
+
+def _difference(one: Pixels, other: Pixels) -> float:
+    """The mean difference of two pictures, each without its mean colour."""
+    apart = one.astype(np.float32) - other
+    return float(np.abs(apart - apart.mean(axis=(0, 1))).mean())
 
 
 def _arched(crop: npt.NDArray[np.uint8], arch: float) -> npt.NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -60,8 +61,8 @@ class AttributeReader(Protocol):
     def read(self, aligned: Pixels) -> FaceAttributes:
         """Read uint8[160, 160, 3] BGR, eyes 44 pixels apart. Thread-safe."""
 
-    def glance(self, aligned: Pixels) -> FaceAttributes:
-        """Read it at half the cost, and less surely: for one of many frames. Thread-safe."""
+    def glance(self, aligned: Sequence[Pixels]) -> list[FaceAttributes]:
+        """Read each at less than half the cost, and less surely: for the frames of a challenge. Thread-safe."""
 
 
 class FaceAttributesModel:
@@ -105,10 +106,12 @@ class FaceAttributesModel:
             mirrored[turning] *= -1
         return _attributes({name: (crop[name] + mirrored[name]) / 2 for name in crop})
 
-    def glance(self, aligned: Pixels) -> FaceAttributes:
-        """Read the crop alone. Of 596 photos the yaw is 0.8 degrees (median) from that of `read`. Thread-safe."""
-        (crop,) = self._run(aligned[None])
-        return _attributes(crop)
+    def glance(self, aligned: Sequence[Pixels]) -> list[FaceAttributes]:
+        """Read crops without their mirror images, in one run: eight cost a fifth less so than in eight runs.
+
+        Of 596 photos the yaw is 0.8 degrees (median) from that of `read`. Thread-safe.
+        """
+        return [_attributes(crop) for crop in self._run(np.stack(aligned))] if aligned else []
 
     def _run(self, crops: npt.NDArray[np.uint8]) -> list[dict[str, float]]:
         """For each of uint8[n, 160, 160, 3] its outputs by their names."""

@@ -265,6 +265,22 @@ def test_frames_without_a_challenge_are_refused_rather_than_ignored(client: Any)
     assert outcome(send(client, "/compare", frames=[b"x"])) == (422, "challenge_required")
 
 
+@pytest.mark.parametrize("name", ["frames", "frame[]", "Frame"])
+def test_frames_under_another_name_do_not_use_the_challenge_up(client: Any, name: str) -> None:
+    challenge = ask(client)
+    frames = frames_of(challenge["steps"])
+    form = {
+        "challenge_id": challenge["challenge_id"],
+        "file1": (io.BytesIO(ASTRONAUT), "me.png"),
+        "file2": (io.BytesIO(ASTRONAUT), "me.png"),
+        name: [(io.BytesIO(frame), "frame.jpg") for frame in frames],
+    }
+    misnamed = client.post("/compare", data=form)
+    assert outcome(misnamed) == (400, "unknown_field")
+    assert "'frame'" in misnamed.json["message"]
+    assert outcome(send(client, "/compare", challenge["challenge_id"], frames)) == (200, "ok")
+
+
 def test_without_challenges_there_is_no_route_and_their_fields_are_refused(client_with: Callable[..., Any]) -> None:
     client = client_with(challenge="off")
     assert client.post("/challenges").status_code == 404

@@ -204,8 +204,8 @@ def click(page: Any, name: str) -> None:
     page.execute_script("document.getElementById(arguments[0]).click()", name)
 
 
-# A camera that shows what the page asks for: `poses` has a picture for each sentence. Like a person's, no frame of it
-# is quite like another, and it takes a moment to follow.
+# A camera that shows what the page asks for: `poses` has a picture for each sentence. Like a person, it sways, so that
+# no frame is quite like another, and takes a moment to follow.
 ACTING_CAMERA = """
 const [poses, wait, done] = arguments, canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
 const pictures = {};
@@ -220,7 +220,11 @@ Promise.all(Object.entries(poses).map(async ([words, base64]) => {
   const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
   pictures[words] = await createImageBitmap(new Blob([bytes]));
 })).then(() => {
-  setInterval(() => pen.drawImage(pictures[window.pose], 4 * Math.random() - 2, 4 * Math.random() - 2), 40);
+  let turn = 0;  // along a spiral, which comes to no place twice
+  setInterval(() => {
+    turn += 0.12;
+    pen.drawImage(pictures[window.pose], (2 + 0.4 * turn) * Math.cos(turn), (2 + 0.4 * turn) * Math.sin(turn));
+  }, 40);
   done();
 });
 """

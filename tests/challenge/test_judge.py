@@ -53,11 +53,11 @@ def test_a_frame_is_glanced_at_and_not_read_twice_as_a_photo_is(engine: Engine) 
 
     reader = GlancesOnly()
     (frame,) = frames_of([STRAIGHT])
-    assert look_at(pixels_of(frame), engine, reader).attributes is reader.seen
+    assert look_at([pixels_of(frame)], engine, reader)[0].attributes is reader.seen
 
 
 def seen(engine: Engine, data: bytes) -> Frame:
-    return look_at(pixels_of(data), engine, READER)
+    return look_at([pixels_of(data)], engine, READER)[0]
 
 
 def pixels_of(data: bytes) -> Pixels:
@@ -74,7 +74,7 @@ def test_a_person_who_does_the_steps_passes_every_check(judged: Judge, steps: tu
     outcome = judged(frames_of(steps), steps)
     assert failed(outcome) == []
     codes = [check.code for check in outcome.checks]
-    assert codes == ["challenge_failed"] * 7 + ["not_live", "challenge_failed"]
+    assert codes == ["challenge_failed"] * 7 + ["not_live"] * 2 + ["challenge_failed"]
 
 
 @pytest.mark.parametrize("what", ["flat", "bent"])
@@ -107,9 +107,42 @@ def test_several_frames_of_a_step_are_welcome(judged: Judge) -> None:
     assert "challenge_steps" not in failed(judged(every_twice))
 
 
-def test_one_frame_sent_twice_is_refused(judged: Judge) -> None:
+def saved_again(pixels: Pixels, quality: int = 90) -> bytes:
+    return bytes(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        saved_again,
+        lambda frame: saved_again(frame, 85),
+        lambda frame: saved_again(np.asarray(cv2.resize(frame, None, fx=1.1, fy=1.1), np.uint8)),
+        lambda frame: saved_again(np.asarray(cv2.add(frame, np.full_like(frame, 6)), np.uint8)),
+        lambda frame: as_sent(frame, np.random.default_rng(1), quality=90, noise=2),
+    ],
+    ids=["as it is", "saved again", "larger", "lighter", "noisier"],
+)
+@pytest.mark.parametrize("number", [0, -1])
+def test_one_frame_sent_twice_is_refused_whatever_was_done_to_it(
+    judged: Judge, changed: Callable[[Pixels], bytes], number: int
+) -> None:
     frames = frames_of(STEPS)
-    assert failed(judged([frames[0], *frames])) == ["challenge_repeated"]
+    twice = changed(pixels_of(frames[number]))
+    sent = [twice, *frames] if number == 0 else [*frames, twice]
+    assert failed(judged(sent)) == ["challenge_repeated"]
+
+
+def test_a_face_that_moves_by_a_pixel_makes_a_new_frame(judged: Judge) -> None:
+    frames = frames_of(STEPS)
+    moved = as_sent(np.roll(pixels_of(frames[0]), 1, axis=1), np.random.default_rng(1))
+    assert failed(judged([moved, *frames])) == []
+
+
+def test_a_side_view_and_its_mirror_image_do_not_show_two_sides(judged: Judge) -> None:
+    frames = frames_of(STEPS)
+    mirrored = as_sent(np.ascontiguousarray(pixels_of(frames[1])[:, ::-1]), np.random.default_rng(1))
+    frames[STEPS.index(RIGHT)] = mirrored
+    assert "challenge_mirrored" in failed(judged(frames))
 
 
 def test_a_cut_to_another_place_or_another_light_is_refused(judged: Judge) -> None:
@@ -165,6 +198,6 @@ def test_degenerate_landmarks_crash_nothing(engine: Engine, monkeypatch: pytest.
     for landmarks in (np.zeros((5, 2)), np.full((5, 2), np.nan), np.tile([[1.0, 2.0]], (5, 1)), -np.ones((5, 2)) * 1e9):
         odd = replace(frames[1].faces[0], landmarks=landmarks.astype(np.float32))
         monkeypatch.setattr(engine, "detect_in_frame", lambda _, odd=odd: [odd])
-        broken = [frames[0], look_at(frames[1].pixels, engine, READER), *frames[2:]]
+        broken = [frames[0], *look_at([frames[1].pixels], engine, READER), *frames[2:]]
         outcome = judge(broken, STEPS, np.ones(engine.dimension, np.float32), engine, Settings())
         assert failed(outcome) != []

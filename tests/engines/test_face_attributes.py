@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import cv2
@@ -130,7 +130,7 @@ def test_the_pose_of_a_mirror_image_is_mirrored(model: FaceAttributesModel, face
 
 
 def test_a_glance_sees_about_what_a_reading_sees(model: FaceAttributesModel, face: Pixels) -> None:
-    glance, seen = model.glance(face), model.read(face)
+    (glance,), seen = model.glance([face]), model.read(face)
     assert (glance.yaw, glance.pitch, glance.roll) == pytest.approx((seen.yaw, seen.pitch, seen.roll), abs=6)
     assert glance.likeness == pytest.approx(seen.likeness, abs=0.1)
 
@@ -138,7 +138,15 @@ def test_a_glance_sees_about_what_a_reading_sees(model: FaceAttributesModel, fac
 def test_a_glance_leaves_the_mirror_image_out(model: FaceAttributesModel, face: Pixels) -> None:
     mirrored = np.ascontiguousarray(face[:, ::-1])
     assert model.read(face).pitch == pytest.approx(model.read(mirrored).pitch, abs=0.01)
-    assert model.glance(face).pitch != pytest.approx(model.glance(mirrored).pitch, abs=0.01)
+    one, other = model.glance([face, mirrored])
+    assert one.pitch != pytest.approx(other.pitch, abs=0.01)
+
+
+def test_faces_that_are_glanced_at_together_are_read_as_each_alone(model: FaceAttributesModel, face: Pixels) -> None:
+    several = [face, np.ascontiguousarray(face[:, ::-1]), np.full_like(face, 127)]
+    for together, alone in zip(model.glance(several), [model.glance([one])[0] for one in several], strict=True):
+        assert astuple(together) == pytest.approx(astuple(alone), abs=1e-3)
+    assert model.glance([]) == []
 
 
 def test_probabilities_are_probabilities(model: FaceAttributesModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,8 @@ class ScriptedAttributes:
     def read(self, aligned: Pixels) -> FaceAttributes:
         return self.seen
 
-    def glance(self, aligned: Pixels) -> FaceAttributes:
-        return self.seen
+    def glance(self, aligned: Sequence[Pixels]) -> list[FaceAttributes]:
+        return [self.seen] * len(aligned)
 
 
 # The tiny pack's "faces" are white squares, which no gate for photographs would pass.

@@ -45,13 +45,14 @@ def relief_of(what: str) -> Relief:
 
 
 def frames_of(steps: Sequence[str], what: str = "head", *, turn_deg: float = TURN_DEG, seed: int = 0) -> list[bytes]:
-    """One JPEG for each step that the head or print does."""
+    """One JPEG for each step that the head or print does. Like a person, it never stands quite still."""
     random, distance, frames = np.random.default_rng(seed), ARM_LENGTH, []
     background = a_background(random)
     for step in steps:
         if step == CLOSER:
             distance *= NEAR
         yaw = {LEFT: turn_deg, RIGHT: -turn_deg}.get(step, 0.0)
-        view = View(yaw=yaw, distance=distance, pivot=NECK_PIVOT if what == "head" else FLAT_PIVOT)
+        pivot = NECK_PIVOT if what == "head" else FLAT_PIVOT
+        view = View(yaw=yaw, distance=distance, shift=(random.normal(0, 0.03), random.normal(0, 0.03)), pivot=pivot)
         frames.append(as_sent(filmed(relief_of(what), view, background), random))
     return frames
