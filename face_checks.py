@@ -426,7 +426,8 @@ def limits_for_pictures(limits: Settings) -> Settings:
 
     Its widest face counts, and its colours may be any: identity cards carry a second, smaller portrait, and portraits
     in grey or in one tint. It may be smaller and less sharp. What covers the face counts as in a selfie: of that
-    measurement's 20 cards with a probability of 0.15 to 0.25 only 8 match, which is 0.3 % of all.
+    measurement's cards only some with coarse lines over the portrait are refused for it, and few of those that are not
+    refused match.
     """
     return replace(
         limits,

@@ -128,7 +128,7 @@ class Settings:
     max_yaw_deg: float = _check(45.0, "head turned aside, degrees", low=1, high=90)
     max_pitch_deg: float = _check(45.0, "head raised or lowered, degrees", low=1, high=90)
     max_colour_distance: float = _check(25.0, "CIELAB a*, b* from natural skin", low=0, high=150)
-    max_mask: float = _check(0.1, "probability of a mask", low=0, high=1)
+    max_mask: float = _check(0.06, "probability of a mask", low=0, high=1)
     max_sunglasses: float = _check(0.2, "probability of sunglasses", low=0, high=1)
     max_covered: float = _check(0.25, "probability of another covering", low=0, high=1)
     max_hidden: float = _check(0.97, "probability that landmarks are hidden", low=0, high=1)
