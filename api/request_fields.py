@@ -61,7 +61,8 @@ def receive_form(*read: str) -> None:
 
     A claim that the caller sends must count or be refused: a `userId` that is silently ignored would turn a 1:1
     verification into a search. So a field that only another route reads, or whose name differs from a known one in
-    case, hyphens or underscores, is refused. All other fields are the caller's own and are ignored.
+    case, hyphens or underscores (or is `frames` for `frame`), is refused. All other fields are the caller's own and
+    are ignored.
 
     Raises:
         FaceError: `unknown_field`; `overloaded` if the disk has no room for a large photo.
@@ -191,9 +192,10 @@ def read_request_key(photo: bytes, user_id: str = "") -> str | None:
 
 
 def challenge_mode(settings: Settings, path: str) -> str:
-    """What a route does about challenges: off, accept or require. All of them but these two store a photo."""
-    modes = {"/compare": settings.challenge, "/verify": settings.challenge_verify}
-    return modes.get(path, settings.challenge_sign_up)
+    """What a route does about challenges: off, accept or require. All but /compare and /verify store a photo."""
+    if path == "/compare":
+        return settings.challenge
+    return settings.challenge_verify if path == "/verify" else settings.challenge_sign_up
 
 
 def receive_form_with_frames(settings: Settings, *read: str) -> None:

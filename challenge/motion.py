@@ -44,8 +44,11 @@ ARCHES = (0.0, 0.08, 0.16, 0.25, 0.33)
 # The arch that fits best as it is goes on to the fit of the homography: on 200 attempts this parts heads from bent
 # prints as well as fitting a homography to every arch does, in a quarter of the CPU.
 _ECC_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 15, 1e-3)
-# A turn and a shift lay a mirrored side view over the other one. A homography lays heads over each other, too.
-_TURN_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 10, 1e-3)
+# The eyes and the corners of the mouth change sides in a mirror.
+_MIRRORED_LANDMARKS = [1, 0, 2, 4, 3]
+_AFFINE_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-5)
+# What is wider than this, in pixels of the crop, is light; so much of the detail's own contrast is a camera's noise.
+_LIGHT_PX, _NOISE = 6.0, 4.0
 # Together with the nose's depth: a rest of this share says nothing, and each doubling of it as much as a seventh of an
 # inter-eye distance of depth; more than the largest says no more, since blur alone leaves a rest.
 LEAST_REST, NEUTRAL_REST, LARGEST_REST, DEPTH_OF_A_REST = 0.001, 0.03, 0.1, 0.2
@@ -228,20 +231,28 @@ class Track:
     def uneven(self, sides: Sequence[Sequence[int]]) -> float:
         """How unlike the two sides are: 1 - the correlation of one with the other's mirror image, of the likest pair.
 
-        One photo from the side shows the other side as well, if it is mirrored. No head is as even as that, nor is the
-        light on it.
+        One photo from the side shows the other side as well, if it is mirrored. No head is as even as that. An affine
+        map and the light say nothing: a print is held askew, and lit from somewhere else.
+
+        Returns:
+            0...2; 0 where it cannot be measured.
         """
-        left, right = (
-            [_grey_crop(self._frames[at].pixels, _crop_matrix(self._landmarks[at])) for at in side] for side in sides
-        )
-        pairs = [(np.ascontiguousarray(one[:, ::-1]), other) for one in left for other in right]
-        one, other = max(pairs, key=lambda pair: cv2.computeECC(pair[0], pair[1], _MIDDLE))
-        nowhere = np.eye(2, 3, dtype=np.float32)
-        try:
-            correlation, _ = cv2.findTransformECC(one, other, nowhere, cv2.MOTION_EUCLIDEAN, _TURN_ENDS, _MIDDLE, 1)
-        except cv2.error:  # no convergence: they are not alike
-            return 1.0
-        return 1.0 - float(correlation)
+        pairs = [self._one_mirrored(one, other) for one in sides[0] for other in sides[1]]
+        alike = [cv2.computeECC(mirrored, other, _MIDDLE) for mirrored, other in pairs]
+        if not np.isfinite(alike).all():  # faces without detail
+            return 0.0
+        likest = int(np.argmax(alike))
+        return 1.0 - max(alike[likest], _correlation_after_affine(*pairs[likest]))
+
+    def _one_mirrored(self, one: int, other: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Crops without light of a face mirrored, and of another that an affine map of the landmarks lays over it."""
+        to_crop = _crop_matrix(self._landmarks[one])
+        mirrored = np.ascontiguousarray(_grey_crop(self._frames[one].pixels, to_crop)[:, ::-1])
+        landmarks = np.column_stack([self._landmarks[one], np.ones(5)]) @ to_crop.T
+        landmarks = np.column_stack([_SIDE_PX - 1 - landmarks[:, 0], landmarks[:, 1]])[_MIRRORED_LANDMARKS]
+        to_other = np.column_stack(_affine(landmarks, self._landmarks[other]))
+        seen = _grey_crop(self._frames[other].pixels, _inverse(to_other)[:2])
+        return _without_light(mirrored), _without_light(seen)
 
     def _unexplained(self, number: int) -> float:
         """1 - the correlation of a turned face with the straight one, after the best arch and homography."""
@@ -255,6 +266,24 @@ class Track:
         correlation = _correlation(likest, turned)
         # Where no map is found at all, nothing is measured.
         return 1.0 - correlation if correlation > 0 else 0.0
+
+
+def _without_light(crop: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The detail of a grey crop, of the same contrast everywhere."""
+    grey = crop.astype(np.float32)
+    detail = grey - cv2.GaussianBlur(grey, (0, 0), _LIGHT_PX)
+    contrast = np.sqrt(cv2.GaussianBlur(detail**2, (0, 0), _LIGHT_PX)) + _NOISE
+    return np.asarray(np.clip(128 + 40 * detail / contrast, 0, 255), np.uint8)
+
+
+def _correlation_after_affine(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
+    """The correlation after the best affine map; -1 where none is found."""
+    unmoved = np.eye(2, 3, dtype=np.float32)
+    try:
+        correlation, _ = cv2.findTransformECC(one, other, unmoved, cv2.MOTION_AFFINE, _AFFINE_ENDS, _MIDDLE, 1)
+    except cv2.error:  # no convergence
+        return -1.0
+    return float(correlation)
 
 
 def _very_small(pixels: Pixels) -> Pixels:

@@ -61,7 +61,7 @@ class AttributeReader(Protocol):
     def read(self, aligned: Pixels) -> FaceAttributes:
         """Read uint8[160, 160, 3] BGR, eyes 44 pixels apart. Thread-safe."""
 
-    def glance(self, aligned: Sequence[Pixels]) -> list[FaceAttributes]:
+    def glance(self, crops: Sequence[Pixels]) -> list[FaceAttributes]:
         """Read each at less than half the cost, and less surely: for the frames of a challenge. Thread-safe."""
 
 
@@ -106,12 +106,12 @@ class FaceAttributesModel:
             mirrored[turning] *= -1
         return _attributes({name: (crop[name] + mirrored[name]) / 2 for name in crop})
 
-    def glance(self, aligned: Sequence[Pixels]) -> list[FaceAttributes]:
+    def glance(self, crops: Sequence[Pixels]) -> list[FaceAttributes]:
         """Read crops without their mirror images, in one run: eight cost a fifth less so than in eight runs.
 
         Of 596 photos the yaw is 0.8 degrees (median) from that of `read`. Thread-safe.
         """
-        return [_attributes(crop) for crop in self._run(np.stack(aligned))] if aligned else []
+        return [_attributes(crop) for crop in self._run(np.stack(crops))] if crops else []
 
     def _run(self, crops: npt.NDArray[np.uint8]) -> list[dict[str, float]]:
         """For each of uint8[n, 160, 160, 3] its outputs by their names."""

@@ -47,7 +47,7 @@ class InsightFaceEngine:
     MIN_TRACE_SCORE, TRACE_TO_BLANK = 0.02, 3.0
     # What scores less in the small look is left to the quick one, which sees it better: of 298 shared photos, 251 in
     # place of 245 then end so with YuNet and 227 in place of 201 with SCRFD-500M, and 75 in place of 70 of 100 with
-    # SCRFD-2.5G. None misses a face more, nor loses more of those that were pasted in.
+    # SCRFD-2.5G. No detector misses more faces than without this, or loses more of those that were pasted in.
     SMALL_LOOK_TRACE = 0.2
     # One face seen in several looks gives several boxes, whose overlap (intersection over union) is higher. A box that
     # lies mostly inside a surer one is the same face too: a face within a face is no second person.

@@ -57,8 +57,9 @@ class Pictures:
     cutouts: dict[str, list[Image]] = field(default_factory=dict)
 
     def part(self, number: int, count: int) -> Pictures:
-        """Every `count`-th crop of each label, from `number` on, and all cut-outs."""
-        return Pictures({key: faces[number::count] for key, faces in self.crops.items()}, self.cutouts)
+        """Every `count`-th crop of each label that has so many, from `number` on, and all cut-outs."""
+        enough = {key: faces for key, faces in self.crops.items() if len(faces) >= count}
+        return Pictures({key: faces[number::count] for key, faces in enough.items()}, self.cutouts)
 
 
 def _read(path: Path, flag: int = cv2.IMREAD_COLOR) -> Image:

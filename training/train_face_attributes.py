@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--peaks", type=float, nargs="+", default=[2e-3, 1e-3, 1e-3, 8e-4], help="learning rates")
     parser.add_argument("--softened-epochs", type=float, nargs="+", default=[8.0, 8.0], help="of each softened round")
     parser.add_argument("--start", type=Path, help="weights (.pt) to begin with; they are not in the mean")
-    parser.add_argument("--seed", type=int, default=3, help="of the first round; each later one adds 1")
+    parser.add_argument("--seed", type=int, default=3, help="of the first round; later rounds add to it")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks.turning_faces import as_sent
 from bootstrap import load_engine
-from challenge.judge import Outcome, judge, look_at, require_frame_count
-from challenge.motion import Frame
+from challenge.judge import MIN_UNEVEN, Outcome, judge, look_at, require_frame_count
+from challenge.motion import Frame, Track
 from challenge.steps import CLOSER, LEFT, MAX_FRAMES, ORDERS, RIGHT, STRAIGHT, Attempt
 from engines.base import Engine, Template
 from engines.face_attributes import FaceAttributes, FaceAttributesModel
@@ -138,11 +138,39 @@ def test_a_face_that_moves_by_a_pixel_makes_a_new_frame(judged: Judge) -> None:
     assert failed(judged([moved, *frames])) == []
 
 
-def test_a_side_view_and_its_mirror_image_do_not_show_two_sides(judged: Judge) -> None:
+def sheared(frame: Pixels) -> Pixels:
+    height, width = frame.shape[:2]
+    matrix = np.array([[1, 0.08, -0.04 * height], [0, 1, 0]])
+    return np.asarray(cv2.warpAffine(frame, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE), np.uint8)
+
+
+def lit_from_above(frame: Pixels) -> Pixels:
+    return np.asarray(np.clip(frame * np.linspace(1.25, 0.75, len(frame))[:, None, None], 0, 255), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [lambda frame: frame, sheared, lambda frame: cv2.resize(frame, None, fx=0.9, fy=1), lit_from_above],
+    ids=["as it is", "askew", "narrower", "lit from above"],
+)
+def test_a_side_view_and_its_mirror_image_do_not_show_two_sides(
+    judged: Judge, held: Callable[[Pixels], Pixels]
+) -> None:
     frames = frames_of(STEPS)
-    mirrored = as_sent(np.ascontiguousarray(pixels_of(frames[1])[:, ::-1]), np.random.default_rng(1))
-    frames[STEPS.index(RIGHT)] = mirrored
+    mirrored = np.ascontiguousarray(pixels_of(frames[1])[:, ::-1])
+    frames[STEPS.index(RIGHT)] = as_sent(np.asarray(held(mirrored), np.uint8), np.random.default_rng(1))
     assert "challenge_mirrored" in failed(judged(frames))
+
+
+def test_sides_without_any_detail_are_not_taken_for_two_sides(engine: Engine) -> None:
+    track = Track([seen(engine, data) for data in frames_of(STEPS)])
+    assert track.follow(STEPS)
+    sides = track.sides()
+    assert sides is not None
+    assert track.uneven(sides) > MIN_UNEVEN
+    for frame in track._frames:
+        frame.pixels[:] = 127
+    assert track.uneven(sides) == 0.0
 
 
 def test_a_cut_to_another_place_or_another_light_is_refused(judged: Judge) -> None:

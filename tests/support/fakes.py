@@ -108,8 +108,8 @@ class ScriptedAttributes:
     def read(self, aligned: Pixels) -> FaceAttributes:
         return self.seen
 
-    def glance(self, aligned: Sequence[Pixels]) -> list[FaceAttributes]:
-        return [self.seen] * len(aligned)
+    def glance(self, crops: Sequence[Pixels]) -> list[FaceAttributes]:
+        return [self.seen] * len(crops)
 
 
 # The tiny pack's "faces" are white squares, which no gate for photographs would pass.
