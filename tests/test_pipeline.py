@@ -111,3 +111,19 @@ def test_the_portrait_on_a_card_may_be_smaller_than_a_selfie_by_a_quarter(
         with pytest.raises(FaceError) as refused:
             pipeline.template(data, picture=True)
         assert refused.value.code == code
+
+
+@pytest.mark.parametrize(("sigma", "is_sharp_enough"), [(4.2, True), (5.2, False)])
+def test_the_portrait_on_a_card_may_be_less_sharp_than_a_selfie_by_a_quarter(
+    pipeline: Pipeline, astronaut: Pixels, sigma: float, is_sharp_enough: bool
+) -> None:
+    data = png(np.asarray(cv2.GaussianBlur(astronaut[:320, 80:400], (0, 0), sigma), np.uint8))
+    with pytest.raises(FaceError) as refused:
+        pipeline.template(data)
+    assert refused.value.code == "blurred"
+    if is_sharp_enough:
+        assert float(pipeline.template(png(astronaut)) @ pipeline.template(data, picture=True, enrols=False)) > 0.3
+    else:
+        with pytest.raises(FaceError) as refused:
+            pipeline.template(data, picture=True, enrols=False)
+        assert refused.value.code == "blurred"

@@ -185,6 +185,7 @@ def fit_head(seen: Sequence[Described], labels: Sequence[Floats], seed: int) -> 
     """Train a head on several banks of samples."""
     torch.manual_seed(seed)
     head = Head()
+    # They lift the head's probabilities, as they lift the network's: the limits are chosen on what comes out.
     weights = torch.tensor([POSITIVES.get(name, 1.0) for name in PROBABILITIES])
     optimiser = torch.optim.AdamW(head.parameters(), lr=PEAK, weight_decay=0.05)
     batches = [(bank, first) for bank, one in enumerate(seen) for first in range(0, len(one) - BATCH + 1, BATCH)]
