@@ -42,9 +42,8 @@ def _without_style(name: str) -> str:
     return re.sub(r"[\W_]", "", name).casefold()
 
 
-_BY_STYLELESS_NAME = {_without_style(name): name for name in _KNOWN_FIELDS}
 # `POST /challenges` answers with `frames`. A client that sends them under this name would use its challenge up.
-_BY_STYLELESS_NAME["frames"] = "frame"
+_BY_STYLELESS_NAME = {_without_style(name): name for name in _KNOWN_FIELDS} | {"frames": "frame"}
 
 
 def refuse_fields_in_urls(app: Flask) -> None:

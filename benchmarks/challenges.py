@@ -49,6 +49,7 @@ from bootstrap import load_engine
 from challenge.judge import Outcome, judge, look_at
 from challenge.motion import Frame, size_of
 from challenge.steps import CLOSER, LEFT, MAX_FRAMES, ORDERS, RIGHT, STRAIGHT
+from commands.evaluate.biometrics import wilson
 from engines.base import MEAN_FACE, Engine, Face, Template
 from engines.face_attributes import AttributeReader, FaceAttributesModel
 from engines.insightface_engine import InsightFaceEngine
@@ -415,14 +416,6 @@ def shows(step: str, seen: Seen, straight: Seen | None) -> bool:
         return abs(turned) <= 7 and seen.size >= 1.28 * straight.size
     sign = -1 if step == LEFT else 1
     return min(sign * turned, sign * seen.turn) >= 22
-
-
-def wilson(events: int, of: int) -> tuple[float, float]:
-    """Wilson's interval at 95 % for a share."""
-    z, share = 1.96, events / of
-    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
-    half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def of_the_first_half(person: str) -> bool:

@@ -43,10 +43,12 @@ TELLING_TURN_DEG = 26.0
 ARCHES = (0.0, 0.08, 0.16, 0.25, 0.33)
 # The arch that fits best as it is goes on to the fit of the homography: on 200 attempts this parts heads from bent
 # prints as well as fitting a homography to every arch does, in a quarter of the CPU.
-_ECC_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 15, 1e-3)
-# The eyes and the corners of the mouth change sides in a mirror.
+_PRINT_MOTIONS = (cv2.MOTION_HOMOGRAPHY, cv2.MOTION_AFFINE)
+_PRINT_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 15, 1e-3)
+# The eyes and the corners of the mouth change sides in a mirror. A homography would lay heads over each other, too.
 _MIRRORED_LANDMARKS = [1, 0, 2, 4, 3]
-_AFFINE_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-5)
+_MIRROR_MOTIONS = (cv2.MOTION_AFFINE,)
+_MIRROR_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-5)
 # What is wider than this, in pixels of the crop, is light; so much of the detail's own contrast is a camera's noise.
 _LIGHT_PX, _NOISE = 6.0, 4.0
 # Together with the nose's depth: a rest of this share says nothing, and each doubling of it as much as a seventh of an
@@ -60,6 +62,8 @@ _MIDDLE_ROWS, _MIDDLE_COLUMNS = slice(42, 130, 2), slice(53, 106, 2)
 _COMPARED_SIDE_PX = 32
 _SIDE_PX, _EYES_PX = 64, 20.0
 _ORIGIN_PX = np.array([32.0, 24.0])
+# Mirrors a crop of that side.
+_MIRROR = np.array([[-1.0, 0.0, _SIDE_PX - 1], [0.0, 1.0, 0.0]])
 
 Floats = npt.NDArray[np.float64]
 
@@ -237,22 +241,24 @@ class Track:
         Returns:
             0...2; 0 where it cannot be measured.
         """
-        pairs = [self._one_mirrored(one, other) for one in sides[0] for other in sides[1]]
+        pairs = [pair for one in sides[0] for pair in self._over_mirrored(one, sides[1])]
         alike = [cv2.computeECC(mirrored, other, _MIDDLE) for mirrored, other in pairs]
         if not np.isfinite(alike).all():  # faces without detail
             return 0.0
         likest = int(np.argmax(alike))
-        return 1.0 - max(alike[likest], _correlation_after_affine(*pairs[likest]))
+        return 1.0 - max(alike[likest], _correlation(*pairs[likest], _MIRROR_MOTIONS, _MIRROR_ENDS))
 
-    def _one_mirrored(self, one: int, other: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Crops without light of a face mirrored, and of another that an affine map of the landmarks lays over it."""
+    def _over_mirrored(self, one: int, others: Sequence[int]) -> list[tuple[Pixels, Pixels]]:
+        """Crops without light: a face mirrored, and each other face, laid over it by an affine map of landmarks."""
         to_crop = _crop_matrix(self._landmarks[one])
-        mirrored = np.ascontiguousarray(_grey_crop(self._frames[one].pixels, to_crop)[:, ::-1])
-        landmarks = np.column_stack([self._landmarks[one], np.ones(5)]) @ to_crop.T
-        landmarks = np.column_stack([_SIDE_PX - 1 - landmarks[:, 0], landmarks[:, 1]])[_MIRRORED_LANDMARKS]
-        to_other = np.column_stack(_affine(landmarks, self._landmarks[other]))
-        seen = _grey_crop(self._frames[other].pixels, _inverse(to_other)[:2])
-        return _without_light(mirrored), _without_light(seen)
+        mirrored = _without_light(np.ascontiguousarray(_grey_crop(self._frames[one].pixels, to_crop)[:, ::-1]))
+        landmarks = cv2.transform(self._landmarks[one][None], _joined(_MIRROR, to_crop))[0][_MIRRORED_LANDMARKS]
+        pairs: list[tuple[Pixels, Pixels]] = []
+        for other in others:
+            to_other = np.column_stack(_affine(landmarks, self._landmarks[other]))
+            seen = _grey_crop(self._frames[other].pixels, _inverse(to_other)[:2])
+            pairs.append((mirrored, _without_light(seen)))
+        return pairs
 
     def _unexplained(self, number: int) -> float:
         """1 - the correlation of a turned face with the straight one, after the best arch and homography."""
@@ -263,7 +269,7 @@ class Track:
         sign = 1 if self._yaws[number] < self._centre else -1
         arched = [_arched(straight, sign * arch) for arch in ARCHES]
         likest = max(arched, key=lambda one: cv2.computeECC(one, turned, _MIDDLE))
-        correlation = _correlation(likest, turned)
+        correlation = _correlation(likest, turned, _PRINT_MOTIONS, _PRINT_ENDS)
         # Where no map is found at all, nothing is measured.
         return 1.0 - correlation if correlation > 0 else 0.0
 
@@ -274,16 +280,6 @@ def _without_light(crop: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     detail = grey - cv2.GaussianBlur(grey, (0, 0), _LIGHT_PX)
     contrast = np.sqrt(cv2.GaussianBlur(detail**2, (0, 0), _LIGHT_PX)) + _NOISE
     return np.asarray(np.clip(128 + 40 * detail / contrast, 0, 255), np.uint8)
-
-
-def _correlation_after_affine(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
-    """The correlation after the best affine map; -1 where none is found."""
-    unmoved = np.eye(2, 3, dtype=np.float32)
-    try:
-        correlation, _ = cv2.findTransformECC(one, other, unmoved, cv2.MOTION_AFFINE, _AFFINE_ENDS, _MIDDLE, 1)
-    except cv2.error:  # no convergence
-        return -1.0
-    return float(correlation)
 
 
 def _very_small(pixels: Pixels) -> Pixels:
@@ -322,15 +318,19 @@ def _arched(crop: npt.NDArray[np.uint8], arch: float) -> npt.NDArray[np.uint8]:
     return np.asarray(moved, np.uint8)
 
 
-def _correlation(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
-    """The correlation of two faces' middles after the best homography, or affine map; 0 if none is found."""
-    for motion, start in ((cv2.MOTION_HOMOGRAPHY, np.eye(3)), (cv2.MOTION_AFFINE, np.eye(2, 3))):
+def _correlation(
+    one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8], motions: Sequence[int], ends: tuple[int, int, float]
+) -> float:
+    """The correlation of two faces' middles after the best map of the first of `motions` that converges; -1 if none
+    does."""
+    for motion in motions:
+        start = np.eye(3 if motion == cv2.MOTION_HOMOGRAPHY else 2, 3, dtype=np.float32)
         try:
-            correlation, _ = cv2.findTransformECC(one, other, start.astype(np.float32), motion, _ECC_ENDS, _MIDDLE, 1)
+            correlation, _ = cv2.findTransformECC(one, other, start, motion, ends, _MIDDLE, 1)
         except cv2.error:  # no convergence
             continue
         return float(correlation)
-    return 0.0
+    return -1.0
 
 
 def size_of(face: Face) -> float:

@@ -19,7 +19,7 @@ import onnxruntime
 import teachers
 import torch
 from labels import LEFT, PROBABILITIES, TOP
-from network import POSITIVES
+from network import cross_entropy
 from numpy.typing import NDArray
 from overlays import Image
 from torch import nn
@@ -38,7 +38,6 @@ SLOPE = 0.1
 # The iris network's last maps of an eye: 4x4 and 2x2 cells of 128 channels.
 EYE_MAPS = ("t260", "t317")
 EYE_FEATURES = 128 * (16 + 4)
-EYE_INPUT = 64
 # Half the side of an eye's square, and its centre, in pixels of a view: 1.15 eye widths, as `teachers.EyeState` has it.
 EYE_HALF = 26.0
 EYE_CENTRES = ((57.5 - LEFT, 63.5 - TOP), (101.5 - LEFT, 63.5 - TOP))
@@ -68,12 +67,10 @@ class Axes:
 
 
 def _cut(model: Path, outputs: Sequence[str]) -> onnxruntime.InferenceSession:
-    """A network's first layers, down to `outputs`, on one thread."""
+    """A network's first layers, down to `outputs`."""
     whole = onnx.shape_inference.infer_shapes(onnx.load(model))
     part = onnx.utils.Extractor(whole).extract_model([whole.graph.input[0].name], list(outputs))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    return onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return teachers.session(part.SerializeToString())
 
 
 _recogniser: onnxruntime.InferenceSession
@@ -84,20 +81,17 @@ _axes: Axes | None
 def _load(data: Path, pack: Path, axes: Axes | None) -> None:
     global _recogniser, _iris, _axes  # noqa: PLW0603 - each worker's own
     cv2.setNumThreads(1)
-    _recogniser, _iris = (
-        _cut(pack / "rec.onnx", list(MAPS)),
-        _cut(data / "teachers" / "mediapipe_iris_landmark.onnx", EYE_MAPS),
-    )
+    _recogniser = _cut(pack / "rec.onnx", list(MAPS))
+    _iris = _cut(data / "teachers" / "mediapipe_iris_landmark.onnx", EYE_MAPS)
     _axes = axes
 
 
 def _maps(view: Image) -> list[Floats]:
     """The recogniser's maps, float32 [49, channels] each, of uint8 BGR [128, 128, 3]."""
     matrix = teachers.similarity(teachers.CROP_POINTS - (LEFT, TOP), teachers.RECOGNISER_POINTS)
-    face = cv2.warpAffine(view, matrix, (112, 112), borderMode=cv2.BORDER_REPLICATE)
-    image = (cv2.cvtColor(face, cv2.COLOR_BGR2RGB).astype(np.float32) - 127.5) / 127.5
+    image = teachers.recogniser_input(view, matrix)
     found = []
-    for seen in _recogniser.run(list(MAPS), {_recogniser.get_inputs()[0].name: image.transpose(2, 0, 1)[None]}):
+    for seen in _recogniser.run(list(MAPS), {_recogniser.get_inputs()[0].name: image}):
         bent = np.maximum(seen[0], SLOPE * seen[0])
         side = bent.shape[1] // 7
         cells = bent.reshape(len(bent), 7, side, 7, side).mean((2, 4))
@@ -106,14 +100,11 @@ def _maps(view: Image) -> list[Floats]:
 
 
 def _eyes(view: Image) -> Floats:
-    """What the iris network sees in both eyes, float32 [2, 2560]; it knows left eyes, so one is mirrored."""
-    scale = EYE_INPUT / (2 * EYE_HALF)
+    """What the iris network sees in both eyes, float32 [2, 2560]."""
     found = []
-    for mirrored, (x, y) in zip((True, False), EYE_CENTRES, strict=True):
-        matrix = np.array([[scale, 0, EYE_INPUT / 2 - x * scale], [0, scale, EYE_INPUT / 2 - y * scale]])
-        eye = cv2.warpAffine(view, matrix, (EYE_INPUT, EYE_INPUT), borderMode=cv2.BORDER_REPLICATE)
-        image = cv2.cvtColor(eye, cv2.COLOR_BGR2RGB).astype(np.float32)[None] / 255
-        seen = _iris.run(list(EYE_MAPS), {"image": np.ascontiguousarray(image[:, :, ::-1]) if mirrored else image})
+    for mirrored, centre in zip((True, False), EYE_CENTRES, strict=True):
+        eye = teachers.square(view, centre, EYE_HALF, teachers.IRIS_INPUT)
+        seen = _iris.run(list(EYE_MAPS), {"image": teachers.iris_input(eye, mirrored=mirrored)})
         found.append(np.concatenate([one.reshape(-1) for one in seen]))
     return np.asarray(found, np.float32)
 
@@ -185,8 +176,6 @@ def fit_head(seen: Sequence[Described], labels: Sequence[Floats], seed: int) -> 
     """Train a head on several banks of samples."""
     torch.manual_seed(seed)
     head = Head()
-    # They lift the head's probabilities, as they lift the network's: the limits are chosen on what comes out.
-    weights = torch.tensor([POSITIVES.get(name, 1.0) for name in PROBABILITIES])
     optimiser = torch.optim.AdamW(head.parameters(), lr=PEAK, weight_decay=0.05)
     batches = [(bank, first) for bank, one in enumerate(seen) for first in range(0, len(one) - BATCH + 1, BATCH)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, PEAK, total_steps=EPOCHS * len(batches), pct_start=0.1)
@@ -197,14 +186,10 @@ def fit_head(seen: Sequence[Described], labels: Sequence[Floats], seed: int) -> 
             bank, first = batches[number]
             rows = orders[bank][first : first + BATCH]
             truth = torch.from_numpy(labels[bank][rows, : len(PROBABILITIES)])
-            each = nn.functional.binary_cross_entropy_with_logits(
-                head(*_inputs(seen[bank], rows)),
-                truth.clamp(min=0) * 0.97 + 0.015,
-                reduction="none",
-                pos_weight=weights,
-            )
+            # What is rare weighs more here and in the network: the limits are chosen on what comes out.
+            each = cross_entropy(head(*_inputs(seen[bank], rows)), truth)
             optimiser.zero_grad()
-            (each * (truth >= 0)).sum(1).mean().backward()  # type: ignore[no-untyped-call]
+            each.sum(1).mean().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
     return head.eval()

@@ -112,21 +112,25 @@ WEIGHTS = {
 POSITIVES = {"sunglasses": 1.5, "other": 1.5, "shut": 3.0}
 
 
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of each of PROBABILITIES [n, 9], softened a little against wrong labels; 0 of unknown ones."""
+    positive = torch.tensor([POSITIVES.get(name, 1.0) for name in PROBABILITIES])
+    soft = labels.clamp(min=0) * 0.97 + 0.015
+    each = nn.functional.binary_cross_entropy_with_logits(logits, soft, reduction="none", pos_weight=positive)
+    return each * (labels >= 0)
+
+
 def loss_of(found: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """One loss a sample [n]: cross-entropy over the known labels, softened a little against wrong ones, and smooth L1
-    of the known quantities."""
+    """One loss a sample [n]: cross-entropy over the known labels, and smooth L1 of the known quantities."""
     count = len(PROBABILITIES)
     weights = torch.tensor([WEIGHTS.get(name, 1.0) for name in OUTPUTS])
-    positive = torch.tensor([POSITIVES.get(name, 1.0) for name in PROBABILITIES])
-    known = (labels[:, :count] >= 0).float() * weights[:count]
-    soft = labels[:, :count].clamp(min=0) * 0.97 + 0.015
-    each = nn.functional.binary_cross_entropy_with_logits(found[:, :count], soft, reduction="none", pos_weight=positive)
+    each = cross_entropy(found[:, :count], labels[:, :count]) * weights[:count]
     measured = labels[:, count:].isfinite().float() * weights[count:]
     # Most faces are not stretched: without this the answer is drawn towards that.
     measured[:, STRETCH - count] *= torch.where(labels[:, STRETCH].abs() < 0.02, 0.3, 2.0)
     target = torch.nan_to_num(labels[:, count:]) / torch.from_numpy(UNITS)
     off = nn.functional.smooth_l1_loss(found[:, count:], target, reduction="none", beta=0.15)
-    return (each * known).sum(1) + (off * measured).sum(1)
+    return each.sum(1) + (off * measured).sum(1)
 
 
 BATCH = 64

@@ -19,6 +19,7 @@ Points = NDArray[np.float64]
 
 # The mesh network sees 1.5 times the face box; the box of a mean face in the crop is 117 pixels high.
 MESH_CENTRE, MESH_PART, MESH_INPUT = (80.0, 88.0), 176.0, 192
+IRIS_INPUT = 64
 # Both eyes' outlines in the mesh: the corners, the upper and the lower lid from the outer to the inner corner.
 EYE_OUTLINES = (
     {"upper": (33, 246, 161, 160, 159, 158, 157, 173, 133), "lower": (33, 7, 163, 144, 145, 153, 154, 155, 133)},
@@ -35,11 +36,14 @@ RECOGNISER_POINTS = np.array(
 CROP_POINTS = np.array([[57.5, 63.5], [101.5, 63.5], [79.5, 89.9], [59.7, 107.94], [99.3, 107.94]])
 
 
-def session(path: Path) -> onnxruntime.InferenceSession:
+def session(model: Path | bytes) -> onnxruntime.InferenceSession:
     """One network on one thread, as each worker has its own."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options.log_severity_level = 3  # part of a network leaves weights unused, which it warns of one by one
+    return onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def similarity(source: Points, target: Points) -> NDArray[np.float64]:
@@ -103,6 +107,13 @@ def angles(turn: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.rad2deg([np.arctan2(turn[0, 2], turn[2, 2]), pitch, np.arctan2(turn[1, 0], turn[1, 1])])
 
 
+def recogniser_input(crop: Image, matrix: NDArray[np.float64]) -> NDArray[np.float32]:
+    """float32 [1, 3, 112, 112]: what a recogniser sees of uint8 BGR `crop`, which `matrix` maps to its pixels."""
+    face = cv2.warpAffine(crop, matrix, (112, 112), borderMode=cv2.BORDER_REPLICATE)
+    image = (cv2.cvtColor(face, cv2.COLOR_BGR2RGB).astype(np.float32) - 127.5) / 127.5
+    return np.asarray(image.transpose(2, 0, 1)[None], np.float32)
+
+
 class Recogniser:
     """SFace, as the compact model's pack has it: how alike the service will find two crops."""
 
@@ -112,9 +123,8 @@ class Recogniser:
 
     def embedding(self, crop: Image) -> NDArray[np.float32]:
         """float32 [128], of length 1."""
-        face = cv2.warpAffine(crop, self._matrix, (112, 112), borderMode=cv2.BORDER_REPLICATE)
-        image = (cv2.cvtColor(face, cv2.COLOR_BGR2RGB).astype(np.float32) - 127.5) / 127.5
-        found = self._session.run(None, {self._session.get_inputs()[0].name: image.transpose(2, 0, 1)[None]})[0][0]
+        image = recogniser_input(crop, self._matrix)
+        found = self._session.run(None, {self._session.get_inputs()[0].name: image})[0][0]
         return np.asarray(found / np.linalg.norm(found), np.float32)
 
 
@@ -158,10 +168,7 @@ class EyeState:
         """Area over squared width of the lids' outline of the wider eye, by MediaPipe's iris network."""
         best = 0.0
         for side, outline in enumerate(EYE_OUTLINES):
-            eye = _eye(crop, mesh, outline, 1.15, 64)
-            if side == 0:  # the network knows left eyes
-                eye = np.ascontiguousarray(eye[:, ::-1])
-            image = cv2.cvtColor(eye, cv2.COLOR_BGR2RGB).astype(np.float32)[None] / 255
+            image = iris_input(_eye(crop, mesh, outline, 1.15, IRIS_INPUT), mirrored=side == 0)
             points = self._iris.run(None, {"image": image})[0].reshape(71, 3)[:16, :2].astype(np.float32)
             lids = np.concatenate([points[:9], points[:8:-1]])
             best = max(best, float(cv2.contourArea(lids)) / max(1.0, float(np.ptp(points[:, 0]))) ** 2)
@@ -171,7 +178,17 @@ class EyeState:
 def _eye(crop: Image, mesh: Points, outline: dict[str, tuple[int, ...]], reach: float, side: int) -> Image:
     """A square of `side` pixels about one eye, `reach` eye widths to each side."""
     upper = mesh[list(outline["upper"]), :2]
-    centre, half = upper.mean(0), reach * np.ptp(upper[:, 0])
+    return square(crop, upper.mean(0), float(reach * np.ptp(upper[:, 0])), side)
+
+
+def iris_input(eye: Image, *, mirrored: bool) -> NDArray[np.float32]:
+    """float32 [1, 64, 64, 3] of a square about an eye; the iris network knows left eyes, so a right one is mirrored."""
+    seen = np.ascontiguousarray(eye[:, ::-1]) if mirrored else eye
+    return np.asarray(cv2.cvtColor(seen, cv2.COLOR_BGR2RGB).astype(np.float32)[None] / 255, np.float32)
+
+
+def square(crop: Image, centre: Sequence[float] | Points, half: float, side: int) -> Image:
+    """A square of `side` pixels, cut out from `half` pixels to each side of `centre`."""
     scale = side / (2 * half)
     matrix = np.array([[scale, 0, side / 2 - centre[0] * scale], [0, scale, side / 2 - centre[1] * scale]])
     return cv2.warpAffine(crop, matrix, (side, side), borderMode=cv2.BORDER_REPLICATE)
