@@ -161,7 +161,7 @@ def aligned_face(image: Pixels, face: Face) -> Pixels:
     return cut_out(image, _alignment(face), FRAME_SIDE_PX)
 
 
-# From this measured stretch on, the duplicate search looks for the face unstretched, too. 12 in 100 photos that nobody
+# From this measured stretch on, the duplicate search looks for the face unstretched, too. 14 in 100 photos that nobody
 # stretched measure as much.
 MIN_STRETCH_TO_UNDO = 1.1
 # What is cut out around the face for that, in sides of its box to every side: the recogniser's crop and more.
