@@ -217,8 +217,9 @@ class Importer:
         return _line(photo, "photo_added", user_id, "")
 
     def _duplicate_message(self, photo: ProcessedPhoto) -> str:
-        best = None if photo.template is None else self._gallery.search(photo.template)
-        path = self._path_of.get(best.user_id) if best is not None else None
+        views = [view for view in (photo.template, photo.unstretched) if view is not None]
+        found = [best for view in views if (best := self._gallery.search(view)) is not None]
+        path = self._path_of.get(max(found, key=lambda best: best.cosine).user_id) if found else None
         return f"the same face as {path}" if path else CODES["duplicate_face"][1]
 
 
