@@ -80,6 +80,7 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
         "missing_scope": "This API key does not allow that: it lacks the scope {scope}.",
         "not_from_here": "Without API keys this service answers only its own machine, and no proxy.",
         "foreign_origin": "Pages of this web origin may not call this service.",
+        "still_running": "An earlier attempt of this request is not finished yet. Please try again shortly.",
         "locked_out": "Too many failed attempts for this user_id. Please try again later.",
         "unreadable_file": "The file cannot be read.",
         "file_limit": "The photo's file is larger than {mebibytes} MiB.",

@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 # comparisons between 30 people matched (the highest similarity was 0.46), and 69 % of the matches of one person did
 # (compact model). docs/concepts.md says what it is good for.
 UPDATE_MARGIN = 0.15
+# A client that tries five times, as in docs/clients.md, outlasts `store.challenges.IN_USE_SECONDS`: then it is told that
+# the challenge is used up.
+RETRY_RUNNING_S = "3"
 
 
 def add_routes(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -> None:
@@ -383,16 +386,20 @@ def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
 def enrolling_attempt(settings: Settings, parts: Parts, request_key: str | None) -> Attempt | None:
     """Use the challenge of a request that stores a photo; raises as `read_attempt`.
 
-    A retry after a lost answer sends the challenge that its first attempt has used. It gets that attempt's answer, also
-    when the challenge is forgotten.
+    A retry after a lost answer sends the challenge that its first attempt has used, or a new one. It gets that
+    attempt's answer, which no challenge can change any more. While the first attempt may still run, the retry is told
+    `overloaded`: to send the same again.
     """
+    if request_key is not None and parts.gallery.enrolled_by(request_key) is not None:
+        return None
     try:
         return read_attempt(settings, parts.store)
     except FaceError as error:
-        is_over = error.code in ("challenge_used", "challenge_expired")
-        if not is_over or request_key is None or parts.gallery.enrolled_by(request_key) is None:
+        if error.code != "challenge_used" or request_key is None:
             raise
-        return None
+        if not parts.store.is_in_use(request.form["challenge_id"], challenge_owner()):
+            raise
+        raise FaceError("overloaded", "still_running", headers={"Retry-After": RETRY_RUNNING_S}) from error
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pymongo.write_concern import WriteConcern
 
 from engines.base import Template
 from errors import FaceError
-from store.challenges import MAX_KEPT, Challenge, over, require_in_time
+from store.challenges import MAX_KEPT, Challenge, in_time, is_fresh, over
 from store.documents import (
     DAY_S,
     MAX_SEQ,
@@ -381,7 +381,7 @@ class MongoStore:
             "owner": challenge.owner,
             "steps": list(challenge.steps),
             "issued_at": challenge.issued_at,
-            "used": False,
+            "used": False,  # then the moment, in seconds since the epoch
         }
         with unavailable_on(PyMongoError, BSONError):
             self._challenges.delete_many({"$or": [{"issued_at": {"$lt": first}}, {"issued_at": {"$gt": last}}]})
@@ -392,13 +392,20 @@ class MongoStore:
             self._challenges.insert_one(kept)
 
     def use_challenge(self, challenge_id: str, owner: str) -> Challenge:
-        ours = {"_id": challenge_id, "owner": owner}
+        ours, now = {"_id": challenge_id, "owner": owner}, time.time()
+        first, last = in_time(now)
+        usable = {**ours, "used": False, "issued_at": {"$gte": first, "$lte": last}}
         with unavailable_on(PyMongoError, BSONError):
-            found = self._challenges.find_one_and_update({**ours, "used": False}, {"$set": {"used": True}})
+            found = self._challenges.find_one_and_update(usable, {"$set": {"used": now}})
             if found is None:
-                used = self._challenges.find_one(ours, {"_id": 1}) is not None
+                used = self._challenges.find_one({**ours, "used": {"$ne": False}}, {"_id": 1}) is not None
                 raise FaceError("challenge_used" if used else "challenge_expired")
-        return require_in_time(Challenge(challenge_id, owner, tuple(found["steps"]), found["issued_at"]))
+        return Challenge(challenge_id, owner, tuple(found["steps"]), found["issued_at"])
+
+    def is_in_use(self, challenge_id: str, owner: str) -> bool:
+        with unavailable_on(PyMongoError, BSONError):
+            found = self._challenges.find_one({"_id": challenge_id, "owner": owner}, {"used": 1})
+        return found is not None and is_fresh(found["used"], time.time())
 
     def give_back(self, challenge_id: str, owner: str) -> None:
         with unavailable_on(PyMongoError, BSONError):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from errors import FaceError
-from store.challenges import MAX_KEPT, Challenge, over, require_in_time
+from store.challenges import MAX_KEPT, Challenge, in_time, is_fresh, over
 from store.documents import (
     MAX_SEQ,
     PAGE_RECORDS,
@@ -86,7 +86,7 @@ class SqliteStore:
         "CREATE TABLE IF NOT EXISTS seen (user_id TEXT PRIMARY KEY, day INTEGER NOT NULL) WITHOUT ROWID",
         """CREATE TABLE IF NOT EXISTS challenges (
             challenge_id TEXT PRIMARY KEY, owner TEXT NOT NULL, steps TEXT NOT NULL, issued_at REAL NOT NULL,
-            used INTEGER NOT NULL) WITHOUT ROWID""",
+            used INTEGER NOT NULL) WITHOUT ROWID""",  # when it was used, in seconds since the epoch; 0: not yet
         "CREATE INDEX IF NOT EXISTS challenges_age ON challenges (issued_at)",
         "CREATE INDEX IF NOT EXISTS challenges_owner ON challenges (owner, issued_at)",
     )
@@ -370,18 +370,22 @@ class SqliteStore:
 
     def use_challenge(self, challenge_id: str, owner: str) -> Challenge:
         with self._writing() as connection:
-            used = connection.execute(
-                "UPDATE challenges SET used = 1 WHERE challenge_id = ? AND owner = ? AND used = 0",
-                (challenge_id, owner),
-            ).rowcount
+            now = time.time()
+            first, last = in_time(now)
             row = connection.execute(
-                "SELECT steps, issued_at FROM challenges WHERE challenge_id = ? AND owner = ?", (challenge_id, owner)
+                "SELECT steps, issued_at, used FROM challenges WHERE challenge_id = ? AND owner = ?",
+                (challenge_id, owner),
             ).fetchone()
-        if row is None:
-            raise FaceError("challenge_expired")
-        if not used:
-            raise FaceError("challenge_used")
-        return require_in_time(Challenge(challenge_id, owner, tuple(row[0].split()), row[1]))
+            if row is None or not (row[2] or first <= row[1] <= last):
+                raise FaceError("challenge_expired")
+            if row[2]:
+                raise FaceError("challenge_used")
+            connection.execute("UPDATE challenges SET used = ? WHERE challenge_id = ?", (now, challenge_id))
+        return Challenge(challenge_id, owner, tuple(row[0].split()), row[1])
+
+    def is_in_use(self, challenge_id: str, owner: str) -> bool:
+        rows = self._query("SELECT used FROM challenges WHERE challenge_id = ? AND owner = ?", challenge_id, owner)
+        return any(is_fresh(row["used"], time.time()) for row in rows)
 
     def give_back(self, challenge_id: str, owner: str) -> None:
         with self._writing() as connection:

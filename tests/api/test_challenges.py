@@ -21,7 +21,7 @@ from engines.base import Engine
 from engines.face_attributes import FaceAttributesModel
 from gallery.decisions import Gallery
 from settings import PROJECT, Settings
-from store.challenges import CHALLENGE_SECONDS, KEPT_SECONDS
+from store.challenges import CHALLENGE_SECONDS, IN_USE_SECONDS, KEPT_SECONDS
 from store.records import RecordStore
 from store.sqlite import SqliteStore
 from tests.support.application import make_app
@@ -320,13 +320,48 @@ def test_a_retry_of_a_sign_up_after_a_lost_answer_gets_the_first_answer(
     first, second = send(*sent), send(*sent)
     assert first.status_code == second.status_code == 200
     assert first.json["user_id"] == second.json["user_id"]
-    other_key = send(*sent[:-1], {"Idempotency-Key": "another"})
-    assert outcome(other_key) == (409, "challenge_used")
     real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + IN_USE_SECONDS + 1)
+    assert outcome(send(*sent[:-1], {"Idempotency-Key": "another"})) == (409, "challenge_used")
     monkeypatch.setattr(time, "time", lambda: real() + KEPT_SECONDS + 1)
     ask(client)  # now the first challenge is forgotten
     assert send(*sent).json["user_id"] == first.json["user_id"]
     assert outcome(send(*sent[:-1], {"Idempotency-Key": "another"})) == (422, "challenge_expired")
+
+
+def test_a_retry_gets_the_first_answer_also_with_a_new_challenge_which_it_does_not_use_up(client: Any) -> None:
+    challenge, key = ask(client), {"Idempotency-Key": "once"}
+    first = send(client, "/signUp", challenge["challenge_id"], frames_of(challenge["steps"]), key)
+    new = ask(client)
+    again = send(client, "/signUp", new["challenge_id"], frames_of(new["steps"], "flat"), key)
+    assert again.json["user_id"] == first.json["user_id"]
+    assert outcome(send(client, "/compare", new["challenge_id"], frames_of(new["steps"]))) == (200, "ok")
+
+
+def test_a_retry_while_the_first_attempt_still_runs_is_told_to_come_again_and_then_gets_its_answer(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    challenge = ask(client)
+    sent = (client, "/signUp", challenge["challenge_id"], frames_of(challenge["steps"]), {"Idempotency-Key": "once"})
+    judged, go_on, answers = threading.Event(), threading.Event(), list[Any]()
+    enrol = Gallery.enrol
+
+    def slow(*arguments: Any, **named: Any) -> str:
+        judged.set()
+        assert go_on.wait(60)
+        return enrol(*arguments, **named)
+
+    monkeypatch.setattr(Gallery, "enrol", slow)
+    first = threading.Thread(target=lambda: answers.append(send(*sent)))
+    first.start()
+    assert judged.wait(60)
+    early = send(*sent)
+    without_key = send(*sent[:-1])
+    go_on.set()
+    first.join()
+    assert (outcome(early), int(early.headers["Retry-After"])) == ((503, "overloaded"), 3)
+    assert outcome(without_key) == (409, "challenge_used")
+    assert send(*sent).json["user_id"] == answers[0].json["user_id"]
 
 
 def test_hints_for_the_steps_are_translated(client: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 import store.mongo
 import store.sqlite
 from errors import FaceError
-from store.challenges import CHALLENGE_SECONDS, CLOCK_SKEW_S, KEPT_SECONDS, new_challenge
+from store.challenges import CHALLENGE_SECONDS, CLOCK_SKEW_S, IN_USE_SECONDS, KEPT_SECONDS, new_challenge
 from store.records import RecordStore
 from store.sqlite import SqliteStore
 from tests.support.databases import Database
@@ -107,7 +107,32 @@ def test_a_challenge_ends_with_its_time_whichever_way_the_clock_jumps(
     opened.add_challenge(challenge)
     monkeypatch.setattr(time, "time", lambda: challenge.issued_at + jump_s)
     assert code_of_use(opened, challenge.challenge_id) == expected
-    assert code_of_use(opened, challenge.challenge_id) == "challenge_used"
+
+
+def test_a_process_with_a_wrong_clock_does_not_use_a_challenge_up(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, challenge = database.open(), new_challenge(OWNER, STEPS)
+    opened.add_challenge(challenge)
+    with monkeypatch.context() as wrong:
+        wrong.setattr(time, "time", lambda: challenge.issued_at - 3600)
+        assert code_of_use(opened, challenge.challenge_id) == "challenge_expired"
+    assert [code_of_use(opened, challenge.challenge_id) for _ in range(2)] == ["ok", "challenge_used"]
+
+
+def test_a_challenge_is_in_use_for_some_seconds_after_its_use(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, challenge = database.open(), new_challenge(OWNER, STEPS)
+    opened.add_challenge(challenge)
+    assert not opened.is_in_use(challenge.challenge_id, OWNER)
+    assert code_of_use(opened, challenge.challenge_id) == "ok"
+    assert opened.is_in_use(challenge.challenge_id, OWNER)
+    assert not opened.is_in_use(challenge.challenge_id, "b" * 64)
+    assert not opened.is_in_use("unknown", OWNER)
+    used = time.time()
+    monkeypatch.setattr(time, "time", lambda: used + IN_USE_SECONDS + 1)
+    assert not opened.is_in_use(challenge.challenge_id, OWNER)
 
 
 @pytest.mark.parametrize("jump_s", [KEPT_SECONDS + 1, -KEPT_SECONDS - 1])
