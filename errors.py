@@ -86,6 +86,15 @@ SENTENCES: Mapping[str, str] = MappingProxyType(
         "file_limit": "The photo's file is larger than {mebibytes} MiB.",
         "side_limit": "A side of the photo is longer than {pixels} pixels.",
         "pixel_limit": "The photo has {width}x{height} pixels; at most {megapixels} megapixels are read.",
+        # A frame's sentence instead of its code's own.
+        "frame_empty_file": "Frame {frame} is empty.",
+        "frame_file_too_large": "The file of frame {frame} is larger than {kibibytes} KiB.",
+        "frame_image_too_large": "Frame {frame} has too many pixels.",
+        "frame_unreadable_image": "Frame {frame} is damaged and could not be read.",
+        "frame_unsupported_format": "Frame {frame} is not a JPG, PNG, WebP or HEIC file.",
+        "request_limit": "The request is larger than {request} MiB; a photo may have {mebibytes} MiB.",
+        "challenges_off": "The field '{field}' is not read: this route takes no challenges, as the service is set.",
+        "malformed_form": "The form is damaged or cut off and could not be read.",
         "accepted": "The photo passes every check.",
         "faces_match": "The faces match.",
         "faces_differ": "The faces do not match.",
@@ -133,6 +142,7 @@ class FaceError(Exception):
         super().__init__(f"{code}: {self.message}")
 
 
-def too_large(max_file_bytes: int) -> FaceError:
-    """`file_too_large`, with the limit in its sentence."""
-    return FaceError("file_too_large", "file_limit", values={"mebibytes": f"{max_file_bytes / 2**20:.3g}"})
+def too_large(max_file_bytes: int, max_request_bytes: int | None = None) -> FaceError:
+    """`file_too_large`, with the limit in its sentence, and that of a request which may hold more than one photo."""
+    values = {"mebibytes": f"{max_file_bytes / 2**20:.3g}", "request": f"{(max_request_bytes or 0) / 2**20:.3g}"}
+    return FaceError("file_too_large", "request_limit" if max_request_bytes else "file_limit", values=values)

@@ -97,6 +97,7 @@ NEARER_HINTS = {
     "hand": "Take your hand off your face.",
     "glare": "Tilt your head a little until your glasses no longer reflect the light, or take them off.",
     "challenge_frames": "Do every step until the app has seen it, and begin again if it takes too long.",
+    "challenge_too_many": "Begin again, and do the steps a little faster: the app sent too many pictures.",
     "challenge_faces": "Keep your whole face in the picture until the last step.",
     "challenge_alone": "Make sure that nobody else is in the picture until the last step.",
     "challenge_steps": "Do each step in its order, far enough, and no other: turn your head by about 30 degrees.",

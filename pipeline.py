@@ -17,7 +17,7 @@ from engines.base import ENOUGH_SIDE, FRAME_SIDE, Engine, Face, Template
 from engines.face_attributes import AttributeReader
 from engines.liveness import Liveness
 from engines.model_slots import NOBODY, Client, ModelSlots
-from errors import FaceError
+from errors import SENTENCES, FaceError
 from face_checks import Check, CheckedFace
 from photos.decoding_cost import decoding_seconds
 from photos.pixels import Photo, Pixels
@@ -145,8 +145,14 @@ class Pipeline:
                 longest_side=FRAME_SIDE,
             )
         except FaceError as error:
-            error.fields.update(field="frame", frame=number)
-            raise
+            sentence = f"frame_{error.code}"
+            raise FaceError(
+                error.code,
+                sentence if sentence in SENTENCES else error.sentence,
+                values={**error.values, "frame": number, "kibibytes": MAX_FRAME_BYTES // 1024},
+                fields={**error.fields, "field": "frame", "frame": number},
+                headers=error.headers,
+            ) from error
         return photo.pixels
 
     def unchecked_template(self, data: bytes) -> Template:

@@ -96,6 +96,14 @@ class Access:
         if self._lockout and self._api_keys.needed:
             self._count(self._lockout, "claim", user_id, sentence="locked_out")
 
+    def require_unlocked(self, user_id: str) -> None:
+        """Count nothing; FaceError `rate_limited` while that person is locked out."""
+        lockout = self._lockout
+        if lockout is None or not self._api_keys.needed:
+            return
+        if not self._ask_storage(lambda: self._limiter.test(lockout, "claim", user_id)):
+            raise self._limited(lockout, "claim", user_id, "locked_out")
+
     def forget_claims(self, user_id: str) -> None:
         """Forget the failed 1:1 comparisons with a person who has now been verified."""
         lockout = self._lockout
@@ -188,11 +196,14 @@ class Access:
 
     def _count(self, item: RateLimitItem, kind: str, subject: str, *, sentence: str | None = None) -> None:
         """Count one event of a subject; FaceError `rate_limited`."""
-        if self._ask_storage(lambda: self._limiter.hit(item, kind, subject)):
-            return
+        if not self._ask_storage(lambda: self._limiter.hit(item, kind, subject)):
+            raise self._limited(item, kind, subject, sentence)
+
+    def _limited(self, item: RateLimitItem, kind: str, subject: str, sentence: str | None) -> FaceError:
+        """The error `rate_limited`, with the seconds to wait."""
         reset = self._ask_storage(lambda: self._limiter.get_window_stats(item, kind, subject).reset_time)
         wait = max(1, math.ceil(reset - time.time()))
-        raise FaceError("rate_limited", sentence, headers={"Retry-After": str(wait)})
+        return FaceError("rate_limited", sentence, headers={"Retry-After": str(wait)})
 
     def _ask_storage(self, ask: Callable[[], Result]) -> Result:
         """Ask the storage of the limits; FaceError `not_ready` while it is out of reach."""

@@ -16,6 +16,8 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser, MultiPartParser
 from werkzeug.sansio.multipart import Data, Epilogue, Event, Field, File, MultipartDecoder, NeedData
 
+from errors import FaceError
+
 # The form fields of all routes, by their kind.
 PHOTO_FIELDS = frozenset({"file", "file1", "file2", "frame"})
 TEXT_FIELDS = frozenset({"threshold", "user_id", "challenge_id"})
@@ -44,32 +46,37 @@ class _FormParser(FormDataParser):
     def parse(
         self, stream: IO[bytes], mimetype: str, content_length: int | None, options: dict[str, str] | None = None
     ) -> tuple[IO[bytes], Any, Any]:
-        """Parse a form as the base class does; one that cannot be parsed is empty."""
+        """Parse a form as the base class does; FaceError `bad_request` for one that is malformed or cut off."""
         boundary = (options or {}).get("boundary", "")
-        if mimetype != "multipart/form-data" or not boundary:
+        if mimetype != "multipart/form-data":
             return super().parse(stream, mimetype, content_length, options)
+        first = stream.read(READ_BYTES)
+        if not first:  # some clients name the type of a form that they do not send
+            return stream, self.cls(), self.cls()
         try:
-            texts, files = self._parts(stream, boundary.encode("ascii"), content_length)
-        except ValueError:
-            texts, files = [], []
+            texts, files = self._parts(first, stream, boundary.encode("ascii"), content_length)
+        except ValueError as error:
+            raise FaceError("bad_request", "malformed_form") from error
         return stream, self.cls(texts), self.cls(files)
 
     def _parts(
-        self, stream: IO[bytes], boundary: bytes, content_length: int | None
+        self, first: bytes, stream: IO[bytes], boundary: bytes, content_length: int | None
     ) -> tuple[list[tuple[str, str]], list[tuple[str, FileStorage]]]:
-        """The form's texts and files, by their names.
+        """The texts and files, by their names, of the form that begins with `first` and goes on in `stream`.
 
         Raises:
             RequestEntityTooLarge: too many parts, or a text that is too long.
             ValueError: the form is malformed.
         """
+        if not boundary:
+            raise ValueError("no boundary")
         most_bytes = self.max_form_memory_size or 0
         decoder = _Decoder(boundary, most_bytes, max_parts=self.max_form_parts)
         library = MultiPartParser(self.stream_factory)
         texts, files = list[tuple[str, str]](), list[tuple[str, FileStorage]]()
         part: Field | File | None = None
         text, file = bytearray(), None
-        for chunk in chain(iter(lambda: stream.read(READ_BYTES), b""), [None]):
+        for chunk in chain([first], iter(lambda: stream.read(READ_BYTES), b""), [None]):
             decoder.receive_data(chunk)
             while not isinstance(event := decoder.next_event(), (Epilogue, NeedData)):
                 if isinstance(event, (Field, File)):

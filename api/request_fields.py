@@ -14,8 +14,9 @@ from flask import Flask, request
 from api.multipart import PHOTO_FIELDS, TEXT_FIELDS
 from api.request_log import current_record
 from challenge.judge import not_attempted
-from challenge.steps import MAX_FRAME_BYTES, MAX_FRAMES, Attempt
+from challenge.steps import MAX_FRAME_BYTES, MAX_FRAMES, ORDERS, Attempt
 from errors import FaceError
+from face_checks import NEARER_HINTS, Check, refusal
 from settings import Settings
 from store.challenges import CHALLENGE_SECONDS, ChallengeStore
 
@@ -57,7 +58,7 @@ def refuse_fields_in_urls(app: Flask) -> None:
             _refuse_unread(request.args, read=())
 
 
-def receive_form(*read: str) -> None:
+def receive_form(*read: str, off: Iterable[str] = ()) -> None:
     """Read the request's form, from which the route reads the fields `read`.
 
     A claim that the caller sends must count or be refused: a `userId` that is silently ignored would turn a 1:1
@@ -65,25 +66,32 @@ def receive_form(*read: str) -> None:
     case, hyphens or underscores (or is `frames` or `frame[0]` for `frame`), is refused. All other fields are the
     caller's own and are ignored.
 
+    Args:
+        read: the names of those fields.
+        off: fields that the route would read if the service were set to it.
+
     Raises:
-        FaceError: `unknown_field`; `overloaded` if the disk has no room for a large photo.
+        FaceError: `unknown_field`; `bad_request`: the form is malformed; `overloaded`: the disk has no room for a large
+            photo.
     """
     try:
         texts, files = request.form, request.files
     except OSError as error:
         logger.warning("A photo could not be kept in UPLOADS_DIR: %s", error.strerror)
         raise FaceError("overloaded", headers={"Retry-After": "5"}) from error
-    _refuse_unread(texts, read=TEXT_FIELDS.intersection(read))
-    _refuse_unread(files, read=PHOTO_FIELDS.intersection(read))
+    _refuse_unread(texts, read=TEXT_FIELDS.intersection(read), off=off)
+    _refuse_unread(files, read=PHOTO_FIELDS.intersection(read), off=off)
 
 
-def _refuse_unread(names: Iterable[str], *, read: Iterable[str]) -> None:
+def _refuse_unread(names: Iterable[str], *, read: Iterable[str], off: Iterable[str] = ()) -> None:
     """FaceError `unknown_field` for a name in this place that is known, or nearly, and is not read here."""
     for name in names:
         known = _BY_STYLELESS_NAME.get(_without_style(name or ""))
         if known is None or name in read:
             continue
         sentence, told = ("misplaced_field" if name == known else "misspelt_field"), _printable(name)
+        if known in off:
+            sentence = "challenges_off"
         raise FaceError("unknown_field", sentence, values={"field": told, "known": known}, fields={"field": told})
 
 
@@ -108,15 +116,24 @@ def read_upload(field: str, max_bytes: int) -> bytes:
 
 
 def read_frames() -> list[bytes]:
-    """Return the files in the field `frame`, in order: one more than a challenge takes at most, each at most one byte
-    more than a frame may have.
+    """Return the files in the field `frame`, in order, each at most one byte more than a frame may have.
+
+    Raises:
+        FaceError: `challenge_failed`: there are none, or more than any challenge takes. That is a client's mistake.
     """
-    frames = list[bytes]()
-    for file in request.files.getlist("frame"):
-        if len(frames) <= MAX_FRAMES:
-            frames.append(file.stream.read(MAX_FRAME_BYTES + 1))
+    files = request.files.getlist("frame")
+    frames = [file.stream.read(MAX_FRAME_BYTES + 1) for file in files[:MAX_FRAMES]]
+    for file in files:
         file.close()
+    if len(files) > MAX_FRAMES:
+        raise _wrong_count(len(files), {"max": MAX_FRAMES}, "challenge_too_many")
+    if not files:
+        raise _wrong_count(0, {"min": min(map(len, ORDERS))}, "challenge_frames")
     return frames
+
+
+def _wrong_count(count: int, required: dict[str, float], hint: str) -> FaceError:
+    return refusal([Check("challenge_failed", False, count, required, NEARER_HINTS[hint])])
 
 
 def _no_file(field: str) -> FaceError:
@@ -205,7 +222,7 @@ def receive_form_with_frames(settings: Settings, *read: str) -> None:
     Such a request may be larger by the frames.
     """
     if challenge_mode(settings, request.path) == "off":
-        receive_form(*read)
+        receive_form(*read, off=CHALLENGE_FIELDS)
         return
     request.max_content_length = (request.max_content_length or 0) + MAX_FRAMES * MAX_FRAME_BYTES
     receive_form(*read, *CHALLENGE_FIELDS)
@@ -214,24 +231,26 @@ def receive_form_with_frames(settings: Settings, *read: str) -> None:
 def read_attempt(settings: Settings, store: ChallengeStore) -> Attempt | None:
     """Use the challenge that the request names, and return its steps and the frames; None if none is sent or read.
 
-    The challenge is used up whatever becomes of the request, unless the service is too busy to look at it.
+    The challenge is used up whatever becomes of the request, unless the service is too busy to look at it, or there can
+    be nothing to look at: no frames, or too many.
 
     Args:
         settings: what the route does about challenges.
         store: where the challenges are.
 
     Raises:
-        FaceError: `challenge_required`; `challenge_used`; `challenge_expired`; `bad_request`: the field is sent twice.
+        FaceError: `challenge_required`; `challenge_used`; `challenge_expired`; `challenge_failed`, as `read_frames`;
+            `bad_request`: the field is sent twice.
     """
     mode = challenge_mode(settings, request.path)
     if mode == "off":
         return None
     challenge_id = read_field("challenge_id", "bad_request")
-    frames = read_frames()
-    if challenge_id is None and not frames and mode == "accept":
+    if challenge_id is None and "frame" not in request.files and mode == "accept":
         return None
     if not challenge_id:
         raise not_attempted("challenge_required", {"min": 1})
+    frames = read_frames()
     try:
         challenge = store.use_challenge(challenge_id, challenge_owner())
     except FaceError as error:

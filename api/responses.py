@@ -57,7 +57,9 @@ def answer_errors(app: Flask, max_file_bytes: int) -> None:
         if status == 413 and (request.content_length or 0) <= (request.max_content_length or 0):
             status = 400  # the form has too many or too large fields; the photo is not too large
         if status == 413:
-            return error_response(too_large(max_file_bytes))
+            most_bytes = request.max_content_length or 0
+            takes_more = most_bytes > (app.config["MAX_CONTENT_LENGTH"] or 0)  # two photos, or frames beside the photo
+            return error_response(too_large(max_file_bytes, most_bytes if takes_more else None))
         code = CODE_OF_HTTP_STATUS.get(status, "internal_error" if status >= 500 else "bad_request")
         allowed = error.valid_methods if isinstance(error, MethodNotAllowed) else None
         return error_response(FaceError(code, headers={"Allow": ", ".join(sorted(allowed))} if allowed else None))

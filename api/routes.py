@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 # comparisons between 30 people matched (the highest similarity was 0.46), and 69 % of the matches of one person did
 # (compact model). docs/concepts.md says what it is good for.
 UPDATE_MARGIN = 0.15
-# A client that tries five times, as in docs/clients.md, outlasts `store.challenges.IN_USE_SECONDS`: then it is told that
+# A client that tries five times, as in docs/clients.md, outlasts `store.challenges.IN_USE_SECONDS`. Then it is told that
 # the challenge is used up.
 RETRY_RUNNING_S = "3"
 
@@ -124,6 +124,9 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
             threshold = read_threshold(settings)
             record.user_id = claimed = read_user_id()
             photo = read_upload("file", settings.max_file_bytes)
+            if claimed is not None:
+                # Before the challenge is used up: the answer says to send the same again.
+                parts.access.require_unlocked(claimed.lower())
             attempt = read_attempt(settings, parts.store)
             with settled(parts, attempt, claimed):
                 template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt, enrols=False)
@@ -344,6 +347,7 @@ def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
                 photo = read_upload("file", settings.max_file_bytes)
             person = enrolled_person(parts, user_id)
             request_key = read_request_key(photo, person.user_id)
+            parts.access.require_unlocked(person.user_id.lower())
             attempt = enrolling_attempt(settings, parts, request_key)
             with settled(parts, attempt, person.user_id):
                 template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)

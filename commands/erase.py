@@ -32,21 +32,27 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     user_ids = list(dict.fromkeys(user_ids))
     if not user_ids:
         raise SettingsError("give the user_ids to erase, or --from FILE")
-    if not arguments.yes:
-        sys.stderr.write(f"Erase {len(user_ids)} people for good? Type yes: ")
-        sys.stderr.flush()
-        if sys.stdin.readline().strip() != "yes":
-            sys.stderr.write("Nobody is erased.\n")
-            return 1
     store = bootstrap.connect_store(settings)
     try:
+        enrolled = [user_id for user_id in user_ids if store.find_person(user_id) is not None]
+        unknown = sorted(set(user_ids).difference(enrolled))
+        sys.stderr.writelines(f"{user_id}: nobody is enrolled under this user_id\n" for user_id in unknown)
+        if enrolled and not arguments.yes:
+            sys.stderr.write(f"Erase {_people(len(enrolled))} for good? Type yes: ")
+            sys.stderr.flush()
+            if sys.stdin.readline().strip() != "yes":
+                sys.stderr.write("Nobody is erased.\n")
+                return 1
         audit = bootstrap.open_audit_log(settings)
-        unknown = [user_id for user_id in user_ids if not retention.erase(store, user_id, audit, by="(command)")]
+        erased = [user_id for user_id in enrolled if retention.erase(store, user_id, audit, by="(command)")]
     finally:
         store.close()
-    sys.stderr.writelines(f"{user_id}: nobody is enrolled under this user_id\n" for user_id in unknown)
-    sys.stderr.write(f"{len(user_ids) - len(unknown)} people erased\n")
-    return 1 if unknown else 0
+    sys.stderr.write(f"{_people(len(erased))} erased\n")
+    return 0 if len(erased) == len(user_ids) else 1
+
+
+def _people(count: int) -> str:
+    return "1 person" if count == 1 else f"{count} people"
 
 
 ERASE = Command("erase", "erase people everywhere", run, add_arguments)

@@ -82,6 +82,16 @@ def _by_person(photos: list[Photo], folder: Path, *, only_if_clear: bool) -> lis
     people = Counter(names[0] for names in parts if len(names) > 1)
     is_clear = all(len(names) == 2 for names in parts) and len(people) > 1 and max(people.values()) > 1
     if only_if_clear and not is_clear:
+        if people:
+            elsewhere = sum(len(names) != 2 for names in parts)
+            logger.info(
+                "Each photo is a person of its own: %d of %d photos lie in %d sub-folders, %d lie elsewhere. If each "
+                "sub-folder holds the photos of one person, give --person-folders",
+                len(parts) - elsewhere,
+                len(parts),
+                len(people),
+                elsewhere,
+            )
         return photos
     logger.info("%d sub-folders with the photos of one person each (else give --no-person-folders)", len(people))
     return [

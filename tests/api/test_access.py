@@ -39,7 +39,7 @@ class Caller:
         gallery = Gallery(self.store, self.engine.name, self.engine.dimension)
         self.client = make_app(self.settings, self.engine, ScriptedAttributes(), self.store, gallery).test_client()
 
-    def post(self, route: str, key: str | None = None, headers: dict[str, str] | None = None, **fields: str) -> Any:
+    def post(self, route: str, key: str | None = None, headers: dict[str, str] | None = None, **fields: Any) -> Any:
         names = ["file1", "file2"] if route == "/compare" else ["file"]
         data = {**fields, **{name: (io.BytesIO(jpeg(a_photo())), "p.jpg") for name in names}}
         headers = {**(headers or {}), **({"Authorization": f"Bearer {key}"} if key else {})}
@@ -306,14 +306,23 @@ def test_failed_challenges_for_a_person_count_for_the_lock_out_too(tmp_path: Pat
     somebody = caller.post("/signUp", app_key).json["user_id"]
     claim = {"user_id": somebody} if route == "/verify" else {}
 
-    def code() -> str:
+    def challenge() -> dict[str, str]:
         headers = {"Authorization": f"Bearer {app_key}"}
-        challenge_id = caller.client.post("/challenges", headers=headers).get_json()["challenge_id"]
-        answer = caller.post(route.format(somebody), app_key, challenge_id=challenge_id, **claim)
-        return str(answer.json["code"])
+        return {"challenge_id": caller.client.post("/challenges", headers=headers).get_json()["challenge_id"]}
 
-    assert [code() for _ in range(3)] == ["challenge_failed", "challenge_failed", "rate_limited"]
+    def code(**fields: Any) -> str:
+        return str(caller.post(route.format(somebody), app_key, **claim, **fields).json["code"])
+
+    assert [code(**challenge()) for _ in range(3)] == ["challenge_failed"] * 3  # no frames are a client's mistake
+    kept = challenge()
+    codes = [code(frame=(io.BytesIO(jpeg(a_photo())), "f.jpg"), **challenge()) for _ in range(3)]
+    assert codes == ["challenge_failed", "challenge_failed", "rate_limited"]
     assert caller.post("/verify", app_key, user_id=somebody).status_code == 429
+    before = caller.engine.detections
+    assert code(frame=(io.BytesIO(jpeg(a_photo())), "f.jpg"), **kept) == "rate_limited"
+    assert caller.engine.detections == before
+    unlocked = {"frame": (io.BytesIO(jpeg(a_photo())), "f.jpg"), **kept}
+    assert caller.post("/compare", app_key, **unlocked).json["code"] == "challenge_failed"  # not challenge_used
 
 
 def test_a_key_for_apps_adds_photos_and_removes_none(caller: Caller, app_key: str) -> None:

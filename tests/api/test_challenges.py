@@ -214,22 +214,42 @@ def test_too_few_and_too_many_frames_are_refused(client: Any, sent: int, expecte
     assert answer.json["checks"][0]["measured"] == sent
 
 
+def test_too_many_frames_are_told_from_too_few_and_counted_to_the_last(client: Any) -> None:
+    challenge = ask(client)
+    frames = frames_of(challenge["steps"])
+    answer = send(client, "/compare", challenge["challenge_id"], (frames * 4)[:20], {"Accept-Language": "en"})
+    (check,) = answer.json["checks"]
+    assert (check["measured"], check["required"]) == (20, {"max": MAX_FRAMES})
+    assert "too many" in check["hint"]
+    none = send(client, "/compare", challenge["challenge_id"])
+    assert none.json["checks"][0]["required"] == {"min": min(map(len, ORDERS))}
+    assert "every step" in none.json["checks"][0]["hint"]
+    # Neither has used the challenge up.
+    assert outcome(send(client, "/compare", challenge["challenge_id"], frames)) == (200, "ok")
+
+
 @pytest.mark.parametrize(
-    ("frame", "code"),
+    ("frame", "code", "message"),
     [
-        (b"", "empty_file"),
-        (b"no picture", "unsupported_format"),
-        (bytes(MAX_FRAME_BYTES + 1), "file_too_large"),
-        (jpeg(np.zeros((1001, MAX_FRAME_PIXELS // 1000, 3), np.uint8)), "image_too_large"),
+        (b"", "empty_file", "Frame 2 is empty."),
+        (b"no picture", "unsupported_format", "Frame 2 is not a JPG, PNG, WebP or HEIC file."),
+        (b"\xff\xd8\xff\xe0", "unreadable_image", "Frame 2 is damaged and could not be read."),
+        (bytes(MAX_FRAME_BYTES + 1), "file_too_large", "The file of frame 2 is larger than 256 KiB."),
+        (
+            jpeg(np.zeros((1001, MAX_FRAME_PIXELS // 1000, 3), np.uint8)),
+            "image_too_large",
+            "Frame 2 has too many pixels.",
+        ),
     ],
-    ids=["empty", "no picture", "bytes", "pixels"],
+    ids=["empty", "no picture", "damaged", "bytes", "pixels"],
 )
-def test_a_frame_that_cannot_be_read_is_named(client: Any, frame: bytes, code: str) -> None:
+def test_a_frame_that_cannot_be_read_is_named(client: Any, frame: bytes, code: str, message: str) -> None:
     challenge = ask(client)
     frames = frames_of(challenge["steps"])
     answer = send(client, "/compare", challenge["challenge_id"], [frames[0], frame, *frames[2:]])
     assert answer.json["code"] == code
     assert (answer.json["field"], answer.json["frame"]) == ("frame", 2)
+    assert answer.json["message"] == message
     assert_described(
         client.get("/openapi.json").json, "POST", "/compare", answer.status_code, answer.headers, answer.data
     )
@@ -240,6 +260,9 @@ def test_a_request_is_no_larger_than_its_photo_and_all_frames(client_with: Calla
     frames = [bytes(MAX_FRAME_BYTES)] * (MAX_FRAMES + 4)
     answer = send(client, "/verify", "x", frames)
     assert outcome(answer) == (413, "file_too_large")
+    assert answer.json["message"] == "The request is larger than 3.63 MiB; a photo may have 0.572 MiB."
+    alone = client_with(max_file_bytes=600_000, challenge="off")
+    assert send(alone, "/verify", photo=bytes(700_000)).json["message"] == "The photo's file is larger than 0.572 MiB."
 
 
 @pytest.mark.parametrize(
@@ -284,7 +307,9 @@ def test_frames_under_another_name_do_not_use_the_challenge_up(client: Any, name
 def test_without_challenges_there_is_no_route_and_their_fields_are_refused(client_with: Callable[..., Any]) -> None:
     client = client_with(challenge="off")
     assert client.post("/challenges").status_code == 404
-    assert outcome(send(client, "/verify", "x")) == (400, "unknown_field")
+    answer = send(client, "/verify", "x")
+    assert outcome(answer) == (400, "unknown_field")
+    assert "takes no challenges" in answer.json["message"]
     assert "/challenges" not in client.get("/openapi.json").json["paths"]
 
 

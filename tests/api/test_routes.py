@@ -399,6 +399,27 @@ def test_a_photo_is_read_whatever_its_files_name_is(client: Any) -> None:
         assert response.status_code == 200, (disposition, response.json)
 
 
+@pytest.mark.parametrize(
+    ("form", "boundary"),
+    [
+        (b'--XYZ\r\nContent-Disposition: form-data; name="file"\r\n\r\n\xff\xd8\xff', "XYZ"),
+        (b'--XYZ\r\nContent-Disposition: form-data; name="file"\r\n\r\nphoto\r\n--XYZ--\r\n', "other"),
+        (b'--XYZ\r\nContent-Disposition: form-data; name="file"\r\n\r\nphoto\r\n--XYZ--\r\n', ""),
+    ],
+    ids=["cut off", "another boundary", "no boundary"],
+)
+def test_a_damaged_form_is_not_taken_for_one_without_a_photo(client: Any, form: bytes, boundary: str) -> None:
+    response = client.post("/analyze", data=form, content_type=f"multipart/form-data; boundary={boundary}")
+    assert (response.status_code, response.json["code"]) == (400, "bad_request")
+    assert "damaged or cut off" in response.json["message"]
+
+
+def test_a_form_that_is_announced_and_not_sent_is_empty(client: Any) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=XYZ"}
+    assert client.post("/analyze", headers=headers).json["code"] == "no_file"
+    assert client.get(f"/users/{uuid.uuid4()}", headers=headers).json["code"] == "unknown_user"
+
+
 def test_a_text_is_bounded_even_if_it_comes_as_a_file(client: Any) -> None:
     data = {**photos_of("/verify"), "user_id": (io.BytesIO(bytes(2**18)), "blob")}
     assert client.post("/verify", data=data).json["code"] == "bad_request"

@@ -443,7 +443,9 @@ def test_nobody_gets_more_photos_by_an_import_than_they_may_have(bench: Bench, t
     assert [stored.seq for stored in bench.store.embeddings(0)] == [1, 2]
 
 
-def test_a_folder_says_by_its_form_whether_it_holds_a_folder_a_person(tmp_path: Path) -> None:
+def test_a_folder_says_by_its_form_whether_it_holds_a_folder_a_person(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def people(**options: bool | None) -> list[str | None]:
         return [photo.person for photo in find_photos(tmp_path, **options)]
 
@@ -454,7 +456,9 @@ def test_a_folder_says_by_its_form_whether_it_holds_a_folder_a_person(tmp_path: 
     assert people(person_folders=None) == ["ann", "ben", "ben"]
     assert people() == people(person_folders=False) == [None] * 3
     write_person(tmp_path, loose=128)
-    assert people(person_folders=None) == [None] * 4
+    with caplog.at_level("INFO"):
+        assert people(person_folders=None) == [None] * 4
+    assert "3 of 4 photos lie in 2 sub-folders, 1 lie elsewhere" in caplog.text
     assert people(person_folders=True) == ["ann", "ben", "ben", None]
 
 

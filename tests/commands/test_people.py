@@ -150,6 +150,21 @@ def test_people_are_erased_only_after_a_yes(
     assert [line["user_id"] for _, line in lines_of(tmp_path / "audit")] == ["person-1", "person-2"]
 
 
+def test_nobody_is_asked_to_erase_people_who_are_not_enrolled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_store(tmp_path, 1)
+    assert app.main(["erase", "nobody", "--data-dir", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "nobody: nobody is enrolled" in said
+    assert "for good?" not in said
+    monkeypatch.setattr(sys, "stdin", io.StringIO("yes\n"))
+    assert app.main(["erase", "nobody", "person-1", "--data-dir", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "Erase 1 person for good?" in said
+    assert "1 person erased" in said
+
+
 def test_the_counts_are_those_of_the_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = a_store(tmp_path, 1, 2, 3)
     store.append(4, [Enrolment("other", a_template(9), "another model", 5000.0)])

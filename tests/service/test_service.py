@@ -286,13 +286,13 @@ BAD_REQUESTS: dict[str, tuple[str, dict[str, Any], int, str]] = {
         "/signUp",
         {"files": None, "data": b"--x\r\n", "headers": {"Content-Type": "multipart/form-data"}},
         400,
-        "no_file",
+        "bad_request",
     ),
     "a multipart body that breaks off": (
         "/signUp",
         {"files": None, "data": b"--x\r\nCont", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
         400,
-        "no_file",
+        "bad_request",
     ),
     "an Idempotency-Key of a kilobyte": (
         "/signUp",
