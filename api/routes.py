@@ -44,8 +44,8 @@ logger = logging.getLogger(__name__)
 # comparisons between 30 people matched (the highest similarity was 0.46), and 69 % of the matches of one person did
 # (compact model). docs/concepts.md says what it is good for.
 UPDATE_MARGIN = 0.15
-# A client that tries five times, as in docs/clients.md, outlasts `store.challenges.IN_USE_SECONDS`. Then it is told that
-# the challenge is used up.
+# A client that tries five times, as in docs/clients.md, outlasts `store.challenges.IN_USE_SECONDS`, and is told then
+# that the challenge is used up.
 RETRY_RUNNING_S = "3"
 
 
