@@ -321,8 +321,8 @@ def test_failed_challenges_for_a_person_count_for_the_lock_out_too(tmp_path: Pat
     before = caller.engine.detections
     assert code(frame=(io.BytesIO(jpeg(a_photo())), "f.jpg"), **kept) == "rate_limited"
     assert caller.engine.detections == before
-    unlocked = {"frame": (io.BytesIO(jpeg(a_photo())), "f.jpg"), **kept}
-    assert caller.post("/compare", app_key, **unlocked).json["code"] == "challenge_failed"  # not challenge_used
+    elsewhere = {"frame": (io.BytesIO(jpeg(a_photo())), "f.jpg"), **kept}
+    assert caller.post("/compare", app_key, **elsewhere).json["code"] == "challenge_failed"  # not challenge_used
 
 
 def test_a_key_for_apps_adds_photos_and_removes_none(caller: Caller, app_key: str) -> None:

@@ -364,8 +364,9 @@ def test_a_retry_gets_the_first_answer_also_with_a_new_challenge_which_it_does_n
 
 
 def test_a_retry_while_the_first_attempt_still_runs_is_told_to_come_again_and_then_gets_its_answer(
-    client: Any, monkeypatch: pytest.MonkeyPatch
+    client_with: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    other, client = client_with(), client_with()
     challenge = ask(client)
     sent = (client, "/signUp", challenge["challenge_id"], frames_of(challenge["steps"]), {"Idempotency-Key": "once"})
     judged, go_on, answers = threading.Event(), threading.Event(), list[Any]()
@@ -377,7 +378,7 @@ def test_a_retry_while_the_first_attempt_still_runs_is_told_to_come_again_and_th
         return enrol(*arguments, **named)
 
     monkeypatch.setattr(Gallery, "enrol", slow)
-    first = threading.Thread(target=lambda: answers.append(send(*sent)))
+    first = threading.Thread(target=lambda: answers.append(send(other, *sent[1:])))
     first.start()
     assert judged.wait(60)
     early = send(*sent)
