@@ -507,7 +507,8 @@ def test_a_challenge_for_which_the_service_was_too_busy_is_sent_again_and_then_u
     challenge_id = client.post("/challenges").json["challenge_id"]
 
     def code() -> str:
-        return str(client.post(route, data={**photos_of(route), "challenge_id": challenge_id}).json["code"])
+        sent = {**photos_of(route), "challenge_id": challenge_id, "frame": (io.BytesIO(jpeg(a_photo())), "f.jpg")}
+        return str(client.post(route, data=sent).json["code"])
 
     engine.released.clear()
     others = client.application.test_client()
@@ -711,7 +712,8 @@ def test_a_comparison_without_its_second_photo_uses_no_challenge_up(client: Any)
     asked = {"challenge_id": client.post("/challenges").json["challenge_id"]}
     alone = {"file1": photos_of("/compare")["file1"]}
     assert client.post("/compare", data=asked | alone).json["code"] == "no_file"
-    assert client.post("/compare", data=asked | photos_of("/compare")).json["code"] == "challenge_failed"
+    frame = {"frame": (io.BytesIO(jpeg(a_photo())), "f.jpg")}
+    assert client.post("/compare", data=asked | photos_of("/compare") | frame).json["code"] == "challenge_failed"
 
 
 def test_two_photos_of_the_largest_size_each_fit_into_one_comparison(
