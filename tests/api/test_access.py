@@ -321,7 +321,7 @@ def test_failed_challenges_for_a_person_count_for_the_lock_out_too(tmp_path: Pat
     before = caller.engine.detections
     assert code(frame=(io.BytesIO(jpeg(a_photo())), "f.jpg"), **kept) == "rate_limited"
     assert caller.engine.detections == before
-    elsewhere = {"frame": (io.BytesIO(jpeg(a_photo())), "f.jpg"), **kept}
+    elsewhere: dict[str, Any] = {"frame": (io.BytesIO(jpeg(a_photo())), "f.jpg"), **kept}
     assert caller.post("/compare", app_key, **elsewhere).json["code"] == "challenge_failed"  # not challenge_used
 
 
