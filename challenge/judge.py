@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 import face_checks
-from challenge.motion import Frame, Track
+from challenge.motion import Frame, Track, can_be_followed
 from challenge.steps import MAX_FRAMES, Attempt
 from engines.base import Engine, Face, Template, similarity_of
 from engines.face_attributes import AttributeReader
@@ -156,7 +156,7 @@ def _faces_that_count(frame: Frame, settings: Settings) -> int:
         face, _ = face_checks.require_single_face(frame.faces, settings)
     except FaceError as refusal:
         return int(refusal.fields["checks"][0]["measured"])
-    return int(frame.attributes is not None and face.inter_eye >= 1.0)
+    return int(frame.attributes is not None and can_be_followed(face))
 
 
 def _similarity(frames: Sequence[Frame], template: Template, engine: Engine) -> float:

@@ -211,8 +211,10 @@ class InsightFaceEngine:
         if holds_no_face(image):
             return []
         scale, small = to_side(image, FRAME_SIDE, enlarging=1.0)
-        seen = widest_first(self._look(small, _input_size(small, FRAME_SIDE)))
-        return [face.enlarged(1 / scale) for face in seen if face.score >= self.MIN_FACE_SCORE]
+        seen = self._look(small, _input_size(small, FRAME_SIDE))
+        if max((face.score for face in seen), default=0.0) < self.CONFIDENT_SCORE:
+            seen = self._merged([*seen, *self._look(small, _input_size(small, self.SMALL_LOOK_SIDE))])
+        return [face.enlarged(1 / scale) for face in widest_first(seen) if face.score >= self.MIN_FACE_SCORE]
 
     def _quarter_turns(self, image: Pixels) -> int:
         """After how many quarter turns, counter-clockwise, the picture shows a face that stands; 0 where none does."""
@@ -252,6 +254,8 @@ class InsightFaceEngine:
 
     def _merged(self, faces: list[Face]) -> list[Face]:
         """Drop each box that shows the same face as a surer one."""
+        if len(faces) < 2:
+            return faces
         kept: list[Face] = []
         for face in sorted(faces, key=lambda one: -one.score):
             overlaps, inside = _overlaps(face.box, np.array([one.box for one in kept]).reshape(-1, 4))
