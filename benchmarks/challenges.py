@@ -63,7 +63,7 @@ MAX_YAW_DEG, MAX_ROLL_DEG = 12.0, 10.0
 TRIES, FURTHER_DEG = 3, 5.0
 # When an app takes a step for done, as /try does and docs/clients.md says: degrees of yaw in the first look, in later
 # ones and in a turn, and how many times as large the face is.
-FIRST_DEG, STRAIGHT_DEG, TURNED_DEG, GROWN = 12.0, 7.0, 20.0, 1.28
+FIRST_DEG, STRAIGHT_DEG, TURNED_DEG, GROWN = 12.0, 7.0, 21.0, 1.28
 HONEST, GUIDED = "honest", "honest, before an app that looks"
 Film = Callable[[View], Pixels]
 
