@@ -31,11 +31,11 @@ fix: $(VENV)/.test-ready ## mend what ruff and codespell can mend
 	$(BIN)/codespell --write-changes
 
 # DATA holds photos/ (with labels.csv, or none/ mask/ sunglasses/ other/), and perhaps covering/, people/ and pack/.
-evaluate-checks: $(VENV)/.run-ready ## write docs/checks.md anew (DATA=folder of labelled photos)
+evaluate-checks: $(VENV)/.run-ready ## write docs/checks.md anew (DATA=folder of labelled photos, MODELS=more packs)
 	@test -d "$(DATA)" || { echo "It takes a folder of photos: make $@ DATA=<folder>"; exit 1; }
 	$(BIN)/python -m benchmarks.evaluate_checks $(wildcard $(DATA)/photos $(DATA)/covering) \
 		$(if $(wildcard $(DATA)/people),--people $(DATA)/people) \
-		$(if $(wildcard $(DATA)/pack),--model $(DATA)/pack --model compact --thresholds 0.38 0.5) $(ARGS)
+		$(if $(wildcard $(DATA)/pack),--model $(DATA)/pack --model compact $(MODELS:%=--model %) --thresholds 0.38 0.5) $(ARGS)
 
 # DATA holds people/ (a folder a person), photos/ and pack/; MODELS may name more packs.
 benchmark: $(VENV)/.run-ready ## write docs/performance.md anew (DATA=folder of photos)

@@ -18,7 +18,7 @@ from engines.face_attributes import AttributeReader
 from engines.liveness import Liveness
 from engines.model_slots import NOBODY, Client, ModelSlots
 from errors import FaceError
-from face_checks import Check
+from face_checks import Check, CheckedFace
 from photos.decoding_cost import decoding_seconds
 from photos.pixels import Photo, Pixels
 from settings import Settings
@@ -32,11 +32,13 @@ class Trace:
         stages_ms: stage -> milliseconds of wall time.
         figures: `similarity` or `liveness` -> what was measured; None where it could not be.
         quality: of the latest photo that passed every check, as `face_checks.photo_quality`; None before.
+        unstretched: of a photo that is to be stored and looks stretched: the template of the face as it was before.
     """
 
     stages_ms: dict[str, float] = field(default_factory=dict)
     figures: dict[str, float | None] = field(default_factory=dict)
     quality: float | None = None
+    unstretched: Template | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -106,17 +108,22 @@ class Pipeline:
             photo, faces = self._detect(data, trace)
             limits = face_checks.limits_for_pictures(self.settings) if picture else self.settings
             photo, faces = self._enlarge(data, photo, faces, trace, limits)
-            face, checks = self._check(photo, faces, None if picture else self.liveness, trace, limits, enrols=enrols)
+            found = self._check(photo, faces, None if picture else self.liveness, trace, limits, enrols=enrols)
             with trace.stage("embed"):
                 try:
-                    template = self.engine.embed(photo.pixels, face)
+                    template = self.engine.embed(photo.pixels, found.face)
+                    looks_stretched = found.attributes.distortion >= face_checks.MIN_STRETCH_TO_UNDO
+                    trace.unstretched = self._unstretched(photo, found) if enrols and looks_stretched else None
                 except ValueError as error:
-                    raise face_checks.cannot_be_embedded(checks) from error
+                    raise face_checks.cannot_be_embedded(found.checks) from error
             if attempt is not None:
                 with trace.stage("challenge"):
-                    self._judge_attempt(attempt, template, checks, trace)
-            trace.quality = face_checks.photo_quality(checks)
+                    self._judge_attempt(attempt, template, found.checks, trace)
+            trace.quality = face_checks.photo_quality(found.checks)
             return template
+
+    def _unstretched(self, photo: Photo, found: CheckedFace) -> Template:
+        return self.engine.embed(*face_checks.unstretched(photo.pixels, found.face, found.attributes.stretch))
 
     def _judge_attempt(self, attempt: Attempt, template: Template, checks: list[Check], trace: Trace) -> None:
         """Look at the frames of a challenge; FaceError as `template`, with the photo's checks before the frames'."""
@@ -172,8 +179,8 @@ class Pipeline:
             photo, faces = self._detect(data, trace)
             try:
                 photo, faces = self._enlarge(data, photo, faces, trace, self.settings)
-                _, passed = self._check(photo, faces, self.liveness, trace, self.settings)
-                code, checks = None, face_checks.as_json(passed)
+                found = self._check(photo, faces, self.liveness, trace, self.settings)
+                code, checks = None, face_checks.as_json(found.checks)
             except FaceError as refusal:
                 if "checks" not in refusal.fields:
                     raise
@@ -222,21 +229,19 @@ class Pipeline:
         limits: Settings,
         *,
         enrols: bool = True,
-    ) -> tuple[Face, list[Check]]:
+    ) -> CheckedFace:
         """Make every check, liveness last; raises as `face_checks.check_photo`."""
         with trace.stage("check"):
-            face, checks = face_checks.check_photo(
-                photo.pixels, faces, limits, self.reader, photo.reduced_by, enrols=enrols
-            )
+            found = face_checks.check_photo(photo.pixels, faces, limits, self.reader, photo.reduced_by, enrols=enrols)
         if liveness is not None:
             with trace.stage("liveness"):
-                live = face_checks.liveness_check(liveness.score(photo.pixels, face), self.settings)
+                live = face_checks.liveness_check(liveness.score(photo.pixels, found.face), self.settings)
             trace.figures["liveness"] = live.measured
             if self.settings.liveness == "enforce":
-                checks.append(live)
+                found.checks.append(live)
                 if not live.passed:
-                    raise face_checks.refusal(checks)
-        return face, checks
+                    raise face_checks.refusal(found.checks)
+        return found
 
     def _decode(self, data: bytes, longest_side: float) -> Photo:
         limits = self.settings

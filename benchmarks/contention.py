@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bootstrap import make_store
-from gallery.decisions import Gallery
+from gallery.decisions import Gallery, NewFace
 from store.records import Enrolment, EnrolmentLog
 
 D = 512
@@ -64,7 +64,7 @@ def enrol(where: dict[str, Any], seed: int, plan: tuple[float, int], barrier: An
         if batch == 1:
             gallery.enrol(everybody[enrolled], duplicate_cosine=0.5)
         else:
-            gallery.enrol_many(list(everybody[enrolled : enrolled + batch]), duplicate_cosine=0.5)
+            gallery.enrol_many([NewFace(one) for one in everybody[enrolled : enrolled + batch]], duplicate_cosine=0.5)
         enrolled += batch
     results.put((enrolled / (time.perf_counter() - begun), store.asked, store.got))
 

@@ -61,11 +61,11 @@ def main() -> None:
             begun = time.perf_counter()
             photo, faces = pipeline._enlarge(data, photo, faces, Trace(), pipeline.settings)
             seconds += time.perf_counter() - begun
-            face, checks = check_photo(photo.pixels, faces, limits, pipeline.reader, photo.reduced_by)
+            found = check_photo(photo.pixels, faces, limits, pipeline.reader, photo.reduced_by)
         except FaceError:
             return seconds, photo.pixels.nbytes / 2**20, None, {}
-        template = pipeline.engine.embed(photo.pixels, face)
-        return seconds, photo.pixels.nbytes / 2**20, template, {check.code: check.measured for check in checks}
+        template = pipeline.engine.embed(photo.pixels, found.face)
+        return seconds, photo.pixels.nbytes / 2**20, template, {check.code: check.measured for check in found.checks}
 
     taken: list[float] = []
     sizes: list[float] = []

@@ -30,7 +30,7 @@ from errors import FaceError
 from gallery.decisions import Gallery
 from photos import decode
 from photos.pixels import Pixels
-from pipeline import Pipeline
+from pipeline import Pipeline, Trace
 from settings import PROJECT, Settings, add_flags, load_settings
 from store.sqlite import SqliteStore
 
@@ -121,9 +121,10 @@ class Service:
 
     def sign_up(self, photo: bytes) -> str:
         """The user_id; raises as `Pipeline.template` and `Gallery.enrol`."""
-        template = self.pipeline.template(photo)
+        trace = Trace()
+        template = self.pipeline.template(photo, trace)
         cosine = cosine_of(self.settings.duplicate_threshold, self.engine.cosine_at_half)
-        return self.gallery.enrol(template, duplicate_cosine=cosine)
+        return self.gallery.enrol(template, duplicate_cosine=cosine, unstretched=trace.unstretched)
 
     def try_to_sign_up(self, photo: bytes) -> str:
         """`enrolled`, after which the person is erased again, or the code of the refusal."""

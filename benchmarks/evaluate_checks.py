@@ -115,6 +115,12 @@ class Gates:
     engine: Engine
     reader: AttributeReader
     settings: Settings
+    folder: str = ""
+
+    @property
+    def title(self) -> str:
+        """The model's name, and its folder's, since packs of one recogniser differ in their detector."""
+        return f"{self.engine.name} ({self.folder})" if self.folder else self.engine.name
 
     def see_file(self, path: Path) -> Seen:
         try:
@@ -428,22 +434,22 @@ def write_page(
     origins = Counter(photo.origin for some in (*folders.values(), *people) for photo in some)
     lines = [INTRODUCTION, "", *_table(("source", "photos"), sorted(origins.items()))]
     for one in gates:
-        engine, settings = one.engine.name, one.settings
+        title, settings = one.title, one.settings
         known = [one.judged(person) for person in people]
         clean: list[Photo] = []
         for number, (name, photos) in enumerate(folders.items()):
             if number and one is not gates[0]:
                 break
-            logger.info("%s: %s photos of %s", engine, len(photos), name)
+            logger.info("%s: %s photos of %s", title, len(photos), name)
             judged = [*one.judged(photos), *(chain.from_iterable(known) if number == 0 else ())]
-            lines += [f"## {engine}: the folder `{name}`", "", *clean_section(judged), *covering_section(judged)]
+            lines += [f"## {title}: the folder `{name}`", "", *clean_section(judged), *covering_section(judged)]
             if number == 0:
                 lines += measures_section(judged, settings)
                 clean = [photo for photo, seen in judged if photo.label == "none" and not (photo.learned or seen.codes)]
         if one is gates[0]:
             clean = clean[:: math.ceil(len(clean) / sample) or 1]
             copies = [copy for photo in clean for copy in degraded_copies(one, photo.path)]
-            lines += [f"## {engine}: calibration", "", f"{len(clean)} accepted photos, degraded by known steps.", ""]
+            lines += [f"## {title}: calibration", "", f"{len(clean)} accepted photos, degraded by known steps.", ""]
             lines += calibration_section(copies, settings, thresholds)
             lines += ["### Head pose: similarity to the most frontal photo of the same person", ""]
             lines += pose_section(known, one.engine.cosine_at_half, thresholds)
@@ -476,7 +482,7 @@ def main(arguments: list[str] | None = None) -> None:
             threads=settings.model_threads,
             may_fall_back=True,
         )
-        gates.append(Gates(engine, reader, settings))
+        gates.append(Gates(engine, reader, settings, Path(name).name))
     write_page(
         given["out"],
         {folder.name: read_photos(folder) for folder in given["photos"]},

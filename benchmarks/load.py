@@ -190,8 +190,8 @@ def model_runs(engine: Engine, photos: list[bytes], limits: Settings) -> list[Ca
         detector._session_for_input_size = partial(recorded_session, session_for, runs)
         recogniser.session = Recorder(session, runs)
         reader_session, reader._session = reader._session, Recorder(reader._session, runs)
-        face, _ = check_photo(image, engine.detect(image), limits, reader)
-        engine.embed(image, face)
+        found = check_photo(image, engine.detect(image), limits, reader)
+        engine.embed(image, found.face)
         reader._session = reader_session
         detector._session_for_input_size, recogniser.session = session_for, session
         recorded.append(partial(all_of, runs))

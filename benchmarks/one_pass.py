@@ -57,7 +57,7 @@ def main(pack: str, paths: list[str]) -> None:
 
     def once(photo: Pixels) -> bool:
         try:
-            face, _ = check_photo(photo, engine.detect(photo), limits, reader)
+            face = check_photo(photo, engine.detect(photo), limits, reader).face
         except FaceError:
             return False
         engine.embed(photo, face)

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -32,6 +32,16 @@ MAX_DECISION_WAIT_SECONDS = 10.0
 
 # The gallery up to a place in the log.
 GalleryView: TypeAlias = InMemoryView | IndexedView
+
+
+@dataclass(frozen=True)
+class NewFace:
+    """A face to be enrolled, with the arguments of `Gallery.enrol`."""
+
+    template: Template
+    unstretched: Template | None = None
+    request_key: str | None = None
+    quality: float | None = None
 
 
 class Gallery:
@@ -121,6 +131,7 @@ class Gallery:
         template: Template,
         *,
         duplicate_cosine: float,
+        unstretched: Template | None = None,
         request_key: str | None = None,
         quality: float | None = None,
     ) -> str:
@@ -128,6 +139,8 @@ class Gallery:
 
         Args:
             template: float32[d], L2-normalised; ValueError otherwise.
+            unstretched: the same of the photo with its proportions put right, if they seem to be wrong. Whomever it
+                shows is enrolled already, too. It is not stored.
             duplicate_cosine: from this cosine up, the best candidate is the same person.
             request_key: the hash of the client's Idempotency-Key. If a request with the same hash enrolled a person
                 within 24 hours, that person's user_id is returned.
@@ -140,19 +153,19 @@ class Gallery:
             FaceError: `duplicate_face`; `database_unavailable`, after which the person may be enrolled or not;
                 `overloaded`.
         """
-        template = self._checked(template)
+        views = self._views(template, unstretched)
         # The long search comes first, while other threads decide. The decision itself searches only what is new since.
         searched = self._copy.caught_up()
-        settled = self._settled(searched, None, template, duplicate_cosine, request_key)
+        settled = self._settled(searched, None, views, duplicate_cosine, request_key)
         if settled is not None:
             return settled
         with self._deciding():
             for attempt in range(MAX_LOST_RACES):
                 view = self._copy.caught_up(attempt)
-                settled = self._settled(view, searched, template, duplicate_cosine, request_key)
+                settled = self._settled(view, searched, views, duplicate_cosine, request_key)
                 if settled is not None:
                     return settled
-                enrolment = self._enrolment(template, request_key, quality)
+                enrolment = self._enrolment(views[0], request_key, quality)
                 if self._store.append(view.last + 1, [enrolment]):
                     return enrolment.user_id
                 searched = view
@@ -166,7 +179,7 @@ class Gallery:
         self,
         view: GalleryView,
         searched: GalleryView | None,
-        template: Template,
+        views: Sequence[Template],
         duplicate_cosine: float,
         request_key: str | None,
     ) -> str | None:
@@ -177,49 +190,44 @@ class Gallery:
             earlier = self._store.find_request(request_key, time.time() - REQUEST_KEY_SECONDS)
             if earlier is not None and self._copy.knows(earlier):
                 return earlier
-        if _is_duplicate(view, template, duplicate_cosine, searched):
+        if _is_duplicate(view, views, duplicate_cosine, searched):
             raise FaceError("duplicate_face")
         return None
 
     def enrol_many(
         self,
-        templates: Sequence[Template],
+        faces: Sequence[NewFace],
         *,
         duplicate_cosine: float,
-        request_keys: Sequence[str | None] | None = None,
-        qualities: Sequence[float | None] | None = None,
     ) -> list[str | None]:
         """Enrol many people, except those who are enrolled already or appear earlier in the list.
 
         This takes one round trip to the store, or a few when other processes enrol meanwhile.
 
         Args:
-            templates: float32[d] each, L2-normalised; ValueError otherwise.
+            faces: each with the arguments of `enrol`; ValueError for a template that is not L2-normalised.
             duplicate_cosine: from this cosine up, two templates are the same person's.
-            request_keys: for each template the `request_key` by which `find_request` finds the enrolment again.
-            qualities: for each template the quality of its photo, as in `enrol`.
 
         Returns:
-            For each template the user_id given to the person, or None where the face is enrolled already.
+            For each face the user_id given to the person, or None where the face is enrolled already.
 
         Raises:
             FaceError: `database_unavailable`, after which any of them may be enrolled or not; `overloaded`.
         """
-        checked = [self._checked(template) for template in templates]
-        user_ids: list[str | None] = [None] * len(checked)
+        all_views = [self._views(face.template, face.unstretched) for face in faces]
+        user_ids: list[str | None] = [None] * len(faces)
         start = 0
         with self._deciding():
             for attempt in range(MAX_LOST_RACES):
                 view = self._copy.caught_up(attempt)
                 chosen: dict[int, Enrolment] = {}
-                for index in range(start, len(checked)):
+                for index in range(start, len(faces)):
+                    views = all_views[index]
                     among = np.stack([one.template for one in chosen.values()]) if chosen else None
                     # `not <`, so that a threshold that is not a number refuses.
-                    is_repeated = among is not None and not np.vecdot(among, checked[index]).max() < duplicate_cosine
-                    if not is_repeated and not _is_duplicate(view, checked[index], duplicate_cosine):
-                        request_key = request_keys[index] if request_keys is not None else None
-                        quality = qualities[index] if qualities is not None else None
-                        chosen[index] = self._enrolment(checked[index], request_key, quality)
+                    is_repeated = among is not None and not (np.stack(views) @ among.T).max() < duplicate_cosine
+                    if not is_repeated and not _is_duplicate(view, views, duplicate_cosine):
+                        chosen[index] = self._enrolment(views[0], faces[index].request_key, faces[index].quality)
                 stored = self._store.append(view.last + 1, list(chosen.values())) if chosen else 0
                 for index, enrolment in list(chosen.items())[:stored]:
                     user_ids[index] = enrolment.user_id
@@ -412,6 +420,10 @@ class Gallery:
         """Write what is missing in the snapshot."""
         self._copy.close()
 
+    def _views(self, template: Template, unstretched: Template | None) -> list[Template]:
+        """The templates that a new face is searched by; the first is the one that is stored."""
+        return [self._checked(one) for one in (template, unstretched) if one is not None]
+
     def _checked(self, template: Template) -> Template:
         # One NaN would silently win every search, and the product of longer vectors is not a cosine.
         if template.shape != (self._dimension,) or not abs(float(np.linalg.norm(template)) - 1) <= NORM_TOLERANCE:
@@ -433,11 +445,13 @@ class Gallery:
 
 
 def _is_duplicate(
-    view: GalleryView, template: Template, duplicate_cosine: float, searched: GalleryView | None = None
+    view: GalleryView, views: Sequence[Template], duplicate_cosine: float, searched: GalleryView | None = None
 ) -> bool:
-    best = view.search(template, after=_unsearched_after(view, searched))
+    """Whether one of the views of a face shows somebody whom the gallery's view holds."""
+    after = _unsearched_after(view, searched)
+    best = [candidate for one in views for candidate in view.search(one, after=after)]
     # `not <`, so that a threshold that is not a number refuses.
-    return bool(best) and not best[0].cosine < duplicate_cosine
+    return any(not candidate.cosine < duplicate_cosine for candidate in best)
 
 
 def _unsearched_after(view: GalleryView, searched: GalleryView | None) -> int:

@@ -78,10 +78,10 @@ def turned(yaw: float, pitch: float, roll: float) -> Face:
 
 
 def test_a_good_photo_passes_every_check_and_each_is_reported_in_the_order_of_the_api() -> None:
-    face, checks = check_photo(a_photo(), [a_face()], LIMITS, ScriptedAttributes())
-    assert [check.code for check in checks] == ORDER
-    assert all(check.passed and check.hint is None and check.measured is not None for check in checks)
-    assert face is not None
+    found = check_photo(a_photo(), [a_face()], LIMITS, ScriptedAttributes())
+    assert [check.code for check in found.checks] == ORDER
+    assert all(check.passed and check.hint is None and check.measured is not None for check in found.checks)
+    assert found.face is not None
 
 
 @pytest.mark.parametrize(("yaw", "pitch", "roll"), POSES)
@@ -137,6 +137,24 @@ def test_a_photo_that_was_changed_to_look_like_nobody_is_refused_as_distorted(se
     assert codes_of(a_photo(), seen=seen) == ["distorted"]
 
 
+@pytest.mark.parametrize("stretch", [1.4, 0.7])
+@pytest.mark.parametrize("left", [0, 200], ids=["inside", "at the edge"])
+def test_a_face_unstretched_has_its_proportions_again(portrait: Pixels, stretch: float, left: int) -> None:
+    def moved(face: Face, factor: float) -> Face:
+        points = (np.concatenate([face.landmarks, face.box.reshape(2, 2)]) - (left, 0) + 0.5) * (factor, 1) - 0.5
+        return Face(points[5:].ravel().astype(np.float32), face.score, points[:5].astype(np.float32))
+
+    straight = portrait[:, left:]
+    wide = np.asarray(cv2.resize(straight, None, fx=stretch, fy=1), np.uint8)
+    part, found = face_checks.unstretched(wide, moved(PORTRAIT_FACE, stretch), stretch)
+    assert part.size < wide.size / 2
+    before = face_checks.aligned_face(np.ascontiguousarray(straight), moved(PORTRAIT_FACE, 1))
+    after = face_checks.aligned_face(part, found)
+    off = np.abs(before.astype(float) - after)[face_checks.FACE_REGION].mean()
+    stretched = np.abs(before.astype(float) - face_checks.aligned_face(wide, moved(PORTRAIT_FACE, stretch)))
+    assert off < 3 < stretched[face_checks.FACE_REGION].mean()
+
+
 def test_shut_eyes_are_refused() -> None:
     assert codes_of(a_photo(), seen=FaceAttributes(eyes_shut=0.99)) == ["eyes_closed"]
 
@@ -144,7 +162,7 @@ def test_shut_eyes_are_refused() -> None:
 def test_who_is_only_compared_may_blink_and_send_a_distorted_photo_and_is_told_what_was_measured() -> None:
     reader = ScriptedAttributes()
     reader.seen = FaceAttributes(eyes_shut=0.99, likeness=-0.5)
-    _, checks = check_photo(a_photo(), [a_face()], LIMITS, reader, enrols=False)
+    checks = check_photo(a_photo(), [a_face()], LIMITS, reader, enrols=False).checks
     assert [check.measured for check in checks if check.code in face_checks.ONLY_FOR_ENROLMENT] == [0.99, -0.5]
     assert all(check.passed and check.hint is None for check in checks)
     assert face_checks.photo_quality(checks) == 0
@@ -334,7 +352,7 @@ def test_a_sharper_photo_and_a_straighter_face_have_the_better_quality(portrait:
     def quality(image: Pixels, seen: FaceAttributes | None = None) -> float:
         reader = ScriptedAttributes()
         reader.seen = seen or reader.seen
-        return face_checks.photo_quality(check_photo(image, [PORTRAIT_FACE], LIMITS, reader)[1])
+        return face_checks.photo_quality(check_photo(image, [PORTRAIT_FACE], LIMITS, reader).checks)
 
     blurred = [np.asarray(cv2.GaussianBlur(portrait, (0, 0), sigma), np.uint8) for sigma in (1.5, 2.0)]
     assert 1 >= quality(portrait) > quality(blurred[0]) > quality(blurred[1]) > 0

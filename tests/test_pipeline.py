@@ -12,7 +12,7 @@ from engines.model_slots import ModelSlots
 from errors import FaceError
 from photos.decode import decode
 from photos.pixels import Pixels
-from pipeline import Pipeline
+from pipeline import Pipeline, Trace
 from settings import PROJECT, Settings
 from tests.support.fakes import packaged_photo
 
@@ -93,6 +93,26 @@ def test_on_a_card_the_widest_portrait_counts_and_may_be_grey(pipeline: Pipeline
     assert float(pipeline.template(png(astronaut)) @ pipeline.template(data, picture=True)) > 0.9
     with pytest.raises(FaceError):
         pipeline.template(data)
+
+
+@pytest.mark.parametrize("factor", [1.35, 1 / 1.35])
+def test_a_stretched_photo_is_told_from_the_same_person_s_unstretched(
+    pipeline: Pipeline, astronaut: Pixels, factor: float
+) -> None:
+    straight = pipeline.template(png(astronaut))
+    photo = png(np.asarray(cv2.resize(astronaut, None, fx=factor, fy=1), np.uint8))
+    trace = Trace()
+    stretched = pipeline.template(photo, trace)
+    assert trace.unstretched is not None
+    assert float(straight @ trace.unstretched) > float(straight @ stretched) + 0.02
+    pipeline.template(photo, trace, enrols=False)
+    assert trace.unstretched is None
+
+
+def test_a_photo_that_nobody_stretched_is_embedded_once(pipeline: Pipeline, astronaut: Pixels) -> None:
+    trace = Trace()
+    pipeline.template(png(astronaut), trace)
+    assert trace.unstretched is None
 
 
 @pytest.mark.parametrize(("width", "code"), [(340, None), (270, "face_too_small")])

@@ -17,7 +17,7 @@ from commands.command import Command
 from commands.progress import with_progress
 from engines.base import Engine, cosine_of
 from errors import CODES, FaceError
-from gallery.decisions import Gallery
+from gallery.decisions import Gallery, NewFace
 from settings import Settings
 from store.audit_log import AuditLog
 from store.records import RecordStore
@@ -165,16 +165,12 @@ class Importer:
 
     def _enrol(self, photos: list[ProcessedPhoto]) -> list[ReportLine]:
         """Enrol a person with each of these photos; return the report's lines."""
-        templates = [photo.template for photo in photos if photo.template is not None]
-        keys = [request_key(photo.digest) for photo in photos if photo.template is not None]
-        qualities = [photo.quality for photo in photos if photo.template is not None]
-        enrolled = iter(
-            self._gallery.enrol_many(
-                templates, duplicate_cosine=self._duplicate_cosine, request_keys=keys, qualities=qualities
-            )
-            if templates
-            else []
-        )
+        faces = [
+            NewFace(photo.template, photo.unstretched, request_key(photo.digest), photo.quality)
+            for photo in photos
+            if photo.template is not None
+        ]
+        enrolled = iter(self._gallery.enrol_many(faces, duplicate_cosine=self._duplicate_cosine) if faces else [])
         lines = []
         for photo in photos:
             if photo.error is not None:
@@ -221,8 +217,9 @@ class Importer:
         return _line(photo, "photo_added", user_id, "")
 
     def _duplicate_message(self, photo: ProcessedPhoto) -> str:
-        best = None if photo.template is None else self._gallery.search(photo.template)
-        path = self._path_of.get(best.user_id) if best is not None else None
+        views = [view for view in (photo.template, photo.unstretched) if view is not None]
+        found = [best for view in views if (best := self._gallery.search(view)) is not None]
+        path = self._path_of.get(max(found, key=lambda best: best.cosine).user_id) if found else None
         return f"the same face as {path}" if path else CODES["duplicate_face"][1]
 
 

@@ -141,6 +141,18 @@ def test_an_enrolled_face_is_refused_as_a_duplicate_without_naming_whose_it_is(p
     assert count(store) == 1
 
 
+def test_a_stretched_photo_of_an_enrolled_person_is_a_duplicate(
+    post: Post, engine: ScriptedEngine, covering: ScriptedAttributes, store: FailingStore
+) -> None:
+    post("/signUp")
+    covering.seen = FaceAttributes(stretch=1.2)
+    engine.templates = [a_template(3), a_template(1)]  # as it is, and unstretched
+    assert post("/signUp").json["code"] == "duplicate_face"
+    engine.templates = [a_template(3), a_template(5)]
+    assert post("/signUp").status_code == 200
+    assert count(store) == 2
+
+
 def test_a_match_is_told_with_its_similarity(post: Post, engine: ScriptedEngine) -> None:
     user_id = post("/signUp").json["user_id"]
     other = a_template(2)

@@ -24,7 +24,7 @@ import bootstrap
 from commands.bulk import processing
 from commands.bulk.import_photos import Importer, photos_to_do
 from commands.bulk.photo_list import Photo, find_photos
-from commands.bulk.processing import process_photos
+from commands.bulk.processing import ProcessedPhoto, process_photos
 from commands.bulk.reembed import bring_up_to_date
 from commands.bulk.report import Report, ReportLine
 from engines.base import Engine, Face, Template
@@ -35,7 +35,15 @@ from settings import PROJECT, Settings
 from store.audit_log import lines_of
 from store.records import Enrolment
 from store.sqlite import SqliteStore
-from tests.support.fakes import NO_GATES, ScriptedAttributes, ScriptedEngine, a_photo, jpeg, write_tiny_pack
+from tests.support.fakes import (
+    NO_GATES,
+    ScriptedAttributes,
+    ScriptedEngine,
+    a_photo,
+    a_template,
+    jpeg,
+    write_tiny_pack,
+)
 from tests.support.stores import a_store, commanded
 
 # --- import ---
@@ -127,6 +135,22 @@ def test_everybody_is_enrolled_once_and_every_photo_has_its_line(bench: Bench, t
     }  # fmt: skip
     assert str(paths[1]) in lines[str(paths[3])].message
     assert bench.enrolled() == 3
+
+
+def test_a_stretched_copy_is_a_duplicate_and_its_line_names_the_photo_that_it_copies(
+    bench: Bench, tmp_path: Path
+) -> None:
+    first, copied, stretched = (Photo(tmp_path / name, None) for name in ("first.jpg", "copied.jpg", "stretched.jpg"))
+    gallery = Gallery(bench.store, bench.engine.name, bench.engine.dimension)
+    with Report(bench.report) as report:
+        importer = Importer(bench.store, bench.engine, gallery, bench.settings, report, None)
+        for number, photo in enumerate((first, copied)):
+            importer.take(ProcessedPhoto(photo, str(number), a_template(number), None))
+        importer.take(ProcessedPhoto(stretched, "2", a_template(2), None, unstretched=a_template(1)))
+        importer.finish()
+        lines = report.lines
+    assert [line.code for line in lines.values()] == ["enrolled", "enrolled", "duplicate_face"]
+    assert str(copied.path) in lines[str(stretched.path)].message
 
 
 def test_an_import_that_is_repeated_does_nothing_again(bench: Bench, tmp_path: Path) -> None:

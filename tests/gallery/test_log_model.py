@@ -30,7 +30,7 @@ from engines.base import Template
 from errors import FaceError
 from gallery import in_memory, templates
 from gallery import snapshot as snapshot_module
-from gallery.decisions import Gallery
+from gallery.decisions import Gallery, NewFace
 from gallery.snapshot import SnapshotFolder
 from store.records import Enrolment, EnrolmentLog, Entry
 from store.sqlite import SqliteStore
@@ -163,7 +163,7 @@ class LogMachine(RuleBasedStateMachine):
     def enrol_many(self, process: int, batch: list[int], other: int, overtaken: bool) -> None:
         if overtaken:
             self.stores[process].overtaken_by = lambda: self.enrol_at((process + 1) % PROCESSES, other, 1)
-        results = self.galleries[process].enrol_many([photo(face) for face in batch], duplicate_cosine=SAME)
+        results = self.galleries[process].enrol_many([NewFace(photo(face)) for face in batch], duplicate_cosine=SAME)
         self.stores[process].overtaken_by = None
         self.acknowledged.update({user_id: face for user_id, face in zip(results, batch, strict=True) if user_id})
         assert set(batch) <= set(self.live().values())

@@ -15,7 +15,7 @@ import pytest
 from engines.base import Template
 from errors import FaceError
 from gallery import templates as templates_module
-from gallery.decisions import Gallery
+from gallery.decisions import Gallery, NewFace
 from gallery.in_memory import InMemoryView
 from gallery.snapshot import SnapshotFolder
 from gallery.templates import Candidate, Templates, person_score, search_people
@@ -148,7 +148,7 @@ def test_who_is_found_by_an_added_photo_alone_is_a_duplicate(database: Database)
         enrolled(gallery, 0)
     with pytest.raises(FaceError, match="duplicate_face"):
         gallery.enrol(a_photo_of(0, 1, 0.6), duplicate_cosine=SAME_FACE)
-    assert gallery.enrol_many([a_photo_of(0, 1, 0.6)], duplicate_cosine=SAME_FACE) == [None]
+    assert gallery.enrol_many([NewFace(a_photo_of(0, 1, 0.6))], duplicate_cosine=SAME_FACE) == [None]
 
 
 def test_a_photo_that_another_process_adds_between_search_and_decision_counts(
