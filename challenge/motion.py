@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import cv2
@@ -348,11 +349,16 @@ def _arched(crop: Grey, arch: float) -> Grey:
     """The crop as its print looks from the side, bent round an upright cylinder: the middle moves against the rim."""
     if not arch:
         return crop
-    y, x = np.mgrid[0:_SIDE_PX, 0:_SIDE_PX].astype(np.float32)
-    across = (x - _ORIGIN_PX[0]) / _EYES_PX
-    source = (x - arch * _EYES_PX * (0.25 - across**2)).astype(np.float32)
-    moved = cv2.remap(crop, source, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    moved = cv2.remap(crop, *_arch_of(arch), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(moved, np.uint8)
+
+
+@cache
+def _arch_of(arch: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """From where in a crop each pixel of the arched one comes: columns and rows, float32[64, 64] each."""
+    rows, columns = np.mgrid[0:_SIDE_PX, 0:_SIDE_PX].astype(np.float32)
+    across = (columns - _ORIGIN_PX[0]) / _EYES_PX
+    return (columns - arch * _EYES_PX * (0.25 - across**2)).astype(np.float32), rows
 
 
 def _correlation(one: Grey, other: Grey, motions: Sequence[int], ends: tuple[int, int, float]) -> float:
