@@ -61,6 +61,9 @@ MIN_INTER_EYE_PX = 36.0
 MAX_YAW_DEG, MAX_ROLL_DEG = 12.0, 10.0
 # How often the app before a guided person looks at a step, at most. Who is still asked to turn turns further each time.
 TRIES, FURTHER_DEG = 3, 5.0
+# When an app takes a step for done, as /try does and docs/clients.md says: degrees of yaw in the first look, in later
+# ones and in a turn, and how many times as large the face is.
+FIRST_DEG, STRAIGHT_DEG, TURNED_DEG, GROWN = 12.0, 7.0, 21.0, 1.28
 HONEST, GUIDED = "honest", "honest, before an app that looks"
 Film = Callable[[View], Pixels]
 
@@ -408,14 +411,14 @@ def kept(frames: Sequence[Frame], steps: Sequence[str], see: Callable[[Frame], S
 def shows(step: str, seen: Seen, straight: Seen | None) -> bool:
     """Whether /try takes a step for done."""
     if straight is None:
-        return abs(seen.turn) <= 12
+        return abs(seen.turn) <= FIRST_DEG
     turned = seen.turn - straight.turn
     if step == STRAIGHT:
-        return abs(turned) <= 7
+        return abs(turned) <= STRAIGHT_DEG
     if step == CLOSER:
-        return abs(turned) <= 7 and seen.size >= 1.28 * straight.size
+        return abs(turned) <= STRAIGHT_DEG and seen.size >= GROWN * straight.size
     sign = -1 if step == LEFT else 1
-    return min(sign * turned, sign * seen.turn) >= 22
+    return min(sign * turned, sign * seen.turn) >= TURNED_DEG
 
 
 def of_the_first_half(person: str) -> bool:

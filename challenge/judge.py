@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 import face_checks
-from challenge.motion import Frame, Track
+from challenge.motion import Frame, Track, can_be_followed
 from challenge.steps import MAX_FRAMES, Attempt
 from engines.base import Engine, Face, Template, similarity_of
 from engines.face_attributes import AttributeReader
@@ -36,11 +36,12 @@ MAX_SHIFT = 3.0
 MAX_ZOOM = 2.0
 # ... and its mean colour by so much (CIELAB).
 MAX_COLOUR_SHIFT = 24.0
-# Two frames that differ by less where the face is (`Track.least_difference`) are one frame that was sent twice. Of 14
-# people a frame differs by at most 0.57 from itself saved again (JPEG 85), 0.6 to 1.5 times as large, lighter or
-# noisier; by at least 0.81 where it moved by half a pixel of 360; and two frames of somebody who does the steps by at
-# least 5.7. One that was saved at JPEG 60 (0.61) or has more contrast (1.1 for 4 %) escapes: a higher limit would
-# refuse people who sit still.
+# Two frames that differ by less where the face is (`Track.least_difference`) are one frame that was sent twice. Of 40
+# people a frame differs by at most 0.56 from itself saved again (JPEG 60), 0.6 to 1.5 times as large, tinted, grey,
+# noisier, blurred, with a contrast of 0.7 to 1.1 or a gamma of 0.9 or 1.1; by at least 0.82 where it moved by a pixel
+# of 360; and two frames of somebody who does the steps by at least 2.9. One whose light is cut off (contrast 1.25)
+# escapes for half of them. A higher limit would refuse people who sit still, and so would one that finds a cropped
+# frame.
 MIN_DIFFERENCE = 0.6
 
 # How much lower than the operator's threshold the similarity of the turned frames to the photo may be.
@@ -156,7 +157,7 @@ def _faces_that_count(frame: Frame, settings: Settings) -> int:
         face, _ = face_checks.require_single_face(frame.faces, settings)
     except FaceError as refusal:
         return int(refusal.fields["checks"][0]["measured"])
-    return int(frame.attributes is not None and face.inter_eye >= 1.0)
+    return int(frame.attributes is not None and can_be_followed(face))
 
 
 def _similarity(frames: Sequence[Frame], template: Template, engine: Engine) -> float:

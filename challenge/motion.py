@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import cv2
@@ -17,9 +18,10 @@ import numpy.typing as npt
 from challenge.steps import CLOSER, LEFT, RIGHT, STRAIGHT
 from engines.base import MEAN_FACE, Face
 from engines.face_attributes import FaceAttributes
+from face_checks import FRAME_EYE_CENTRE_PX, FRAME_EYE_DISTANCE_PX
 from photos.colour import mean_lab
 from photos.pixels import Pixels
-from photos.resampling import cut_out, halved
+from photos.resampling import halved
 
 # Degrees by which the head's yaw differs from its yaw in the frames that look straight. Between the two limits a frame
 # is on its way, and is no step. The network reads a smaller yaw in a bent print than in a head: of 64 such prints 25
@@ -55,17 +57,24 @@ _LIGHT_PX, _NOISE = 6.0, 4.0
 # inter-eye distance of depth; more than the largest says no more, since blur alone leaves a rest.
 LEAST_REST, NEUTRAL_REST, LARGEST_REST, DEPTH_OF_A_REST = 0.001, 0.03, 0.1, 0.2
 
+# Who has done something else in between does not come back to the same place: of 40 people who do the steps two such
+# frames differ by at least 8.7. At three times the limit a contrast of 1.25, a gamma of 0.6 and 20 levels more or less
+# are found in all of them, and a contrast of 1.5 in two thirds.
+LARGER_ACROSS_ACTIONS = 3.0
+
 # The face's middle in the aligned face: from the eyes to the mouth, and as wide as the mouth. A quarter of its pixels
 # is enough for their mean.
 _MIDDLE_ROWS, _MIDDLE_COLUMNS = slice(42, 130, 2), slice(53, 106, 2)
 # The side of the pictures in which a frame that was sent twice is looked for.
-_COMPARED_SIDE_PX = 32
+_COMPARED_SIDE_PX = 48
+_BRIGHTNESS = np.array([0.114, 0.587, 0.299])
 _SIDE_PX, _EYES_PX = 64, 20.0
 _ORIGIN_PX = np.array([32.0, 24.0])
 # Mirrors a crop of that side.
 _MIRROR = np.array([[-1.0, 0.0, _SIDE_PX - 1], [0.0, 1.0, 0.0]])
 
 Floats = npt.NDArray[np.float64]
+Grey = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,7 @@ class Track:
         # What looks straight is known better from several frames than from the first alone.
         self._straight = [number for number, yaw in enumerate(self._yaws) if abs(yaw - first) <= MAX_STRAIGHT_DEG]
         self._centre = float(np.median(self._yaws[self._straight]))
+        self._small_faces: dict[int, tuple[Grey, Floats]] = {}
 
     def follow(self, steps: Sequence[str]) -> list[tuple[str, int]]:
         """The steps that are seen in order, each with the frame that shows it best, up to the first wrong one.
@@ -141,18 +151,26 @@ class Track:
         return actions
 
     def least_difference(self) -> float:
-        """The least mean difference (0...255) of any two frames where the first one's face is.
+        """The least difference of any two frames where the first one's face is: what no light explains of the other.
 
-        The frames are compared as very small pictures without their mean colour, so that neither their size, nor their
-        light, nor what saving once more does to them, counts.
+        A polynomial of one frame's colours that fits the other's brightness best takes contrast, gamma and tint out of
+        it. What remains is compared in very small pictures, so that neither their size nor what saving once more does
+        to them counts.
+
+        Returns:
+            the mean rest in levels (0...255), of a face whose brightness deviates by 40. Between two frames with
+            another action between them, `LARGER_ACROSS_ACTIONS` times less.
         """
         pictures = [_very_small(frame.pixels) for frame in self._frames]
-        places = [_place_of_face(frame) for frame in self._frames]
-        return min(
-            _difference(one[place], other[place])
-            for at, (one, place) in enumerate(zip(pictures, places, strict=True))
-            for other in pictures[at + 1 :]
-        )
+        greys = [picture @ _BRIGHTNESS for picture in pictures]
+        actions = np.searchsorted([number for _, number in self._actions()], range(len(pictures)), side="right")
+        least = np.inf
+        for at, one in enumerate(pictures[:-1]):
+            place = _place_of_face(self._frames[at])
+            rests = _rests(one[place], greys[at][place], [other[place] for other in greys[at + 1 :]])
+            across = actions[at + 1 :] != actions[at]
+            least = min(least, float((rests / np.where(across, LARGER_ACROSS_ACTIONS, 1.0)).min()))
+        return least
 
     def largest_shift(self) -> float:
         """How far the face moves between two frames at most, in inter-eye distances of the smaller one."""
@@ -248,24 +266,38 @@ class Track:
         likest = int(np.argmax(alike))
         return 1.0 - max(alike[likest], _correlation(*pairs[likest], _MIRROR_MOTIONS, _MIRROR_ENDS))
 
-    def _over_mirrored(self, one: int, others: Sequence[int]) -> list[tuple[Pixels, Pixels]]:
+    def _over_mirrored(self, one: int, others: Sequence[int]) -> list[tuple[Grey, Grey]]:
         """Crops without light: a face mirrored, and each other face, laid over it by an affine map of landmarks."""
-        to_crop = _crop_matrix(self._landmarks[one])
-        mirrored = _without_light(np.ascontiguousarray(_grey_crop(self._frames[one].pixels, to_crop)[:, ::-1]))
-        landmarks = cv2.transform(self._landmarks[one][None], _joined(_MIRROR, to_crop))[0][_MIRRORED_LANDMARKS]
-        pairs: list[tuple[Pixels, Pixels]] = []
+        face, landmarks = self._small_face(one)
+        to_crop = _crop_matrix(landmarks)
+        mirrored = _without_light(np.ascontiguousarray(_crop(face, to_crop)[:, ::-1]))
+        landmarks = cv2.transform(landmarks[None], _joined(_MIRROR, to_crop))[0][_MIRRORED_LANDMARKS]
+        pairs: list[tuple[Grey, Grey]] = []
         for other in others:
-            to_other = np.column_stack(_affine(landmarks, self._landmarks[other]))
-            seen = _grey_crop(self._frames[other].pixels, _inverse(to_other)[:2])
-            pairs.append((mirrored, _without_light(seen)))
+            face, seen = self._small_face(other)
+            pairs.append((mirrored, _without_light(_crop(face, _inverse(np.column_stack(_affine(landmarks, seen)))))))
         return pairs
+
+    def _small_face(self, number: int) -> tuple[Grey, Floats]:
+        """A frame's aligned face, grey and half as large, and the landmarks in it, float64[5, 2]. Made once."""
+        if number in self._small_faces:
+            return self._small_faces[number]
+        aligned = self._frames[number].aligned
+        assert aligned is not None  # or it had no yaw
+        half = cv2.resize(cv2.cvtColor(aligned, cv2.COLOR_BGR2GRAY), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        landmarks = self._landmarks[number]
+        centre = (np.array(FRAME_EYE_CENTRE_PX) + 0.5) / 2 - 0.5
+        to_half = _similar(landmarks, MEAN_FACE[:, :2] * FRAME_EYE_DISTANCE_PX / 2 + centre)
+        made = np.asarray(half, np.uint8), np.asarray(cv2.transform(landmarks[None], to_half)[0])
+        self._small_faces[number] = made
+        return made
 
     def _unexplained(self, number: int) -> float:
         """1 - the correlation of a turned face with the straight one, after the best arch and homography."""
-        to_crop = _crop_matrix(self._landmarks[0])
-        straight = _grey_crop(self._frames[0].pixels, to_crop)
-        linear, shift = _affine(self._landmarks[0], self._landmarks[number])
-        turned = _grey_crop(self._frames[number].pixels, _joined(to_crop, _inverse(np.column_stack([linear, shift]))))
+        (first, landmarks), (face, seen) = self._small_face(0), self._small_face(number)
+        to_crop = _crop_matrix(landmarks)
+        straight = _crop(first, to_crop)
+        turned = _crop(face, _joined(to_crop, _inverse(np.column_stack(_affine(landmarks, seen)))))
         sign = 1 if self._yaws[number] < self._centre else -1
         arched = [_arched(straight, sign * arch) for arch in ARCHES]
         likest = max(arched, key=lambda one: cv2.computeECC(one, turned, _MIDDLE))
@@ -274,7 +306,7 @@ class Track:
         return 1.0 - correlation if correlation > 0 else 0.0
 
 
-def _without_light(crop: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _without_light(crop: Grey) -> Grey:
     """The detail of a grey crop, of the same contrast everywhere."""
     grey = crop.astype(np.float32)
     detail = grey - cv2.GaussianBlur(grey, (0, 0), _LIGHT_PX)
@@ -282,11 +314,11 @@ def _without_light(crop: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.asarray(np.clip(128 + 40 * detail / contrast, 0, 255), np.uint8)
 
 
-def _very_small(pixels: Pixels) -> Pixels:
-    """The picture as uint8[32, 32, 3], halved first: averaging alone takes ten times as long."""
-    _, near = halved(pixels, 2 * _COMPARED_SIDE_PX / min(pixels.shape[:2]))
+def _very_small(pixels: Pixels) -> Floats:
+    """The picture as float64[48, 48, 3], -1...1, halved first: averaging alone takes three times as long."""
+    _, near = halved(pixels, 3 * _COMPARED_SIDE_PX / min(pixels.shape[:2]))
     size = (_COMPARED_SIDE_PX, _COMPARED_SIDE_PX)
-    return np.asarray(cv2.resize(near, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.resize(near, size, interpolation=cv2.INTER_AREA), np.float64) / 128 - 1
 
 
 def _place_of_face(frame: Frame) -> tuple[slice, slice]:
@@ -301,32 +333,42 @@ def _place_of_face(frame: Frame) -> tuple[slice, slice]:
     return rows, columns
 
 
-def _difference(one: Pixels, other: Pixels) -> float:
-    """The mean difference of two pictures, each without its mean colour."""
-    apart = one.astype(np.float32) - other
-    return float(np.abs(apart - apart.mean(axis=(0, 1))).mean())
+def _rests(picture: Floats, grey: Floats, others: Sequence[Floats]) -> Floats:
+    """float64[n]: what a picture, float64[h, w, 3], with its brightness squared and cubed, leaves unexplained of the
+    brightness of each other, float64[h, w]. The mean, for a deviation of 40 levels.
+    """
+    grey = grey.ravel()
+    known = np.column_stack([np.ones_like(grey), picture.reshape(-1, 3), grey**2, grey**3])
+    seen = np.column_stack([other.ravel() for other in others])
+    # Of a grey picture the colours are one and the same, so the normal equations get a ridge.
+    fitted = np.linalg.solve(known.T @ known + 1e-6 * len(known) * np.eye(known.shape[1]), known.T @ seen)
+    return np.asarray(40 * np.abs(seen - known @ fitted).mean(axis=0) / np.maximum(1 / 128, seen.std(axis=0)))
 
 
-def _arched(crop: npt.NDArray[np.uint8], arch: float) -> npt.NDArray[np.uint8]:
+def _arched(crop: Grey, arch: float) -> Grey:
     """The crop as its print looks from the side, bent round an upright cylinder: the middle moves against the rim."""
     if not arch:
         return crop
-    y, x = np.mgrid[0:_SIDE_PX, 0:_SIDE_PX].astype(np.float32)
-    across = (x - _ORIGIN_PX[0]) / _EYES_PX
-    source = (x - arch * _EYES_PX * (0.25 - across**2)).astype(np.float32)
-    moved = cv2.remap(crop, source, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    moved = cv2.remap(crop, *_arch_of(arch), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(moved, np.uint8)
 
 
-def _correlation(
-    one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8], motions: Sequence[int], ends: tuple[int, int, float]
-) -> float:
+@cache
+def _arch_of(arch: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """From where in a crop each pixel of the arched one comes: columns and rows, float32[64, 64] each."""
+    rows, columns = np.mgrid[0:_SIDE_PX, 0:_SIDE_PX].astype(np.float32)
+    across = (columns - _ORIGIN_PX[0]) / _EYES_PX
+    return (columns - arch * _EYES_PX * (0.25 - across**2)).astype(np.float32), rows
+
+
+def _correlation(one: Grey, other: Grey, motions: Sequence[int], ends: tuple[int, int, float]) -> float:
     """The correlation of two faces' middles after the best map of the first of `motions` that converges; -1 if none
     does."""
     for motion in motions:
         start = np.eye(3 if motion == cv2.MOTION_HOMOGRAPHY else 2, 3, dtype=np.float32)
+        start[:2, 2] = _AROUND_MIDDLE[1].start, _AROUND_MIDDLE[0].start
         try:
-            correlation, _ = cv2.findTransformECC(one, other, start, motion, ends, _MIDDLE, 1)
+            correlation, _ = cv2.findTransformECC(one[_AROUND_MIDDLE], other, start, motion, ends, _MIDDLE, 1)
         except cv2.error:  # no convergence
             continue
         return float(correlation)
@@ -339,6 +381,13 @@ def size_of(face: Face) -> float:
     across = float(np.hypot(*(right - left)))
     down = float(np.hypot(*((mouth[0] + mouth[1]) / 2 - (left + right) / 2)))
     return max(across, down / float(MEAN_FACE[3, 1]))
+
+
+def can_be_followed(face: Face) -> bool:
+    """Whether the eyes lie apart, and eyes and mouth enclose an area: no map leads back from a line."""
+    left, right, _, left_mouth, right_mouth = face.landmarks.astype(np.float64)
+    (x, y), (to_x, to_y) = right_mouth - left, left_mouth - right
+    return bool(face.inter_eye >= 1.0 and abs(x * to_y - y * to_x) >= 1.0)
 
 
 def _affine(source: Floats, target: Floats) -> tuple[Floats, Floats]:
@@ -367,20 +416,21 @@ def _square(matrix: Floats) -> Floats:
 
 
 def _inverse(matrix: Floats) -> Floats:
-    return np.asarray(np.linalg.inv(_square(matrix)), np.float64)
+    """The inverse of an affine map, float64[2, 3]; zeros where there is none, so that a crop by it shows nothing."""
+    return np.asarray(cv2.invertAffineTransform(matrix), np.float64)
 
 
 def _joined(after: Floats, before: Floats) -> Floats:
     """The affine map float64[2, 3] that applies `before`, then `after`."""
-    return np.asarray((_square(after) @ (before if len(before) == 3 else _square(before)))[:2])
+    return np.asarray((_square(after) @ _square(before))[:2])
 
 
-def _grey_crop(image: Pixels, matrix: Floats) -> npt.NDArray[np.uint8]:
-    crop = cv2.cvtColor(cut_out(image, matrix, _SIDE_PX), cv2.COLOR_BGR2GRAY)
+def _crop(face: Grey, matrix: Floats) -> Grey:
+    crop = cv2.warpAffine(face, matrix, (_SIDE_PX, _SIDE_PX), borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(cv2.GaussianBlur(crop, (0, 0), 0.8), np.uint8)
 
 
-def _middle() -> npt.NDArray[np.uint8]:
+def _middle() -> Grey:
     """255 within the ellipse over the nose, the mouth and the inner half of the eyes, else 0.
 
     Further out a bent print turns away as a head does; here only a nose stands out.
@@ -392,3 +442,5 @@ def _middle() -> npt.NDArray[np.uint8]:
 
 
 _MIDDLE = _middle()
+# The rows and columns of it and four pixels around: what a map may move into it. All of the crop costs twice as much.
+_AROUND_MIDDLE = (slice(10, 59), slice(16, 49))
