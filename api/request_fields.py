@@ -42,8 +42,10 @@ def _without_style(name: str) -> str:
     return re.sub(r"[\W_]", "", name).casefold()
 
 
-# `POST /challenges` answers with `frames`. A client that sends them under this name would use its challenge up.
-_BY_STYLELESS_NAME = {_without_style(name): name for name in _KNOWN_FIELDS} | {"frames": "frame"}
+# `POST /challenges` answers with `frames`, and some clients number the values of a list (`frame[0]`). A client that
+# sends frames under such a name would use its challenge up.
+_NAMES_OF_FRAMES = ("frames", *(f"{name}{number}" for name in ("frame", "frames") for number in range(MAX_FRAMES + 1)))
+_BY_STYLELESS_NAME = {_without_style(name): name for name in _KNOWN_FIELDS} | dict.fromkeys(_NAMES_OF_FRAMES, "frame")
 
 
 def refuse_fields_in_urls(app: Flask) -> None:
@@ -60,8 +62,8 @@ def receive_form(*read: str) -> None:
 
     A claim that the caller sends must count or be refused: a `userId` that is silently ignored would turn a 1:1
     verification into a search. So a field that only another route reads, or whose name differs from a known one in
-    case, hyphens or underscores (or is `frames` for `frame`), is refused. All other fields are the caller's own and
-    are ignored.
+    case, hyphens or underscores (or is `frames` or `frame[0]` for `frame`), is refused. All other fields are the
+    caller's own and are ignored.
 
     Raises:
         FaceError: `unknown_field`; `overloaded` if the disk has no room for a large photo.

@@ -265,7 +265,7 @@ def test_frames_without_a_challenge_are_refused_rather_than_ignored(client: Any)
     assert outcome(send(client, "/compare", frames=[b"x"])) == (422, "challenge_required")
 
 
-@pytest.mark.parametrize("name", ["frames", "frame[]", "Frame"])
+@pytest.mark.parametrize("name", ["frames", "frame[]", "frame[0]", "frame1", "Frame"])
 def test_frames_under_another_name_do_not_use_the_challenge_up(client: Any, name: str) -> None:
     challenge = ask(client)
     frames = frames_of(challenge["steps"])
