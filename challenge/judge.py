@@ -26,9 +26,9 @@ from settings import Settings
 
 # How far the face stands out, in inter-eye distances (`Track.relief`).
 MIN_RELIEF = 0.35
-# How much of the nearer half of a turned face no flat picture explains (`Track.unlike_a_fold`). Of 132 people, each with
-# two photos' worth of folds, split by a hash of their names: of the first half's folds that passed before, 2 of 43 pass,
-# and 1 more of 65 heads is refused; of the other half's 8 of 51, and 1 of 59. At 0.018 3 more of the 65 are refused.
+# How much of the nearer half of a turned face no flat picture explains (`Track.unlike_a_fold`). Of 102 people, split by
+# a hash of their names: with it 2 of 43 folded prints of the first half still pass and 7 of 51 of the other; 61 of 62
+# heads and 58 of 59. At 0.012 5 of the 43 pass, at 0.018 2 more of the 62 heads are refused.
 MIN_UNLIKE_A_FOLD = 0.016
 # How unlike the two sides of a face are (`Track.uneven`). Of 51 pairs of a side view and its mirror image, sheared,
 # squeezed and lit from the side among them, 49 measure at most 0.016; 99 attempts of honest people at least 0.027.
@@ -156,7 +156,9 @@ def judge(
 
 def _check(code: str, measured: float, required: dict[str, float], hint: str) -> Check:
     passed = measured >= required["min"] if "min" in required else measured <= required["max"]
-    return Check(code, passed, round(measured, 4), required, None if passed else face_checks.NEARER_HINTS[_HINTS.get(hint, hint)])
+    return Check(
+        code, passed, round(measured, 4), required, None if passed else face_checks.NEARER_HINTS[_HINTS.get(hint, hint)]
+    )
 
 
 def _faces_that_count(frame: Frame, settings: Settings) -> int:

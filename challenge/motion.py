@@ -47,8 +47,8 @@ ARCHES = (0.0, 0.08, 0.16, 0.25, 0.33)
 # prints as well as fitting a homography to every arch does, in a quarter of the CPU.
 _PRINT_MOTIONS = (cv2.MOTION_HOMOGRAPHY, cv2.MOTION_AFFINE)
 _PRINT_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 15, 1e-3)
-# The fold of a folded print is where the nose's landmark is, or so many inter-eye distances beside it. What fits best as
-# it is goes on to the homography: the two best would let as many folds pass, in one and a half times the CPU.
+# The fold of a folded print is where the nose's landmark is, or so many inter-eye distances beside it. What fits best
+# as it is goes on to the homography: the two best would let as many folds pass, in 1.6 times the CPU.
 FOLD_SHIFTS = (-0.12, -0.06, 0.0, 0.06, 0.12)
 # The eyes and the corners of the mouth change sides in a mirror. A homography would lay heads over each other, too.
 _MIRRORED_LANDMARKS = [1, 0, 2, 4, 3]
@@ -495,7 +495,7 @@ def _crop(face: Grey, matrix: Floats) -> Grey:
 
 
 def _ellipse(wide: float, tall: float, low: float) -> Grey:
-    """255 within an ellipse, else 0: its half axes, and how far its middle is below the eyes, in inter-eye distances."""
+    """255 within an ellipse, else 0: its half axes, and how far it lies below the eyes, in inter-eye distances."""
     y, x = np.mgrid[0:_SIDE_PX, 0:_SIDE_PX]
     across = (x - _ORIGIN_PX[0]) / (wide * _EYES_PX)
     down = (y - _ORIGIN_PX[1] - low * _EYES_PX) / (tall * _EYES_PX)

@@ -38,12 +38,12 @@ def astronaut() -> tuple[Pixels, Face]:
 
 @cache
 def relief_of(what: str) -> Relief:
-    """A `head`, or a print: a `flat` one, a `bent` one, a `folded` one or a folded one that is `widened`."""
+    """A `head`, a `flat` print, a `bent` one, or a `folded` one that is printed wider."""
     photo, face = astronaut()
     if what == "head":
         return plain_head_of(photo, face)
-    if what in ("folded", "widened"):
-        return folded_print_of(photo, face, 35.0, widened=what == "widened")
+    if what == "folded":
+        return folded_print_of(photo, face, 35.0, widened=True)
     return print_of(photo, face, radius=1.6 if what == "bent" else np.inf)
 
 
