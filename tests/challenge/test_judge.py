@@ -18,6 +18,7 @@ from challenge.steps import CLOSER, LEFT, MAX_FRAMES, ORDERS, RIGHT, STRAIGHT, A
 from engines.base import Engine, Template
 from engines.face_attributes import FaceAttributes, FaceAttributesModel
 from errors import FaceError
+from face_checks import NEARER_HINTS
 from photos.pixels import Pixels
 from settings import PROJECT, Settings
 from tests.support.fakes import ScriptedAttributes, packaged_photo
@@ -75,13 +76,20 @@ def test_a_person_who_does_the_steps_passes_every_check(judged: Judge, steps: tu
     outcome = judged(frames_of(steps), steps)
     assert failed(outcome) == []
     codes = [check.code for check in outcome.checks]
-    assert codes == ["challenge_failed"] * 7 + ["not_live"] * 2 + ["challenge_failed"]
+    assert codes == ["challenge_failed"] * 7 + ["not_live"] * 3 + ["challenge_failed"]
 
 
-@pytest.mark.parametrize("what", ["flat", "bent"])
+@pytest.mark.parametrize("what", ["flat", "bent", "folded"])
 @pytest.mark.parametrize("turn_deg", [25.0, 40.0, 55.0])
 def test_a_print_that_is_turned_and_moved_closer_does_not_pass(judged: Judge, what: str, turn_deg: float) -> None:
     assert failed(judged(frames_of(STEPS, what, turn_deg=turn_deg))) != []
+
+
+def test_a_print_folded_along_the_nose_is_refused_only_because_its_halves_are_flat(judged: Judge) -> None:
+    outcome = judged(frames_of(STEPS, "folded", turn_deg=45.0))
+    assert failed(outcome) == ["challenge_folded"]
+    (refused,) = [check for check in outcome.checks if not check.passed]
+    assert (refused.code, refused.hint) == ("not_live", NEARER_HINTS["challenge_relief"])
 
 
 def test_every_other_order_of_steps_is_refused(judged: Judge) -> None:
