@@ -42,6 +42,7 @@ from benchmarks.turning_faces import (
     a_background,
     as_sent,
     filmed,
+    folded_print_of,
     head_of,
     print_of,
 )
@@ -61,7 +62,14 @@ MIN_INTER_EYE_PX = 36.0
 MAX_YAW_DEG, MAX_ROLL_DEG = 12.0, 10.0
 # How often the app before a guided person looks at a step, at most. Who is still asked to turn turns further each time.
 TRIES, FURTHER_DEG = 3, 5.0
+# When an app takes a step for done, as /try does and docs/clients.md says: degrees of yaw in the first look, in later
+# ones and in a turn, and how many times as large the face is.
+FIRST_DEG, STRAIGHT_DEG, TURNED_DEG, GROWN = 12.0, 7.0, 21.0, 1.28
 HONEST, GUIDED = "honest", "honest, before an app that looks"
+# An attacker's app looks more often.
+TRIES_OF_A_FOLD, LEANS_DEG = 7, (25.0, 50.0)
+FOLDED, WIDE_FOLDED = "print folded along the nose, as it is", "print folded along the nose, printed wider"
+LOOKED_AT = (GUIDED, FOLDED, WIDE_FOLDED)
 Film = Callable[[View], Pixels]
 
 
@@ -83,7 +91,7 @@ class Sent:
     Attributes:
         kind: of attempt.
         person: a name of the person on the photo.
-        frames: of a guided attempt TRIES for each step, of which the app keeps one.
+        frames: of a kind in LOOKED_AT as many for each step as the app looks, of which it keeps one.
     """
 
     kind: str
@@ -168,18 +176,36 @@ def by_head(subject: Subject, steps: Sequence[str], random: np.random.Generator)
 
 def guided(subject: Subject, steps: Sequence[str], random: np.random.Generator) -> list[Pixels]:
     """The frames of a person before an app that asks until it sees each step: TRIES frames for each."""
+    return before_an_app(subject.head, subject.background, steps, random, tries=TRIES, pivot=NECK_PIVOT)
+
+
+def before_an_app(
+    relief: Relief,
+    background: Pixels,
+    steps: Sequence[str],
+    random: np.random.Generator,
+    *,
+    tries: int,
+    pivot: tuple[float, float, float],
+) -> list[Pixels]:
+    """The frames of a head or a print before an app that looks so often at each step."""
     frames: list[Pixels] = []
     near = 1.0
     for step in steps:
         near *= random.uniform(0.6, 0.75) if step == CLOSER else 1.0
-        for look in range(TRIES):
+        for look in range(tries):
             turn = random.uniform(22, 42) + FURTHER_DEG * look
             yaw = {LEFT: 1, RIGHT: -1}.get(step, 0) * turn + random.normal(0, 2)
             shift = (random.normal(0, 0.08), random.normal(0, 0.08))
             view = View(
-                yaw, random.normal(0, 3), random.normal(0, 2), ARM_LENGTH * near * random.uniform(0.97, 1.03), shift
+                yaw,
+                random.normal(0, 3),
+                random.normal(0, 2),
+                ARM_LENGTH * near * random.uniform(0.97, 1.03),
+                shift,
+                pivot,
             )
-            frames.append(filmed(subject.head, view, subject.background))
+            frames.append(filmed(relief, view, background))
     return frames
 
 
@@ -350,6 +376,13 @@ def attempts(
             steps = drawn(random)
             photo, frames = several_photos(photos, a_background(random), steps, random)
             yield Sent(f"{kind}, in turn", person, photo, steps, sent(frames, random))
+    # Last, so that the other kinds stay what they were with one seed.
+    for subject in people:
+        for kind in (FOLDED, WIDE_FOLDED):
+            fold = folded_print_of(subject.photo, subject.face, random.uniform(*LEANS_DEG), widened=kind == WIDE_FOLDED)
+            steps = drawn(random)
+            frames = before_an_app(fold, subject.background, steps, random, tries=TRIES_OF_A_FOLD, pivot=FLAT_PIVOT)
+            yield Sent(kind, subject.person, subject.photo, steps, sent(frames, random))
 
 
 def drawn(random: np.random.Generator) -> tuple[str, ...]:
@@ -365,10 +398,10 @@ def template_of(one: Sent, engine: Engine) -> Template:
 def judged(
     one: Sent, template: Template, engine: Engine, reader: AttributeReader, settings: Settings
 ) -> Outcome | None:
-    """What the service makes of one attempt; None if the app before a guided person does not see a step."""
+    """What the service makes of one attempt; None if an app that looks does not see a step."""
     decoded = (cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for data in one.frames)
     frames = look_at([np.asarray(pixels, np.uint8) for pixels in decoded], engine, reader)
-    if one.kind == GUIDED:
+    if one.kind in LOOKED_AT:
         frames = kept(frames, one.steps, partial(seen_by_app, engine=engine, reader=reader))
     return judge(frames, one.steps, template, engine, settings) if frames else None
 
@@ -393,8 +426,9 @@ def kept(frames: Sequence[Frame], steps: Sequence[str], see: Callable[[Frame], S
     """The frames that an app keeps: of each step the first one that /try takes for it; none if a step is missing."""
     chosen: list[Frame] = []
     straight: Seen | None = None
+    tries = len(frames) // len(steps)
     for at, step in enumerate(steps):
-        for frame in frames[at * TRIES : (at + 1) * TRIES]:
+        for frame in frames[at * tries : (at + 1) * tries]:
             seen = see(frame)
             if seen is not None and shows(step, seen, straight):
                 straight = straight or seen
@@ -408,14 +442,14 @@ def kept(frames: Sequence[Frame], steps: Sequence[str], see: Callable[[Frame], S
 def shows(step: str, seen: Seen, straight: Seen | None) -> bool:
     """Whether /try takes a step for done."""
     if straight is None:
-        return abs(seen.turn) <= 12
+        return abs(seen.turn) <= FIRST_DEG
     turned = seen.turn - straight.turn
     if step == STRAIGHT:
-        return abs(turned) <= 7
+        return abs(turned) <= STRAIGHT_DEG
     if step == CLOSER:
-        return abs(turned) <= 7 and seen.size >= 1.28 * straight.size
+        return abs(turned) <= STRAIGHT_DEG and seen.size >= GROWN * straight.size
     sign = -1 if step == LEFT else 1
-    return min(sign * turned, sign * seen.turn) >= 22
+    return min(sign * turned, sign * seen.turn) >= TURNED_DEG
 
 
 def of_the_first_half(person: str) -> bool:
@@ -434,7 +468,7 @@ def report(outcomes: dict[str, list[Outcome | None]]) -> None:
         told = ", ".join(f"{name} {count}" for name, count in reasons)
         errors = len(refused) if kind in (HONEST, GUIDED) else len(judged_ones) - len(refused)
         print(f"| {kind} | {share_of(errors, len(judged_ones))} | {told} |")
-        if kind == GUIDED:
+        if kind in LOOKED_AT:
             print(f"| {kind}, and does not see a step | {share_of(made.count(None), len(made))} | |")
 
 

@@ -151,6 +151,19 @@ def print_of(
     return Relief(np.stack([x, y, z], axis=-1)[within], np.asarray(colours[within], np.uint8))
 
 
+def folded_print_of(image: Pixels, face: Face, lean_deg: float, *, widened: bool = False) -> Relief:
+    """A print that is folded upright between the eyes, so that its middle stands out.
+
+    Args:
+        lean_deg: by how much each half leans back.
+        widened: whether it is printed so much wider that it looks as wide as the photo from the front.
+    """
+    flat, lean = print_of(image, face, reach=2.5), np.radians(lean_deg)
+    x = flat.points[:, 0] * (1.0 if widened else np.cos(lean))
+    z = (np.abs(x) - 0.5) * np.tan(lean)
+    return Relief(np.column_stack([x, flat.points[:, 1], z]), flat.colours)
+
+
 @dataclass(frozen=True)
 class View:
     """How something stands before the camera.

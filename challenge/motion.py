@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import cv2
@@ -17,9 +18,10 @@ import numpy.typing as npt
 from challenge.steps import CLOSER, LEFT, RIGHT, STRAIGHT
 from engines.base import MEAN_FACE, Face
 from engines.face_attributes import FaceAttributes
+from face_checks import FRAME_EYE_CENTRE_PX, FRAME_EYE_DISTANCE_PX
 from photos.colour import mean_lab
 from photos.pixels import Pixels
-from photos.resampling import cut_out, halved
+from photos.resampling import halved
 
 # Degrees by which the head's yaw differs from its yaw in the frames that look straight. Between the two limits a frame
 # is on its way, and is no step. The network reads a smaller yaw in a bent print than in a head: of 64 such prints 25
@@ -45,6 +47,9 @@ ARCHES = (0.0, 0.08, 0.16, 0.25, 0.33)
 # prints as well as fitting a homography to every arch does, in a quarter of the CPU.
 _PRINT_MOTIONS = (cv2.MOTION_HOMOGRAPHY, cv2.MOTION_AFFINE)
 _PRINT_ENDS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 15, 1e-3)
+# The fold of a folded print is where the nose's landmark is, or so many inter-eye distances beside it. What fits best
+# as it is goes on to the homography: the two best would let as many folds pass, in 1.6 times the CPU.
+FOLD_SHIFTS = (-0.12, -0.06, 0.0, 0.06, 0.12)
 # The eyes and the corners of the mouth change sides in a mirror. A homography would lay heads over each other, too.
 _MIRRORED_LANDMARKS = [1, 0, 2, 4, 3]
 _MIRROR_MOTIONS = (cv2.MOTION_AFFINE,)
@@ -55,17 +60,24 @@ _LIGHT_PX, _NOISE = 6.0, 4.0
 # inter-eye distance of depth; more than the largest says no more, since blur alone leaves a rest.
 LEAST_REST, NEUTRAL_REST, LARGEST_REST, DEPTH_OF_A_REST = 0.001, 0.03, 0.1, 0.2
 
+# Who has done something else in between does not come back to the same place: of 40 people who do the steps two such
+# frames differ by at least 8.7. At three times the limit a contrast of 1.25, a gamma of 0.6 and 20 levels more or less
+# are found in all of them, and a contrast of 1.5 in two thirds.
+LARGER_ACROSS_ACTIONS = 3.0
+
 # The face's middle in the aligned face: from the eyes to the mouth, and as wide as the mouth. A quarter of its pixels
 # is enough for their mean.
 _MIDDLE_ROWS, _MIDDLE_COLUMNS = slice(42, 130, 2), slice(53, 106, 2)
 # The side of the pictures in which a frame that was sent twice is looked for.
-_COMPARED_SIDE_PX = 32
+_COMPARED_SIDE_PX = 48
+_BRIGHTNESS = np.array([0.114, 0.587, 0.299])
 _SIDE_PX, _EYES_PX = 64, 20.0
 _ORIGIN_PX = np.array([32.0, 24.0])
 # Mirrors a crop of that side.
 _MIRROR = np.array([[-1.0, 0.0, _SIDE_PX - 1], [0.0, 1.0, 0.0]])
 
 Floats = npt.NDArray[np.float64]
+Grey = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,7 @@ class Track:
         # What looks straight is known better from several frames than from the first alone.
         self._straight = [number for number, yaw in enumerate(self._yaws) if abs(yaw - first) <= MAX_STRAIGHT_DEG]
         self._centre = float(np.median(self._yaws[self._straight]))
+        self._small_faces: dict[int, tuple[Grey, Floats]] = {}
 
     def follow(self, steps: Sequence[str]) -> list[tuple[str, int]]:
         """The steps that are seen in order, each with the frame that shows it best, up to the first wrong one.
@@ -141,18 +154,26 @@ class Track:
         return actions
 
     def least_difference(self) -> float:
-        """The least mean difference (0...255) of any two frames where the first one's face is.
+        """The least difference of any two frames where the first one's face is: what no light explains of the other.
 
-        The frames are compared as very small pictures without their mean colour, so that neither their size, nor their
-        light, nor what saving once more does to them, counts.
+        A polynomial of one frame's colours that fits the other's brightness best takes contrast, gamma and tint out of
+        it. What remains is compared in very small pictures, so that neither their size nor what saving once more does
+        to them counts.
+
+        Returns:
+            the mean rest in levels (0...255), of a face whose brightness deviates by 40. Between two frames with
+            another action between them, `LARGER_ACROSS_ACTIONS` times less.
         """
         pictures = [_very_small(frame.pixels) for frame in self._frames]
-        places = [_place_of_face(frame) for frame in self._frames]
-        return min(
-            _difference(one[place], other[place])
-            for at, (one, place) in enumerate(zip(pictures, places, strict=True))
-            for other in pictures[at + 1 :]
-        )
+        greys = [picture @ _BRIGHTNESS for picture in pictures]
+        actions = np.searchsorted([number for _, number in self._actions()], range(len(pictures)), side="right")
+        least = np.inf
+        for at, one in enumerate(pictures[:-1]):
+            place = _place_of_face(self._frames[at])
+            rests = _rests(one[place], greys[at][place], [other[place] for other in greys[at + 1 :]])
+            across = actions[at + 1 :] != actions[at]
+            least = min(least, float((rests / np.where(across, LARGER_ACROSS_ACTIONS, 1.0)).min()))
+        return least
 
     def largest_shift(self) -> float:
         """How far the face moves between two frames at most, in inter-eye distances of the smaller one."""
@@ -227,10 +248,21 @@ class Track:
         A picture that turns stays the same picture, narrower, and arched if it is bent round an upright cylinder. A
         head shows another side of the nose and the cheeks.
         """
-        turns = np.abs(self._yaws - self._centre)
-        telling = [min(side, key=lambda number: abs(turns[number] - TELLING_TURN_DEG)) for side in sides]
         # A side that cannot be measured is left to the other one.
-        return min(filter(None, map(self._unexplained, telling)), default=0.0)
+        return min(filter(None, map(self._unexplained, self._telling(sides))), default=0.0)
+
+    def unlike_a_fold(self, sides: Sequence[Sequence[int]]) -> float:
+        """How much of the turned faces' nearer halves no flat picture explains: 1 - correlation, the lesser of the
+        sides; 0 where it cannot be measured.
+
+        A print that is folded upright along the nose stands out as a nose does. But each half of it is flat.
+        """
+        return min(filter(None, map(self._unexplained_of_half, self._telling(sides))), default=0.0)
+
+    def _telling(self, sides: Sequence[Sequence[int]]) -> list[int]:
+        """The frame of each side that is looked at closely."""
+        turns = np.abs(self._yaws - self._centre)
+        return [min(side, key=lambda number: abs(turns[number] - TELLING_TURN_DEG)) for side in sides]
 
     def uneven(self, sides: Sequence[Sequence[int]]) -> float:
         """How unlike the two sides are: 1 - the correlation of one with the other's mirror image, of the likest pair.
@@ -248,33 +280,87 @@ class Track:
         likest = int(np.argmax(alike))
         return 1.0 - max(alike[likest], _correlation(*pairs[likest], _MIRROR_MOTIONS, _MIRROR_ENDS))
 
-    def _over_mirrored(self, one: int, others: Sequence[int]) -> list[tuple[Pixels, Pixels]]:
+    def _over_mirrored(self, one: int, others: Sequence[int]) -> list[tuple[Grey, Grey]]:
         """Crops without light: a face mirrored, and each other face, laid over it by an affine map of landmarks."""
-        to_crop = _crop_matrix(self._landmarks[one])
-        mirrored = _without_light(np.ascontiguousarray(_grey_crop(self._frames[one].pixels, to_crop)[:, ::-1]))
-        landmarks = cv2.transform(self._landmarks[one][None], _joined(_MIRROR, to_crop))[0][_MIRRORED_LANDMARKS]
-        pairs: list[tuple[Pixels, Pixels]] = []
+        face, landmarks = self._small_face(one)
+        to_crop = _crop_matrix(landmarks)
+        mirrored = _without_light(np.ascontiguousarray(_crop(face, to_crop)[:, ::-1]))
+        landmarks = cv2.transform(landmarks[None], _joined(_MIRROR, to_crop))[0][_MIRRORED_LANDMARKS]
+        pairs: list[tuple[Grey, Grey]] = []
         for other in others:
-            to_other = np.column_stack(_affine(landmarks, self._landmarks[other]))
-            seen = _grey_crop(self._frames[other].pixels, _inverse(to_other)[:2])
-            pairs.append((mirrored, _without_light(seen)))
+            face, seen = self._small_face(other)
+            pairs.append((mirrored, _without_light(_crop(face, _inverse(np.column_stack(_affine(landmarks, seen)))))))
         return pairs
+
+    def _small_face(self, number: int) -> tuple[Grey, Floats]:
+        """A frame's aligned face, grey and half as large, and the landmarks in it, float64[5, 2]. Made once."""
+        if number in self._small_faces:
+            return self._small_faces[number]
+        aligned = self._frames[number].aligned
+        assert aligned is not None  # or it had no yaw
+        half = cv2.resize(cv2.cvtColor(aligned, cv2.COLOR_BGR2GRAY), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        landmarks = self._landmarks[number]
+        centre = (np.array(FRAME_EYE_CENTRE_PX) + 0.5) / 2 - 0.5
+        to_half = _similar(landmarks, MEAN_FACE[:, :2] * FRAME_EYE_DISTANCE_PX / 2 + centre)
+        made = np.asarray(half, np.uint8), np.asarray(cv2.transform(landmarks[None], to_half)[0])
+        self._small_faces[number] = made
+        return made
 
     def _unexplained(self, number: int) -> float:
         """1 - the correlation of a turned face with the straight one, after the best arch and homography."""
-        to_crop = _crop_matrix(self._landmarks[0])
-        straight = _grey_crop(self._frames[0].pixels, to_crop)
-        linear, shift = _affine(self._landmarks[0], self._landmarks[number])
-        turned = _grey_crop(self._frames[number].pixels, _joined(to_crop, _inverse(np.column_stack([linear, shift]))))
-        sign = 1 if self._yaws[number] < self._centre else -1
-        arched = [_arched(straight, sign * arch) for arch in ARCHES]
-        likest = max(arched, key=lambda one: cv2.computeECC(one, turned, _MIDDLE))
-        correlation = _correlation(likest, turned, _PRINT_MOTIONS, _PRINT_ENDS)
+        turn = self._turn(number)
+        arched = [_arched(turn.straight, turn.sign * arch) for arch in ARCHES]
+        likest = max(arched, key=lambda one: cv2.computeECC(one, turn.turned, _MIDDLE))
+        correlation = _correlation(likest, turn.turned, _PRINT_MOTIONS, _PRINT_ENDS)
         # Where no map is found at all, nothing is measured.
         return 1.0 - correlation if correlation > 0 else 0.0
 
+    def _unexplained_of_half(self, number: int) -> float:
+        """As `_unexplained`, of the half between the nose and the nearer cheek, and without an arch."""
+        turn = self._turn(number)
+        columns = np.arange(_SIDE_PX)
+        nearer = np.where(turn.sign * (columns - turn.moved) < 0, _WHOLE, np.uint8(0))
+        if not nearer.any():
+            return 0.0
+        # Eyes and mouth are laid over each other already. So the nearer eye stays where it is, and the nose moves.
+        eye = float(_ORIGIN_PX[0]) - turn.sign * _EYES_PX / 2
+        before = max(1.0, turn.sign * (turn.nose - eye))
+        afters = [turn.sign * (turn.moved + shift * _EYES_PX - eye) for shift in FOLD_SHIFTS]
+        halves = [_widened(turn.straight, min(2.5, max(0.4, after / before)), eye) for after in afters]
+        likest = max(halves, key=lambda one: cv2.computeECC(one, turn.turned, nearer))
+        correlation = _correlation(likest, turn.turned, _PRINT_MOTIONS, _PRINT_ENDS, nearer)
+        return 1.0 - correlation if correlation > 0 else 0.0
 
-def _without_light(crop: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def _turn(self, number: int) -> _Turn:
+        (first, landmarks), (face, seen) = self._small_face(0), self._small_face(number)
+        to_crop = _crop_matrix(landmarks)
+        onto_straight = _joined(to_crop, _inverse(np.column_stack(_affine(landmarks, seen))))
+        nose, moved = (
+            float(matrix[0] @ [*points[2], 1.0]) for points, matrix in ((landmarks, to_crop), (seen, onto_straight))
+        )
+        sign = 1 if self._yaws[number] < self._centre else -1
+        return _Turn(_crop(first, to_crop), _crop(face, onto_straight), sign, nose, moved)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A turned face beside the straight one.
+
+    Attributes:
+        straight: crop of the straight face.
+        turned: crop of the turned one, with eyes and mouth laid over those of the straight one.
+        sign: 1 if it has turned to the right of the picture, else -1.
+        nose, moved: the column of the nose's landmark in each.
+    """
+
+    straight: Grey
+    turned: Grey
+    sign: int
+    nose: float
+    moved: float
+
+
+def _without_light(crop: Grey) -> Grey:
     """The detail of a grey crop, of the same contrast everywhere."""
     grey = crop.astype(np.float32)
     detail = grey - cv2.GaussianBlur(grey, (0, 0), _LIGHT_PX)
@@ -282,11 +368,11 @@ def _without_light(crop: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.asarray(np.clip(128 + 40 * detail / contrast, 0, 255), np.uint8)
 
 
-def _very_small(pixels: Pixels) -> Pixels:
-    """The picture as uint8[32, 32, 3], halved first: averaging alone takes ten times as long."""
-    _, near = halved(pixels, 2 * _COMPARED_SIDE_PX / min(pixels.shape[:2]))
+def _very_small(pixels: Pixels) -> Floats:
+    """The picture as float64[48, 48, 3], -1...1, halved first: averaging alone takes three times as long."""
+    _, near = halved(pixels, 3 * _COMPARED_SIDE_PX / min(pixels.shape[:2]))
     size = (_COMPARED_SIDE_PX, _COMPARED_SIDE_PX)
-    return np.asarray(cv2.resize(near, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.resize(near, size, interpolation=cv2.INTER_AREA), np.float64) / 128 - 1
 
 
 def _place_of_face(frame: Frame) -> tuple[slice, slice]:
@@ -301,32 +387,52 @@ def _place_of_face(frame: Frame) -> tuple[slice, slice]:
     return rows, columns
 
 
-def _difference(one: Pixels, other: Pixels) -> float:
-    """The mean difference of two pictures, each without its mean colour."""
-    apart = one.astype(np.float32) - other
-    return float(np.abs(apart - apart.mean(axis=(0, 1))).mean())
+def _rests(picture: Floats, grey: Floats, others: Sequence[Floats]) -> Floats:
+    """float64[n]: what a picture, float64[h, w, 3], with its brightness squared and cubed, leaves unexplained of the
+    brightness of each other, float64[h, w]. The mean, for a deviation of 40 levels.
+    """
+    grey = grey.ravel()
+    known = np.column_stack([np.ones_like(grey), picture.reshape(-1, 3), grey**2, grey**3])
+    seen = np.column_stack([other.ravel() for other in others])
+    # Of a grey picture the colours are one and the same, so the normal equations get a ridge.
+    fitted = np.linalg.solve(known.T @ known + 1e-6 * len(known) * np.eye(known.shape[1]), known.T @ seen)
+    return np.asarray(40 * np.abs(seen - known @ fitted).mean(axis=0) / np.maximum(1 / 128, seen.std(axis=0)))
 
 
-def _arched(crop: npt.NDArray[np.uint8], arch: float) -> npt.NDArray[np.uint8]:
+def _arched(crop: Grey, arch: float) -> Grey:
     """The crop as its print looks from the side, bent round an upright cylinder: the middle moves against the rim."""
     if not arch:
         return crop
-    y, x = np.mgrid[0:_SIDE_PX, 0:_SIDE_PX].astype(np.float32)
-    across = (x - _ORIGIN_PX[0]) / _EYES_PX
-    source = (x - arch * _EYES_PX * (0.25 - across**2)).astype(np.float32)
-    moved = cv2.remap(crop, source, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    moved = cv2.remap(crop, *_arch_of(arch), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(moved, np.uint8)
 
 
+def _widened(crop: Grey, times: float, column: float) -> Grey:
+    """The crop, so many times as wide; a column stays where it is."""
+    matrix = np.array([[times, 0.0, column * (1 - times)], [0.0, 1.0, 0.0]])
+    return np.asarray(cv2.warpAffine(crop, matrix, (_SIDE_PX, _SIDE_PX), borderMode=cv2.BORDER_REPLICATE), np.uint8)
+
+
+@cache
+def _arch_of(arch: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """From where in a crop each pixel of the arched one comes: columns and rows, float32[64, 64] each."""
+    rows, columns = np.mgrid[0:_SIDE_PX, 0:_SIDE_PX].astype(np.float32)
+    across = (columns - _ORIGIN_PX[0]) / _EYES_PX
+    return (columns - arch * _EYES_PX * (0.25 - across**2)).astype(np.float32), rows
+
+
 def _correlation(
-    one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8], motions: Sequence[int], ends: tuple[int, int, float]
+    one: Grey, other: Grey, motions: Sequence[int], ends: tuple[int, int, float], where: Grey | None = None
 ) -> float:
-    """The correlation of two faces' middles after the best map of the first of `motions` that converges; -1 if none
-    does."""
+    """The correlation of two faces where a mask says, in the middle if none does, after the best map of the first of
+    `motions` that converges; -1 if none does."""
+    mask = _MIDDLE if where is None else where
+    around = _around(mask)
     for motion in motions:
         start = np.eye(3 if motion == cv2.MOTION_HOMOGRAPHY else 2, 3, dtype=np.float32)
+        start[:2, 2] = around[1].start, around[0].start
         try:
-            correlation, _ = cv2.findTransformECC(one, other, start, motion, ends, _MIDDLE, 1)
+            correlation, _ = cv2.findTransformECC(one[around], other, start, motion, ends, mask, 1)
         except cv2.error:  # no convergence
             continue
         return float(correlation)
@@ -339,6 +445,13 @@ def size_of(face: Face) -> float:
     across = float(np.hypot(*(right - left)))
     down = float(np.hypot(*((mouth[0] + mouth[1]) / 2 - (left + right) / 2)))
     return max(across, down / float(MEAN_FACE[3, 1]))
+
+
+def can_be_followed(face: Face) -> bool:
+    """Whether the eyes lie apart, and eyes and mouth enclose an area: no map leads back from a line."""
+    left, right, _, left_mouth, right_mouth = face.landmarks.astype(np.float64)
+    (x, y), (to_x, to_y) = right_mouth - left, left_mouth - right
+    return bool(face.inter_eye >= 1.0 and abs(x * to_y - y * to_x) >= 1.0)
 
 
 def _affine(source: Floats, target: Floats) -> tuple[Floats, Floats]:
@@ -367,28 +480,36 @@ def _square(matrix: Floats) -> Floats:
 
 
 def _inverse(matrix: Floats) -> Floats:
-    return np.asarray(np.linalg.inv(_square(matrix)), np.float64)
+    """The inverse of an affine map, float64[2, 3]; zeros where there is none, so that a crop by it shows nothing."""
+    return np.asarray(cv2.invertAffineTransform(matrix), np.float64)
 
 
 def _joined(after: Floats, before: Floats) -> Floats:
     """The affine map float64[2, 3] that applies `before`, then `after`."""
-    return np.asarray((_square(after) @ (before if len(before) == 3 else _square(before)))[:2])
+    return np.asarray((_square(after) @ _square(before))[:2])
 
 
-def _grey_crop(image: Pixels, matrix: Floats) -> npt.NDArray[np.uint8]:
-    crop = cv2.cvtColor(cut_out(image, matrix, _SIDE_PX), cv2.COLOR_BGR2GRAY)
+def _crop(face: Grey, matrix: Floats) -> Grey:
+    crop = cv2.warpAffine(face, matrix, (_SIDE_PX, _SIDE_PX), borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(cv2.GaussianBlur(crop, (0, 0), 0.8), np.uint8)
 
 
-def _middle() -> npt.NDArray[np.uint8]:
-    """255 within the ellipse over the nose, the mouth and the inner half of the eyes, else 0.
-
-    Further out a bent print turns away as a head does; here only a nose stands out.
-    """
+def _ellipse(wide: float, tall: float, low: float) -> Grey:
+    """255 within an ellipse, else 0: its half axes, and how far it lies below the eyes, in inter-eye distances."""
     y, x = np.mgrid[0:_SIDE_PX, 0:_SIDE_PX]
-    across = (x - _ORIGIN_PX[0]) / (0.6 * _EYES_PX)
-    down = (y - _ORIGIN_PX[1] - 0.5 * _EYES_PX) / _EYES_PX
+    across = (x - _ORIGIN_PX[0]) / (wide * _EYES_PX)
+    down = (y - _ORIGIN_PX[1] - low * _EYES_PX) / (tall * _EYES_PX)
     return np.asarray(255 * (across**2 + down**2 <= 1), np.uint8)
 
 
-_MIDDLE = _middle()
+def _around(mask: Grey) -> tuple[slice, slice]:
+    """The rows and columns of a mask and four pixels around: what a map may move into it. All costs twice as much."""
+    left, top, width, height = cv2.boundingRect(mask)
+    return slice(max(0, top - 4), top + height + 4), slice(max(0, left - 4), left + width + 4)
+
+
+# The nose, the mouth and the inner half of the eyes. Further out a bent print turns away as a head does; here only a
+# nose stands out.
+_MIDDLE = _ellipse(0.6, 1.0, 0.5)
+# The face from the forehead to the chin, and both cheeks: a half of it must be curved.
+_WHOLE = _ellipse(1.4, 1.3, 0.45)

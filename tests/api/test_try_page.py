@@ -19,6 +19,8 @@ from PIL import Image
 
 from api.api_keys import new_api_key
 from api.html_pages import page_texts, read_page_file, try_page_html
+from benchmarks.challenges import FIRST_DEG, GROWN, STRAIGHT_DEG, TURNED_DEG
+from challenge.motion import MAX_FIRST_YAW_DEG, MAX_STRAIGHT_DEG, MIN_GROWTH, MIN_TURN_DEG
 from engines import compact_pack
 from errors import CODES
 from face_checks import HINTS
@@ -72,6 +74,21 @@ def test_the_page_says_what_is_in_its_texts_and_nothing_there_is_left_unsaid() -
 
 def test_the_page_knows_the_compact_model_by_its_name() -> None:
     assert f'COMPACT_MODEL = "{compact_pack.IDENTITY.name}"' in SCRIPT
+
+
+def test_page_guide_and_benchmark_take_the_same_steps_for_done_and_the_judge_asks_for_less() -> None:
+    of_the_page = dict(re.findall(r"\b(\w+) = ([\d.]+)", SCRIPT))
+    names = {"FIRST_DEG": FIRST_DEG, "STRAIGHT_DEG": STRAIGHT_DEG, "TURNED_DEG": TURNED_DEG, "CLOSER": GROWN}
+    assert {name: float(of_the_page[name]) for name in names} == names
+    guide = " ".join((PROJECT / "docs" / "clients.md").read_text().split())
+    assert (
+        f"done when `head_turned` measures {TURNED_DEG:g} degrees, a look straight below {STRAIGHT_DEG:g} (the first "
+        f"one below {FIRST_DEG:g}), and coming closer when the face is {GROWN:g} times as large"
+    ) in guide
+    assert TURNED_DEG > MIN_TURN_DEG
+    assert STRAIGHT_DEG < MAX_STRAIGHT_DEG
+    assert FIRST_DEG < MAX_FIRST_YAW_DEG
+    assert GROWN > MIN_GROWTH
 
 
 def answer_of(folder: Path, **settings: Any) -> Any:

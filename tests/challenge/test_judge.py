@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from benchmarks.turning_faces import as_sent
@@ -17,6 +18,7 @@ from challenge.steps import CLOSER, LEFT, MAX_FRAMES, ORDERS, RIGHT, STRAIGHT, A
 from engines.base import Engine, Template
 from engines.face_attributes import FaceAttributes, FaceAttributesModel
 from errors import FaceError
+from face_checks import NEARER_HINTS
 from photos.pixels import Pixels
 from settings import PROJECT, Settings
 from tests.support.fakes import ScriptedAttributes, packaged_photo
@@ -74,13 +76,20 @@ def test_a_person_who_does_the_steps_passes_every_check(judged: Judge, steps: tu
     outcome = judged(frames_of(steps), steps)
     assert failed(outcome) == []
     codes = [check.code for check in outcome.checks]
-    assert codes == ["challenge_failed"] * 7 + ["not_live"] * 2 + ["challenge_failed"]
+    assert codes == ["challenge_failed"] * 7 + ["not_live"] * 3 + ["challenge_failed"]
 
 
-@pytest.mark.parametrize("what", ["flat", "bent"])
+@pytest.mark.parametrize("what", ["flat", "bent", "folded"])
 @pytest.mark.parametrize("turn_deg", [25.0, 40.0, 55.0])
 def test_a_print_that_is_turned_and_moved_closer_does_not_pass(judged: Judge, what: str, turn_deg: float) -> None:
     assert failed(judged(frames_of(STEPS, what, turn_deg=turn_deg))) != []
+
+
+def test_a_print_folded_along_the_nose_is_refused_only_because_its_halves_are_flat(judged: Judge) -> None:
+    outcome = judged(frames_of(STEPS, "folded", turn_deg=45.0))
+    assert failed(outcome) == ["challenge_folded"]
+    (refused,) = [check for check in outcome.checks if not check.passed]
+    assert (refused.code, refused.hint) == ("not_live", NEARER_HINTS["challenge_relief"])
 
 
 def test_every_other_order_of_steps_is_refused(judged: Judge) -> None:
@@ -111,6 +120,11 @@ def saved_again(pixels: Pixels, quality: int = 90) -> bytes:
     return bytes(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
 
 
+def recoloured(pixels: Pixels, curve: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]) -> Pixels:
+    """The picture with other light: `curve` of 0...1."""
+    return np.asarray(np.clip(255 * curve(pixels / 255), 0, 255), np.uint8)
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -118,9 +132,13 @@ def saved_again(pixels: Pixels, quality: int = 90) -> bytes:
         lambda frame: saved_again(frame, 85),
         lambda frame: saved_again(np.asarray(cv2.resize(frame, None, fx=1.1, fy=1.1), np.uint8)),
         lambda frame: saved_again(np.asarray(cv2.add(frame, np.full_like(frame, 6)), np.uint8)),
+        lambda frame: saved_again(recoloured(frame, lambda light: 1.1 * light - 0.05)),
+        lambda frame: saved_again(recoloured(frame, lambda light: 0.7 * light + 0.1), 75),
+        lambda frame: saved_again(recoloured(frame, lambda light: light**1.2)),
+        lambda frame: saved_again(recoloured(frame, lambda light: light * (1.1, 1.0, 0.9))),
         lambda frame: as_sent(frame, np.random.default_rng(1), quality=90, noise=2),
     ],
-    ids=["as it is", "saved again", "larger", "lighter", "noisier"],
+    ids=["as it is", "saved again", "larger", "lighter", "contrast", "flat", "gamma", "tinted", "noisier"],
 )
 @pytest.mark.parametrize("number", [0, -1])
 def test_one_frame_sent_twice_is_refused_whatever_was_done_to_it(
@@ -130,6 +148,12 @@ def test_one_frame_sent_twice_is_refused_whatever_was_done_to_it(
     twice = changed(pixels_of(frames[number]))
     sent = [twice, *frames] if number == 0 else [*frames, twice]
     assert failed(judged(sent)) == ["challenge_repeated"]
+
+
+def test_one_turn_sent_for_two_is_refused_though_its_light_is_very_different(judged: Judge) -> None:
+    frames = frames_of(STEPS)
+    frames[-1] = saved_again(recoloured(pixels_of(frames[1]), lambda light: 1.3 * light - 0.15), 75)
+    assert "challenge_repeated" in failed(judged(frames))
 
 
 def test_a_face_that_moves_by_a_pixel_makes_a_new_frame(judged: Judge) -> None:
@@ -163,14 +187,14 @@ def test_a_side_view_and_its_mirror_image_do_not_show_two_sides(
 
 
 def test_sides_without_any_detail_are_not_taken_for_two_sides(engine: Engine) -> None:
-    track = Track([seen(engine, data) for data in frames_of(STEPS)])
+    frames = [seen(engine, data) for data in frames_of(STEPS)]
+    track = Track(frames)
     assert track.follow(STEPS)
     sides = track.sides()
     assert sides is not None
     assert track.uneven(sides) > MIN_UNEVEN
-    for frame in track._frames:
-        frame.pixels[:] = 127
-    assert track.uneven(sides) == 0.0
+    without = Track([replace(frame, aligned=np.full((160, 160, 3), 127, np.uint8)) for frame in frames])
+    assert without.uneven(sides) == 0.0
 
 
 def test_a_cut_to_another_place_or_another_light_is_refused(judged: Judge) -> None:
@@ -219,6 +243,17 @@ def test_too_few_or_too_many_frames_are_refused_before_any_is_decoded(count: int
         require_frame_count(Attempt("", STEPS, (b"",) * count))
     assert refused.value.code == "challenge_failed"
     assert refused.value.fields["checks"][0]["measured"] == count
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+@pytest.mark.parametrize("number", range(len(STEPS)))
+def test_landmarks_on_one_line_are_no_face_that_can_be_followed(engine: Engine, slope: float, number: int) -> None:
+    frames = [seen(engine, data) for data in frames_of(STEPS)]
+    across = 100 + 20 * np.arange(5, dtype=np.float32)
+    face = replace(frames[number].faces[0], landmarks=np.column_stack([across, slope * across]))
+    frames[number] = replace(frames[number], faces=[face])
+    outcome = judge(frames, STEPS, np.ones(engine.dimension, np.float32), engine, Settings())
+    assert failed(outcome) == ["challenge_faces"]
 
 
 def test_degenerate_landmarks_crash_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

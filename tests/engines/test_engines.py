@@ -126,6 +126,26 @@ def test_a_faint_trace_in_the_small_look_counts_if_the_quick_look_shows_it_too(
     assert detector.sides == looks
 
 
+@pytest.mark.parametrize(("found", "looks"), [([(220.0, 0.9)], [320]), ([(220.0, 0.6)], [320, 128]), ([], [320, 128])])
+def test_a_frame_whose_face_is_not_surely_seen_is_looked_at_once_more_small(
+    pack: Path, found: list[tuple[float, float]], looks: list[int]
+) -> None:
+    tiny = InsightFaceEngine(pack, threads=1)
+    detector = ScriptedDetector(*found)
+    tiny._detector = detector
+    assert len(tiny.detect_in_frame(np.full((320, 320, 3), 127, np.uint8))) == len(found)
+    assert detector.sides == looks
+
+
+def test_what_only_the_small_look_at_a_frame_shows_counts(pack: Path) -> None:
+    tiny = InsightFaceEngine(pack, threads=1)
+    tiny._detector = ScriptedDetector((220.0, 0.6), (230.0, 0.9), sides_of_second=(128,))
+    assert [face.score for face in tiny.detect_in_frame(np.full((640, 640, 3), 127, np.uint8))] == [
+        pytest.approx(0.9),
+        pytest.approx(0.6),
+    ]
+
+
 def test_a_packs_name_follows_its_recogniser_and_not_its_folder(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_tiny_pack(tmp_path / name, seed=seed)

@@ -16,6 +16,7 @@ from benchmarks.turning_faces import (
     a_background,
     as_sent,
     filmed,
+    folded_print_of,
     plain_head_of,
     print_of,
 )
@@ -37,10 +38,12 @@ def astronaut() -> tuple[Pixels, Face]:
 
 @cache
 def relief_of(what: str) -> Relief:
-    """A `head`, a `flat` print or a `bent` one."""
+    """A `head`, a `flat` print, a `bent` one, or a `folded` one that is printed wider."""
     photo, face = astronaut()
     if what == "head":
         return plain_head_of(photo, face)
+    if what == "folded":
+        return folded_print_of(photo, face, 35.0, widened=True)
     return print_of(photo, face, radius=1.6 if what == "bent" else np.inf)
 
 
