@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from labels import INPUT, LEFT, OUTPUTS, PROBABILITIES, ROLL, STRETCH, TOP, UNITS, YAW
+from labels import INPUT, LEFT, LIKENESS, OUTPUTS, PROBABILITIES, ROLL, STRETCH, TOP, UNITS, YAW
 from numpy.typing import NDArray
 from overlays import Image
 from torch import nn
@@ -61,6 +61,10 @@ class Net(nn.Module):
         features = 24 * 64 + 192 * 4 + 2 * 32 + 2 * 48
         self.hidden = nn.Sequential(nn.Dropout(0.2), nn.Linear(features, 160), nn.ReLU(inplace=True), nn.Dropout(0.2))
         self.head = nn.Linear(160, len(OUTPUTS))
+        # Learned by itself, last: see `fit_likeness`.
+        self.likeness = nn.Sequential(nn.Dropout(0.2), nn.Linear(features, 96), nn.ReLU(inplace=True), nn.Linear(96, 1))
+        nn.init.zeros_(self.likeness[-1].weight)
+        nn.init.zeros_(self.likeness[-1].bias)
 
     def forward(self, view: torch.Tensor) -> torch.Tensor:
         x = (view - 127.5) / 64.0
@@ -74,11 +78,13 @@ class Net(nn.Module):
         left, right = (rows[:, :, :, first : first + COLUMNS] for first in FIRST_COLUMNS)
         eyes = self.eye_features(self.eye(torch.cat([left, right.flip(3)])))
         left, right = eyes.chunk(2)
-        found = self.head(
-            self.hidden(torch.cat([self.parts(coarse).flatten(1), whole.flatten(1), mean, spread, left, right], 1))
-        )
+        seen = torch.cat([self.parts(coarse).flatten(1), whole.flatten(1), mean, spread, left, right], 1)
+        found = self.head(self.hidden(seen))
         shut = self.eye_shut(left) + self.eye_shut(right)
-        return torch.cat([found[:, :SHUT], found[:, SHUT : SHUT + 1] + shut, found[:, SHUT + 1 :]], 1)
+        likeness = found[:, LIKENESS:] + self.likeness(seen)
+        return torch.cat(
+            [found[:, :SHUT], found[:, SHUT : SHUT + 1] + shut, found[:, SHUT + 1 : LIKENESS], likeness], 1
+        )
 
 
 class Exported(nn.Module):
@@ -190,6 +196,35 @@ def fit(
     final = average.module.eval()
     assert isinstance(final, Net)
     return final
+
+
+def fit_likeness(net: Net, images: Image, labels: NDArray[np.float32], *, epochs: float, peak: float, seed: int) -> Net:
+    """Train what the network adds to its likeness, on distorted samples; every other output stays as it is."""
+    torch.manual_seed(seed)
+    net = net.eval().requires_grad_(requires_grad=False)
+    net.likeness.requires_grad_(requires_grad=True).train()
+    optimiser = torch.optim.AdamW(net.likeness.parameters(), lr=peak, weight_decay=0.03)
+    steps = int(epochs * len(images) / BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=steps, pct_start=0.08)
+    pixels, truth, unit = (
+        torch.from_numpy(images),
+        torch.from_numpy(labels),
+        float(UNITS[LIKENESS - len(PROBABILITIES)]),
+    )
+    running = 0.0
+    for step in range(steps):
+        rows = torch.randint(len(images), (BATCH,))
+        x, y = _varied(pixels[rows].permute(0, 3, 1, 2).float(), truth[rows])
+        found = net(x.contiguous(memory_format=torch.channels_last))[:, LIKENESS]
+        loss = nn.functional.smooth_l1_loss(found, y[:, LIKENESS] / unit, beta=0.15)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        running += 0.01 * (loss.item() - running)
+        if step % 500 == 499:
+            log.info("step %d of %d, loss of the likeness %.4f", step + 1, steps, running / (1 - 0.99 ** (step + 1)))
+    return net.eval()
 
 
 def mean_of(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

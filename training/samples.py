@@ -320,6 +320,41 @@ def _in_a_scene(rng: Rng, photo: Image, margin: int, donor: Image) -> tuple[Imag
     return scene, margin
 
 
+def _pulled(points: NDArray[np.float64], centre: tuple[float, float], radius: float, power: float) -> None:
+    """Move float64 [..., 2] source points within `radius` pixels of `centre`: what is there grows with power > 0."""
+    apart = points - centre
+    share = np.hypot(apart[..., 0], apart[..., 1]) / radius
+    scale = np.where(share < 1, np.maximum(share, 1e-3) ** power, 1.0)
+    points[:] = centre + apart * scale[..., None]
+
+
+def warped(rng: Rng, crop: Image) -> Image:
+    """A 160-pixel crop with parts of the face made larger, smaller or twisted, as filters of apps do it."""
+    y, x = np.mgrid[0 : overlays.SIZE, 0 : overlays.SIZE].astype(np.float64)
+    source = np.stack([x, y], -1)
+    kind = rng.random()
+    if kind < 0.5:
+        spots = [overlays.NOSE, overlays.NOSE, overlays.MOUTH, (80, 95), (80, 130)]
+        centre = np.array(spots[int(rng.integers(len(spots)))]) + rng.normal(0, 5, 2)
+        power = rng.uniform(0.1, 0.7) if rng.random() < 0.6 else -rng.uniform(0.08, 0.4)
+        _pulled(source, (centre[0], centre[1]), 44 * rng.uniform(0.9, 2.4), power)
+    elif kind < 0.7:
+        power, radius = rng.uniform(-0.3, 0.7), 44 * rng.uniform(0.35, 0.6)
+        for spot in overlays.EYES:
+            _pulled(source, spot, radius, power)
+    elif kind < 0.8:
+        apart = source - (80, 92)
+        far = np.hypot(apart[..., 0], apart[..., 1]) / (44 * rng.uniform(1.2, 2.2))
+        turn = rng.uniform(-0.8, 0.8) * np.clip(1 - far, 0, 1) ** 2
+        twist = np.stack([np.cos(turn), -np.sin(turn), np.sin(turn), np.cos(turn)], -1).reshape(*turn.shape, 2, 2)
+        source = (twist @ apart[..., None])[..., 0] + (80, 92)
+    else:
+        sigma, strength = rng.uniform(10, 30), rng.uniform(2, 7)
+        shift = cv2.GaussianBlur(rng.normal(size=source.shape), (0, 0), sigma)
+        source += strength * shift / shift.std()
+    return cv2.remap(crop, source.astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
 def _distortion(rng: Rng) -> tuple[float, list[str]]:
     """By how much a photo is stretched, and what else is done to it."""
     stretch = 1.0 if rng.random() < 0.3 else float(np.exp(rng.uniform(-1, 1) * np.log(2.2)))
@@ -331,19 +366,8 @@ def _distortion(rng: Rng) -> tuple[float, list[str]]:
     return (1.0, []) if rng.random() < 0.25 else (stretch, steps)
 
 
-def distorted(
-    rng: Rng, face: Face, donor: Image, detector: teachers.Detector, recogniser: teachers.Recogniser
-) -> tuple[Image, NDArray[np.float32]]:
-    """The face as the service cuts it out of a photo that was stretched, compressed, made noisy or blurred."""
-    assert face.mesh is not None
-    inter_eye = float(np.exp(rng.uniform(np.log(26), np.log(90))))
-    scale = inter_eye / 44
-    stretch, steps = _distortion(rng)
-    across, down = scale * stretch**0.5, scale / stretch**0.5
-    photo = cv2.resize(
-        face.image, None, fx=across, fy=down, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    )
-    photo, corner = _in_a_scene(rng, photo, int(44 * max(across, down)), donor)
+def _damaged(rng: Rng, photo: Image, steps: list[str], inter_eye: float) -> Image:
+    """What noise, compression, blur and too few pixels leave of a photo, in any order."""
     for name in rng.permutation(steps):
         if name == "noise":
             size = photo.shape if rng.random() < 0.7 else (*photo.shape[:2], 1)
@@ -362,6 +386,25 @@ def distorted(
         else:
             small = cv2.resize(photo, None, fx=14 / inter_eye, fy=14 / inter_eye, interpolation=cv2.INTER_AREA)
             photo = cv2.resize(small, (photo.shape[1], photo.shape[0]), interpolation=int(rng.integers(3)))
+    return photo
+
+
+def distorted(
+    rng: Rng, face: Face, donor: Image, detector: teachers.Detector, recogniser: teachers.Recogniser
+) -> tuple[Image, NDArray[np.float32]]:
+    """The face as the service cuts it out of a photo that was stretched, compressed, made noisy or blurred."""
+    assert face.mesh is not None
+    inter_eye = float(np.exp(rng.uniform(np.log(26), np.log(90))))
+    scale = inter_eye / 44
+    image, (stretch, steps) = face.image, _distortion(rng)
+    if rng.random() < 0.4:
+        image = warped(rng, image)
+        if rng.random() < 0.6:  # filters of apps leave the rest of a photo as it is
+            stretch, steps = 1.0, []
+    across, down = scale * stretch**0.5, scale / stretch**0.5
+    photo = cv2.resize(image, None, fx=across, fy=down, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    photo, corner = _in_a_scene(rng, photo, int(44 * max(across, down)), donor)
+    photo = _damaged(rng, photo, steps, inter_eye)
     reduced = min(1.0, DETECTED / max(photo.shape))
     found = detector.landmarks(cv2.resize(photo, None, fx=reduced, fy=reduced, interpolation=cv2.INTER_AREA))
     landmarks = teachers.five_points(face.mesh) * (across, down) + corner if found is None else found / reduced
@@ -468,13 +511,14 @@ _shared: Pictures
 
 
 _pack: Path
+_recipe: dict[str, float]
 
 
 def _bank_part(task: tuple[int, int, int]) -> tuple[Image, NDArray[np.float32]]:
     seed, first, count = task
     cv2.setNumThreads(1)
     pack = teachers.Detector(_pack / "det.onnx"), teachers.Recogniser(_pack / "rec.onnx")
-    have = {k: v for k, v in RECIPE.items() if k.split("+")[0] not in KNOWN or k in _shared.crops}
+    have = {k: v for k, v in _recipe.items() if k.split("+")[0] not in KNOWN or k in _shared.crops}
     shares = np.array(list(have.values()))
     images, labels = np.empty((count, INPUT, INPUT, 3), np.uint8), np.empty((count, len(OUTPUTS)), np.float32)
     for i in range(count):
@@ -485,10 +529,12 @@ def _bank_part(task: tuple[int, int, int]) -> tuple[Image, NDArray[np.float32]]:
     return images, labels
 
 
-def bank(pictures: Pictures, pack: Path, count: int, seed: int, workers: int) -> tuple[Image, NDArray[np.float32]]:
+def bank(  # noqa: PLR0917 - what samples are made of
+    pictures: Pictures, pack: Path, count: int, seed: int, workers: int, recipe: dict[str, float] = RECIPE
+) -> tuple[Image, NDArray[np.float32]]:
     """`count` composed samples: uint8 [count, 128, 128, 3] BGR and float32 [count, 14] labels."""
-    global _shared, _pack
-    _shared, _pack = pictures, pack
+    global _shared, _pack, _recipe
+    _shared, _pack, _recipe = pictures, pack, recipe
     step = 500
     tasks = [(seed, first, min(step, count - first)) for first in range(0, count, step)]
     images, labels = np.empty((count, INPUT, INPUT, 3), np.uint8), np.empty((count, len(OUTPUTS)), np.float32)

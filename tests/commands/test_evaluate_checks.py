@@ -93,9 +93,10 @@ def test_every_degradation_changes_the_photo_at_every_step(kind: Degradation) ->
 def test_every_distorted_copy_is_another_photo_with_a_name_of_its_own() -> None:
     image = np.asarray(cv2.GaussianBlur(a_photo((95, 135, 160)), (0, 0), 2), np.uint8)
     image[:, :40] = 30  # a photo that is its own mirror image would prove nothing
-    copies = {distorted_copies.name_of(steps): steps for steps in distorted_copies.COPIES}
+    every = (*distorted_copies.COPIES, *distorted_copies.WARPED)
+    copies = {distorted_copies.name_of(steps): steps for steps in every}
     files = {distorted_copies.copy_of(image, a_face().eyes, steps) for steps in copies.values()}
-    assert len(files) == len(copies) == len(distorted_copies.COPIES)
+    assert len(files) == len(copies) == len(every)
 
 
 def test_the_table_of_distorted_copies_counts_the_photo_itself_apart() -> None:
@@ -104,12 +105,14 @@ def test_the_table_of_distorted_copies_counts_the_photo_itself_apart() -> None:
             "as it is": Counter({"duplicate_face": 2}),
             "JPEG 5": Counter({"enrolled": 1, "distorted": 1}),
             "mirrored": Counter({"duplicate_face": 2}),
+            "eyes larger 0.4": Counter({"enrolled": 1}),
         }
     )
-    *_, last = table.splitlines()
-    assert [cell.strip() for cell in last.split("|")[1:7]] == [
-        "**all distorted**", "4", "25.0 (4.6-69.9)", "50.0", "25.0", "`distorted` 1",
-    ]  # fmt: skip
+    rows = [[cell.strip() for cell in row.split("|")[1:7]] for row in table.splitlines()[-2:]]
+    assert rows == [
+        ["**all distorted**", "4", "25.0 (4.6-69.9)", "50.0", "25.0", "`distorted` 1"],
+        ["**all warped**", "1", "100.0 (20.7-100.0)", "0.0", "0.0", "-"],
+    ]
 
 
 def test_over_exposure_saturates_instead_of_wrapping_round() -> None:
