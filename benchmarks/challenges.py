@@ -467,7 +467,8 @@ def report(outcomes: dict[str, list[Outcome | None]]) -> None:
         reasons = Counter(map(reason_of, refused)).most_common(3)
         told = ", ".join(f"{name} {count}" for name, count in reasons)
         errors = len(refused) if kind in (HONEST, GUIDED) else len(judged_ones) - len(refused)
-        print(f"| {kind} | {share_of(errors, len(judged_ones))} | {told} |")
+        if judged_ones:
+            print(f"| {kind} | {share_of(errors, len(judged_ones))} | {told} |")
         if kind in LOOKED_AT:
             print(f"| {kind}, and does not see a step | {share_of(made.count(None), len(made))} | |")
 

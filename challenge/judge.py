@@ -28,8 +28,9 @@ from settings import Settings
 MIN_RELIEF = 0.35
 # How much of the nearer half of a turned face no flat picture explains (`Track.unlike_a_fold`). Of 102 people, split by
 # a hash of their names: with it 2 of 43 folded prints of the first half still pass and 7 of 51 of the other; 61 of 62
-# heads and 58 of 59. At 0.012 5 of the 43 pass, at 0.018 2 more of the 62 heads are refused.
-MIN_UNLIKE_A_FOLD = 0.016
+# heads and 58 of 59 (compact model). At 0.012 5 of the 43 and 11 of the 51 pass. At 0.016 with MobileFaceNet 4 of 124
+# heads are refused in place of 1.
+MIN_UNLIKE_A_FOLD = 0.014
 # How unlike the two sides of a face are (`Track.uneven`). Of 51 pairs of a side view and its mirror image, sheared,
 # squeezed and lit from the side among them, 49 measure at most 0.016; 99 attempts of honest people at least 0.027.
 MIN_UNEVEN = 0.02
