@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 UPDATE_MARGIN = 0.15
 # A client that tries five times, as in docs/clients.md, outlasts `store.challenges.IN_USE_SECONDS`, and is told then
 # that the challenge is used up.
-RETRY_RUNNING_S = "3"
+RETRY_RUNNING_S = "4"
 
 
 def add_routes(app: Flask, settings: Settings, parts: Parts, metrics: Metrics) -> None:
@@ -100,6 +100,9 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
                 receive_form_with_frames(settings, "file")
                 photo = read_upload("file", settings.max_file_bytes)
             request_key = read_request_key(photo)
+            earlier = earlier_answer(parts, request_key)
+            if earlier is not None:
+                return signed_up(earlier)
             attempt = enrolling_attempt(settings, parts, request_key)
             with settled(parts, attempt):
                 template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
@@ -111,7 +114,10 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
                 request_key=request_key,
                 quality=record.trace.quality,
             )
-        record.user_id = user_id
+        return signed_up(user_id)
+
+    def signed_up(user_id: str) -> Response:
+        current_record().user_id = user_id
         return jsonify(status="success", message=f"Face stored successfully with user_id: {user_id}", user_id=user_id)
 
     @app.post("/verify", provide_automatic_options=False)
@@ -348,6 +354,9 @@ def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
             person = enrolled_person(parts, user_id)
             request_key = read_request_key(photo, person.user_id)
             parts.access.require_unlocked(person.user_id.lower())
+            if earlier_answer(parts, request_key) == person.user_id:
+                person = enrolled_person(parts, user_id)
+                return added(person, len(person.photos))
             attempt = enrolling_attempt(settings, parts, request_key)
             with settled(parts, attempt, person.user_id):
                 template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
@@ -371,6 +380,9 @@ def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
         parts.access.forget_claims(person.user_id.lower())
         if parts.retention is not None:
             parts.retention.seen(person.user_id)
+        return added(person, photos)
+
+    def added(person: Person, photos: int) -> Response:
         return jsonify(
             status="success", message="The photo is added to this person.", user_id=person.user_id, photos=photos
         )
@@ -387,15 +399,17 @@ def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
         )
 
 
+def earlier_answer(parts: Parts, request_key: str | None) -> str | None:
+    """The user_id that an earlier attempt of this request got, if any: no challenge and no photo can change it."""
+    return None if request_key is None else parts.gallery.enrolled_by(request_key)
+
+
 def enrolling_attempt(settings: Settings, parts: Parts, request_key: str | None) -> Attempt | None:
     """Use the challenge of a request that stores a photo; raises as `read_attempt`.
 
-    A retry after a lost answer sends the challenge that its first attempt has used, or a new one. It gets that
-    attempt's answer, which no challenge can change any more. While the first attempt may still run, the retry is told
+    A retry sends the challenge that its first attempt has used. While that attempt may still run, the retry is told
     `overloaded`: to send the same again.
     """
-    if request_key is not None and parts.gallery.enrolled_by(request_key) is not None:
-        return None
     try:
         return read_attempt(settings, parts.store)
     except FaceError as error:

@@ -253,7 +253,7 @@ class Track:
 
     def unlike_a_fold(self, sides: Sequence[Sequence[int]]) -> float:
         """How much of the turned faces' nearer halves no flat picture explains: 1 - correlation, the lesser of the
-        sides; 0 where it cannot be measured.
+        sides that can be measured; 0 where neither can.
 
         A print that is folded upright along the nose stands out as a nose does. But each half of it is flat.
         """

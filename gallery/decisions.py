@@ -172,8 +172,14 @@ class Gallery:
         raise _overloaded()
 
     def enrolled_by(self, request_key: str) -> str | None:
-        """Return the user_id that an earlier sign-up with this request key got, or None; raises as `find_request`."""
-        return self._store.find_request(request_key, time.time() - REQUEST_KEY_SECONDS)
+        """Return the user_id of a known person that an earlier request with this key got, or None.
+
+        Raises:
+            FaceError: `database_unavailable`; `not_ready`.
+        """
+        self._copy.caught_up()
+        earlier = self._store.find_request(request_key, time.time() - REQUEST_KEY_SECONDS)
+        return earlier if earlier is not None and self._copy.knows(earlier) else None
 
     def _settled(
         self,

@@ -61,7 +61,7 @@ class Net(nn.Module):
         features = 24 * 64 + 192 * 4 + 2 * 32 + 2 * 48
         self.hidden = nn.Sequential(nn.Dropout(0.2), nn.Linear(features, 160), nn.ReLU(inplace=True), nn.Dropout(0.2))
         self.head = nn.Linear(160, len(OUTPUTS))
-        # Learned by itself, last: see `fit_likeness`.
+        # It learns on by itself, last: see `fit_likeness`.
         self.likeness = nn.Sequential(nn.Dropout(0.2), nn.Linear(features, 96), nn.ReLU(inplace=True), nn.Linear(96, 1))
         nn.init.zeros_(self.likeness[-1].weight)
         nn.init.zeros_(self.likeness[-1].bias)

@@ -385,7 +385,7 @@ def test_a_retry_while_the_first_attempt_still_runs_is_told_to_come_again_and_th
     without_key = send(*sent[:-1])
     go_on.set()
     first.join()
-    assert (outcome(early), int(early.headers["Retry-After"])) == ((503, "overloaded"), 3)
+    assert (outcome(early), int(early.headers["Retry-After"])) == ((503, "overloaded"), 4)
     assert outcome(without_key) == (409, "challenge_used")
     assert send(*sent).json["user_id"] == answers[0].json["user_id"]
 

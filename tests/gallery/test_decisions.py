@@ -344,6 +344,17 @@ def test_the_same_request_key_answers_what_its_first_attempt_answered(database: 
         enrolled(gallery)
 
 
+def test_the_answer_of_an_earlier_request_is_forgotten_with_its_person() -> None:
+    """An erasure that was cut off leaves the request's key in the store; nobody is let in by it."""
+    store = TheStore()
+    gallery = a_gallery(store)
+    user_id = gallery.enrol(a_face(), duplicate_cosine=SAME_FACE)
+    store.find_request = lambda request_key, since: user_id  # type: ignore[method-assign]
+    assert gallery.enrolled_by("key") == user_id
+    store.erase(2, user_id)
+    assert gallery.enrolled_by("key") is None
+
+
 def test_attempts_of_one_request_at_once_all_answer_alike(database: Database) -> None:
     galleries = [a_gallery(database.open()) for _ in range(4)]
     calls = [partial(enrolled, gallery, request_key="k") for gallery in galleries * 2]
