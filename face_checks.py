@@ -183,10 +183,8 @@ def unstretched(image: Pixels, face: Face, stretch: float) -> tuple[Pixels, Face
     right, bottom = np.clip(np.ceil(face.box[2:] + around), (left + 1, top + 1), last).astype(int)
     factors = np.array([stretch**-0.5, stretch**0.5])
     part = cv2.resize(image[top:bottom, left:right], None, fx=factors[0], fy=factors[1], interpolation=cv2.INTER_LINEAR)
-    # Pixels have their coordinates at their centres.
-    points = (np.concatenate([face.landmarks, face.box.reshape(2, 2)]) - (left, top) + 0.5) * factors - 0.5
-    landmarks, box = points[:5].astype(np.float32), points[5:].reshape(4).astype(np.float32)
-    return np.asarray(part, np.uint8), replace(face, box=box, landmarks=landmarks)
+    in_part = replace(face, box=face.box - (left, top, left, top), landmarks=face.landmarks - (left, top))
+    return np.asarray(part, np.uint8), in_part.enlarged(factors)
 
 
 def _inverse(matrix: Floats) -> Floats:

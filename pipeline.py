@@ -32,7 +32,7 @@ class Trace:
         stages_ms: stage -> milliseconds of wall time.
         figures: `similarity` or `liveness` -> what was measured; None where it could not be.
         quality: of the latest photo that passed every check, as `face_checks.photo_quality`; None before.
-        unstretched: of a photo that is to be stored and looks stretched: the template of the face as it was before.
+        unstretched: of a photo that is to enrol somebody new and looks stretched: the template of the face unstretched.
     """
 
     stages_ms: dict[str, float] = field(default_factory=dict)
@@ -85,6 +85,7 @@ class Pipeline:
         *,
         client: Client = NOBODY,
         enrols: bool = True,
+        new_person: bool = False,
         picture: bool = False,
         attempt: Attempt | None = None,
     ) -> Template:
@@ -95,6 +96,7 @@ class Pipeline:
             trace: gets the stages' times, the figures and the quality.
             client: who sent the photo; clients take turns.
             enrols: whether the template is to be stored, as in `face_checks.check_photo`.
+            new_person: whether the photo is to enrol somebody new: then `trace.unstretched` is made where it is needed.
             picture: whether the photo may show a picture of a face, such as a card's portrait: then liveness is not
                 checked, and the limits are those of `face_checks.limits_for_pictures`.
             attempt: a challenge's steps and the frames that show the person doing them.
@@ -113,7 +115,7 @@ class Pipeline:
                 try:
                     template = self.engine.embed(photo.pixels, found.face)
                     looks_stretched = found.attributes.distortion >= face_checks.MIN_STRETCH_TO_UNDO
-                    trace.unstretched = self._unstretched(photo, found) if enrols and looks_stretched else None
+                    trace.unstretched = self._unstretched(photo, found) if new_person and looks_stretched else None
                 except ValueError as error:
                     raise face_checks.cannot_be_embedded(found.checks) from error
             if attempt is not None:

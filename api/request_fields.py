@@ -13,10 +13,9 @@ from flask import Flask, request
 
 from api.multipart import PHOTO_FIELDS, TEXT_FIELDS
 from api.request_log import current_record
-from challenge.judge import not_attempted
+from challenge.judge import not_attempted, wrong_frame_count
 from challenge.steps import MAX_FRAME_BYTES, MAX_FRAMES, ORDERS, Attempt
 from errors import FaceError
-from face_checks import NEARER_HINTS, Check, refusal
 from settings import Settings
 from store.challenges import CHALLENGE_SECONDS, ChallengeStore
 
@@ -125,15 +124,9 @@ def read_frames() -> list[bytes]:
     frames = [file.stream.read(MAX_FRAME_BYTES + 1) for file in files[:MAX_FRAMES]]
     for file in files:
         file.close()
-    if len(files) > MAX_FRAMES:
-        raise _wrong_count(len(files), {"max": MAX_FRAMES}, "challenge_too_many")
-    if not files:
-        raise _wrong_count(0, {"min": min(map(len, ORDERS))}, "challenge_frames")
+    if not 0 < len(files) <= MAX_FRAMES:
+        raise wrong_frame_count(len(files), min(map(len, ORDERS)))
     return frames
-
-
-def _wrong_count(count: int, required: dict[str, float], hint: str) -> FaceError:
-    return refusal([Check("challenge_failed", False, count, required, NEARER_HINTS[hint])])
 
 
 def _no_file(field: str) -> FaceError:

@@ -105,7 +105,9 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
                 return signed_up(earlier)
             attempt = enrolling_attempt(settings, parts, request_key)
             with settled(parts, attempt):
-                template = pipeline.template(photo, record.trace, client=record.client, attempt=attempt)
+                template = pipeline.template(
+                    photo, record.trace, client=record.client, new_person=True, attempt=attempt
+                )
         with record.trace.stage("enrol"), settled(parts, attempt):
             user_id = gallery.enrol(
                 template,
@@ -355,7 +357,7 @@ def _add_photos(app: Flask, settings: Settings, parts: Parts) -> None:
             request_key = read_request_key(photo, person.user_id)
             parts.access.require_unlocked(person.user_id.lower())
             if earlier_answer(parts, request_key) == person.user_id:
-                person = enrolled_person(parts, user_id)
+                person = enrolled_person(parts, user_id)  # with the photo that has been added meanwhile
                 return added(person, len(person.photos))
             attempt = enrolling_attempt(settings, parts, request_key)
             with settled(parts, attempt, person.user_id):

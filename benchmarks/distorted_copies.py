@@ -155,7 +155,7 @@ class Service:
     def sign_up(self, photo: bytes) -> str:
         """The user_id; raises as `Pipeline.template` and `Gallery.enrol`."""
         trace = Trace()
-        template = self.pipeline.template(photo, trace)
+        template = self.pipeline.template(photo, trace, new_person=True)
         cosine = cosine_of(self.settings.duplicate_threshold, self.engine.cosine_at_half)
         return self.gallery.enrol(template, duplicate_cosine=cosine, unstretched=trace.unstretched)
 

@@ -78,8 +78,14 @@ def require_frame_count(attempt: Attempt) -> None:
     """FaceError `challenge_failed` if there are fewer frames than steps, or too many."""
     count, least = len(attempt.frames), len(attempt.steps)
     if not least <= count <= MAX_FRAMES:
-        required: dict[str, float] = {"max": MAX_FRAMES} if count > MAX_FRAMES else {"min": least}
-        raise face_checks.refusal([_check("challenge_failed", count, required, "challenge_frames")])
+        raise wrong_frame_count(count, least)
+
+
+def wrong_frame_count(count: int, least: int) -> FaceError:
+    """The refusal of more frames than any challenge takes, or of fewer than `least`."""
+    if count > MAX_FRAMES:
+        return face_checks.refusal([_check("challenge_failed", count, {"max": MAX_FRAMES}, "challenge_too_many")])
+    return face_checks.refusal([_check("challenge_failed", count, {"min": least}, "challenge_frames")])
 
 
 def look_at(pictures: Sequence[Pixels], engine: Engine, reader: AttributeReader) -> list[Frame]:

@@ -6,7 +6,7 @@ docs/liveness.md has the measurements behind every limit here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -248,8 +248,7 @@ class Track:
         A picture that turns stays the same picture, narrower, and arched if it is bent round an upright cylinder. A
         head shows another side of the nose and the cheeks.
         """
-        # A side that cannot be measured is left to the other one.
-        return min(filter(None, map(self._unexplained, self._telling(sides))), default=0.0)
+        return self._lesser(sides, self._unexplained)
 
     def unlike_a_fold(self, sides: Sequence[Sequence[int]]) -> float:
         """How much of the turned faces' nearer halves no flat picture explains: 1 - correlation, the lesser of the
@@ -257,12 +256,14 @@ class Track:
 
         A print that is folded upright along the nose stands out as a nose does. But each half of it is flat.
         """
-        return min(filter(None, map(self._unexplained_of_half, self._telling(sides))), default=0.0)
+        return self._lesser(sides, self._unexplained_of_half)
 
-    def _telling(self, sides: Sequence[Sequence[int]]) -> list[int]:
-        """The frame of each side that is looked at closely."""
+    def _lesser(self, sides: Sequence[Sequence[int]], rest_of: Callable[[_Turn], float]) -> float:
+        """The lesser rest of both sides, each by its most telling frame; 0 where neither can be measured."""
         turns = np.abs(self._yaws - self._centre)
-        return [min(side, key=lambda number: abs(turns[number] - TELLING_TURN_DEG)) for side in sides]
+        telling = [min(side, key=lambda number: abs(turns[number] - TELLING_TURN_DEG)) for side in sides]
+        # A side that cannot be measured is left to the other one.
+        return min(filter(None, (rest_of(self._turn(number)) for number in telling)), default=0.0)
 
     def uneven(self, sides: Sequence[Sequence[int]]) -> float:
         """How unlike the two sides are: 1 - the correlation of one with the other's mirror image, of the likest pair.
@@ -278,7 +279,7 @@ class Track:
         if not np.isfinite(alike).all():  # faces without detail
             return 0.0
         likest = int(np.argmax(alike))
-        return 1.0 - max(alike[likest], _correlation(*pairs[likest], _MIRROR_MOTIONS, _MIRROR_ENDS))
+        return 1.0 - max(alike[likest], _correlation(*pairs[likest], _MIRROR_MOTIONS, _MIRROR_ENDS, _MIDDLE))
 
     def _over_mirrored(self, one: int, others: Sequence[int]) -> list[tuple[Grey, Grey]]:
         """Crops without light: a face mirrored, and each other face, laid over it by an affine map of landmarks."""
@@ -306,18 +307,16 @@ class Track:
         self._small_faces[number] = made
         return made
 
-    def _unexplained(self, number: int) -> float:
+    @staticmethod
+    def _unexplained(turn: _Turn) -> float:
         """1 - the correlation of a turned face with the straight one, after the best arch and homography."""
-        turn = self._turn(number)
         arched = [_arched(turn.straight, turn.sign * arch) for arch in ARCHES]
         likest = max(arched, key=lambda one: cv2.computeECC(one, turn.turned, _MIDDLE))
-        correlation = _correlation(likest, turn.turned, _PRINT_MOTIONS, _PRINT_ENDS)
-        # Where no map is found at all, nothing is measured.
-        return 1.0 - correlation if correlation > 0 else 0.0
+        return _rest(likest, turn.turned, _MIDDLE)
 
-    def _unexplained_of_half(self, number: int) -> float:
+    @staticmethod
+    def _unexplained_of_half(turn: _Turn) -> float:
         """As `_unexplained`, of the half between the nose and the nearer cheek, and without an arch."""
-        turn = self._turn(number)
         columns = np.arange(_SIDE_PX)
         nearer = np.where(turn.sign * (columns - turn.moved) < 0, _WHOLE, np.uint8(0))
         if not nearer.any():
@@ -328,8 +327,7 @@ class Track:
         afters = [turn.sign * (turn.moved + shift * _EYES_PX - eye) for shift in FOLD_SHIFTS]
         halves = [_widened(turn.straight, min(2.5, max(0.4, after / before)), eye) for after in afters]
         likest = max(halves, key=lambda one: cv2.computeECC(one, turn.turned, nearer))
-        correlation = _correlation(likest, turn.turned, _PRINT_MOTIONS, _PRINT_ENDS, nearer)
-        return 1.0 - correlation if correlation > 0 else 0.0
+        return _rest(likest, turn.turned, nearer)
 
     def _turn(self, number: int) -> _Turn:
         (first, landmarks), (face, seen) = self._small_face(0), self._small_face(number)
@@ -421,12 +419,15 @@ def _arch_of(arch: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float
     return (columns - arch * _EYES_PX * (0.25 - across**2)).astype(np.float32), rows
 
 
-def _correlation(
-    one: Grey, other: Grey, motions: Sequence[int], ends: tuple[int, int, float], where: Grey | None = None
-) -> float:
-    """The correlation of two faces where a mask says, in the middle if none does, after the best map of the first of
-    `motions` that converges; -1 if none does."""
-    mask = _MIDDLE if where is None else where
+def _rest(straight: Grey, turned: Grey, mask: Grey) -> float:
+    """1 - the correlation of two faces where a mask says, after the best map of a print; 0 where no map is found."""
+    correlation = _correlation(straight, turned, _PRINT_MOTIONS, _PRINT_ENDS, mask)
+    return 1.0 - correlation if correlation > 0 else 0.0
+
+
+def _correlation(one: Grey, other: Grey, motions: Sequence[int], ends: tuple[int, int, float], mask: Grey) -> float:
+    """The correlation of two faces where a mask says, after the best map of the first of `motions` that converges; -1
+    if none does."""
     around = _around(mask)
     for motion in motions:
         start = np.eye(3 if motion == cv2.MOTION_HOMOGRAPHY else 2, 3, dtype=np.float32)

@@ -59,11 +59,11 @@ class Face:
         left, right = self.eyes
         return float(np.hypot(*(right - left)))
 
-    def enlarged(self, times: float) -> Face:
-        """The same face in a copy of the picture that is `times` as large."""
+    def enlarged(self, times: float | npt.NDArray[np.float64]) -> Face:
+        """The same face in a copy of the picture that is `times` as large, or float64[2] as wide and as high."""
         # Pixels have their coordinates at their centres.
-        box, landmarks = ((np.asarray(one) + 0.5) * times - 0.5 for one in (self.box, self.landmarks))
-        return replace(self, box=box.astype(np.float32), landmarks=landmarks.astype(np.float32))
+        box, landmarks = ((one + 0.5) * times - 0.5 for one in (self.box.reshape(2, 2), self.landmarks))
+        return replace(self, box=box.ravel().astype(np.float32), landmarks=landmarks.astype(np.float32))
 
     @property
     def roll_deg(self) -> float:

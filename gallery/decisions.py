@@ -139,8 +139,8 @@ class Gallery:
 
         Args:
             template: float32[d], L2-normalised; ValueError otherwise.
-            unstretched: the same of the photo with its proportions put right, if they seem to be wrong. Whomever it
-                shows is enrolled already, too. It is not stored.
+            unstretched: the same of the photo with its proportions put right, if they seem to be wrong. The person
+                whom it shows is enrolled already, too. It is not stored.
             duplicate_cosine: from this cosine up, the best candidate is the same person.
             request_key: the hash of the client's Idempotency-Key. If a request with the same hash enrolled a person
                 within 24 hours, that person's user_id is returned.
@@ -153,19 +153,19 @@ class Gallery:
             FaceError: `duplicate_face`; `database_unavailable`, after which the person may be enrolled or not;
                 `overloaded`.
         """
-        views = self._views(template, unstretched)
+        probes = self._probes(template, unstretched)
         # The long search comes first, while other threads decide. The decision itself searches only what is new since.
         searched = self._copy.caught_up()
-        settled = self._settled(searched, None, views, duplicate_cosine, request_key)
+        settled = self._settled(searched, None, probes, duplicate_cosine, request_key)
         if settled is not None:
             return settled
         with self._deciding():
             for attempt in range(MAX_LOST_RACES):
                 view = self._copy.caught_up(attempt)
-                settled = self._settled(view, searched, views, duplicate_cosine, request_key)
+                settled = self._settled(view, searched, probes, duplicate_cosine, request_key)
                 if settled is not None:
                     return settled
-                enrolment = self._enrolment(views[0], request_key, quality)
+                enrolment = self._enrolment(probes[0], request_key, quality)
                 if self._store.append(view.last + 1, [enrolment]):
                     return enrolment.user_id
                 searched = view
@@ -178,6 +178,10 @@ class Gallery:
             FaceError: `database_unavailable`; `not_ready`.
         """
         self._copy.caught_up()
+        return self._earlier(request_key)
+
+    def _earlier(self, request_key: str) -> str | None:
+        """As `enrolled_by`, in a view that was caught up already."""
         earlier = self._store.find_request(request_key, time.time() - REQUEST_KEY_SECONDS)
         return earlier if earlier is not None and self._copy.knows(earlier) else None
 
@@ -185,18 +189,17 @@ class Gallery:
         self,
         view: GalleryView,
         searched: GalleryView | None,
-        views: Sequence[Template],
+        probes: Sequence[Template],
         duplicate_cosine: float,
         request_key: str | None,
     ) -> str | None:
         """Return the user_id that an earlier attempt of this request enrolled, if any; FaceError `duplicate_face`."""
         # The store is asked after `view` was caught up. So if an earlier attempt of this request enrolled the person,
         # it is found here, before the search below can call it a duplicate.
-        if request_key is not None:
-            earlier = self._store.find_request(request_key, time.time() - REQUEST_KEY_SECONDS)
-            if earlier is not None and self._copy.knows(earlier):
-                return earlier
-        if _is_duplicate(view, views, duplicate_cosine, searched):
+        earlier = None if request_key is None else self._earlier(request_key)
+        if earlier is not None:
+            return earlier
+        if _is_duplicate(view, probes, duplicate_cosine, searched):
             raise FaceError("duplicate_face")
         return None
 
@@ -220,7 +223,7 @@ class Gallery:
         Raises:
             FaceError: `database_unavailable`, after which any of them may be enrolled or not; `overloaded`.
         """
-        all_views = [self._views(face.template, face.unstretched) for face in faces]
+        probes = [self._probes(face.template, face.unstretched) for face in faces]
         user_ids: list[str | None] = [None] * len(faces)
         start = 0
         with self._deciding():
@@ -228,12 +231,12 @@ class Gallery:
                 view = self._copy.caught_up(attempt)
                 chosen: dict[int, Enrolment] = {}
                 for index in range(start, len(faces)):
-                    views = all_views[index]
+                    of_face = probes[index]
                     among = np.stack([one.template for one in chosen.values()]) if chosen else None
                     # `not <`, so that a threshold that is not a number refuses.
-                    is_repeated = among is not None and not (np.stack(views) @ among.T).max() < duplicate_cosine
-                    if not is_repeated and not _is_duplicate(view, views, duplicate_cosine):
-                        chosen[index] = self._enrolment(views[0], faces[index].request_key, faces[index].quality)
+                    is_repeated = among is not None and not (np.stack(of_face) @ among.T).max() < duplicate_cosine
+                    if not is_repeated and not _is_duplicate(view, of_face, duplicate_cosine):
+                        chosen[index] = self._enrolment(of_face[0], faces[index].request_key, faces[index].quality)
                 stored = self._store.append(view.last + 1, list(chosen.values())) if chosen else 0
                 for index, enrolment in list(chosen.items())[:stored]:
                     user_ids[index] = enrolment.user_id
@@ -426,7 +429,7 @@ class Gallery:
         """Write what is missing in the snapshot."""
         self._copy.close()
 
-    def _views(self, template: Template, unstretched: Template | None) -> list[Template]:
+    def _probes(self, template: Template, unstretched: Template | None) -> list[Template]:
         """The templates that a new face is searched by; the first is the one that is stored."""
         return [self._checked(one) for one in (template, unstretched) if one is not None]
 
@@ -451,11 +454,11 @@ class Gallery:
 
 
 def _is_duplicate(
-    view: GalleryView, views: Sequence[Template], duplicate_cosine: float, searched: GalleryView | None = None
+    view: GalleryView, probes: Sequence[Template], duplicate_cosine: float, searched: GalleryView | None = None
 ) -> bool:
-    """Whether one of the views of a face shows somebody whom the gallery's view holds."""
+    """Whether one of a face's templates shows somebody whom the view holds."""
     after = _unsearched_after(view, searched)
-    best = [candidate for one in views for candidate in view.search(one, after=after)]
+    best = (candidate for probe in probes for candidate in view.search(probe, after=after))
     # `not <`, so that a threshold that is not a number refuses.
     return any(not candidate.cosine < duplicate_cosine for candidate in best)
 

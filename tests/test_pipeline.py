@@ -102,7 +102,7 @@ def test_a_stretched_photo_is_told_from_the_same_person_s_unstretched(
     straight = pipeline.template(png(astronaut))
     photo = png(np.asarray(cv2.resize(astronaut, None, fx=factor, fy=1), np.uint8))
     trace = Trace()
-    stretched = pipeline.template(photo, trace)
+    stretched = pipeline.template(photo, trace, new_person=True)
     assert trace.unstretched is not None
     assert float(straight @ trace.unstretched) > float(straight @ stretched) + 0.02
     pipeline.template(photo, trace, enrols=False)
@@ -111,7 +111,7 @@ def test_a_stretched_photo_is_told_from_the_same_person_s_unstretched(
 
 def test_a_photo_that_nobody_stretched_is_embedded_once(pipeline: Pipeline, astronaut: Pixels) -> None:
     trace = Trace()
-    pipeline.template(png(astronaut), trace)
+    pipeline.template(png(astronaut), trace, new_person=True)
     assert trace.unstretched is None
 
 

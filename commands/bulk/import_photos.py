@@ -217,8 +217,8 @@ class Importer:
         return _line(photo, "photo_added", user_id, "")
 
     def _duplicate_message(self, photo: ProcessedPhoto) -> str:
-        views = [view for view in (photo.template, photo.unstretched) if view is not None]
-        found = [best for view in views if (best := self._gallery.search(view)) is not None]
+        probes = [one for one in (photo.template, photo.unstretched) if one is not None]
+        found = [best for one in probes if (best := self._gallery.search(one)) is not None]
         path = self._path_of.get(max(found, key=lambda best: best.cosine).user_id) if found else None
         return f"the same face as {path}" if path else CODES["duplicate_face"][1]
 

@@ -86,7 +86,7 @@ def process_photos(
         digest = hashlib.sha256(data).hexdigest()
         trace = Trace()
         try:
-            template = pipeline.template(data, trace)
+            template = pipeline.template(data, trace, new_person=True)
             return ProcessedPhoto(photo, digest, template, None, trace.quality, trace.unstretched)
         except FaceError as refusal:
             if refusal.status >= 500:  # the machine's fault, not the photo's

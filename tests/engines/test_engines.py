@@ -87,6 +87,16 @@ class ScriptedDetector:
         return boxes.reshape(-1, 5).astype(np.float32), points.reshape(-1, 5, 2)
 
 
+def seeing(pack: Path, detector: ScriptedDetector) -> InsightFaceEngine:
+    """The pack's engine, with this detector."""
+    tiny = InsightFaceEngine(pack, threads=1)
+    tiny._detector = detector
+    return tiny
+
+
+NOTHING = np.full((640, 640, 3), 127, np.uint8)
+
+
 @pytest.mark.parametrize(
     ("found", "looks"),
     [
@@ -100,18 +110,14 @@ class ScriptedDetector:
 def test_a_quick_look_is_enough_only_for_one_large_face_without_a_trace_of_another(
     pack: Path, found: list[tuple[float, float]], looks: list[int]
 ) -> None:
-    tiny = InsightFaceEngine(pack, threads=1)
     detector = ScriptedDetector(*found)
-    tiny._detector = detector
-    tiny._search(np.full((640, 640, 3), 127, np.uint8))
+    seeing(pack, detector)._search(NOTHING)
     assert detector.sides == looks
 
 
 def test_what_only_the_quick_look_shows_leads_to_a_full_search(pack: Path) -> None:
-    tiny = InsightFaceEngine(pack, threads=1)
     detector = ScriptedDetector((220.0, 0.9), (30.0, 0.2), sides_of_second=(320, 640))
-    tiny._detector = detector
-    tiny._search(np.full((640, 640, 3), 127, np.uint8))
+    seeing(pack, detector)._search(NOTHING)
     assert detector.sides == [128, 320, 640]
 
 
@@ -119,10 +125,8 @@ def test_what_only_the_quick_look_shows_leads_to_a_full_search(pack: Path) -> No
 def test_a_faint_trace_in_the_small_look_counts_if_the_quick_look_shows_it_too(
     pack: Path, sides: tuple[int, ...], looks: list[int]
 ) -> None:
-    tiny = InsightFaceEngine(pack, threads=1)
     detector = ScriptedDetector((220.0, 0.9), (30.0, 0.15), sides_of_second=sides)
-    tiny._detector = detector
-    tiny._search(np.full((640, 640, 3), 127, np.uint8))
+    seeing(pack, detector)._search(NOTHING)
     assert detector.sides == looks
 
 
@@ -130,17 +134,14 @@ def test_a_faint_trace_in_the_small_look_counts_if_the_quick_look_shows_it_too(
 def test_a_frame_whose_face_is_not_surely_seen_is_looked_at_once_more_small(
     pack: Path, found: list[tuple[float, float]], looks: list[int]
 ) -> None:
-    tiny = InsightFaceEngine(pack, threads=1)
     detector = ScriptedDetector(*found)
-    tiny._detector = detector
-    assert len(tiny.detect_in_frame(np.full((320, 320, 3), 127, np.uint8))) == len(found)
+    assert len(seeing(pack, detector).detect_in_frame(NOTHING[:320, :320])) == len(found)
     assert detector.sides == looks
 
 
 def test_what_only_the_small_look_at_a_frame_shows_counts(pack: Path) -> None:
-    tiny = InsightFaceEngine(pack, threads=1)
-    tiny._detector = ScriptedDetector((220.0, 0.6), (230.0, 0.9), sides_of_second=(128,))
-    assert [face.score for face in tiny.detect_in_frame(np.full((640, 640, 3), 127, np.uint8))] == [
+    tiny = seeing(pack, ScriptedDetector((220.0, 0.6), (230.0, 0.9), sides_of_second=(128,)))
+    assert [face.score for face in tiny.detect_in_frame(NOTHING)] == [
         pytest.approx(0.9),
         pytest.approx(0.6),
     ]
