@@ -162,31 +162,6 @@ def aligned_face(image: Pixels, face: Face) -> Pixels:
     return cut_out(image, _alignment(face), FRAME_SIDE_PX)
 
 
-# From this measured stretch on, the duplicate search looks for the face unstretched, too. 14 in 100 photos that nobody
-# stretched measure as much.
-MIN_STRETCH_TO_UNDO = 1.1
-# What is cut out around the face for that, in sides of its box to every side: the recogniser's crop and more.
-_AROUND_BOX = 0.5
-
-
-def unstretched(image: Pixels, face: Face, stretch: float) -> tuple[Pixels, Face]:
-    """The face as it was before its photo was stretched: a part of the photo, uint8[h, w, 3], and the face in it.
-
-    Args:
-        image: uint8[h, w, 3] BGR.
-        face: the face in `image`.
-        stretch: how many times as wide it is as it should be, as `FaceAttributes.stretch`.
-    """
-    around = _AROUND_BOX * float((face.box[2:] - face.box[:2]).max())
-    last = np.array(image.shape[1::-1])
-    left, top = np.clip(face.box[:2] - around, 0, last - 1).astype(int)
-    right, bottom = np.clip(np.ceil(face.box[2:] + around), (left + 1, top + 1), last).astype(int)
-    factors = np.array([stretch**-0.5, stretch**0.5])
-    part = cv2.resize(image[top:bottom, left:right], None, fx=factors[0], fy=factors[1], interpolation=cv2.INTER_LINEAR)
-    in_part = replace(face, box=face.box - (left, top, left, top), landmarks=face.landmarks - (left, top))
-    return np.asarray(part, np.uint8), in_part.enlarged(factors)
-
-
 def _inverse(matrix: Floats) -> Floats:
     return np.asarray(cv2.invertAffineTransform(matrix), np.float64)
 
@@ -428,6 +403,7 @@ def judge(found: Measurements, limits: Settings) -> list[Check]:
         _worst(
             _at_most("distorted", seen.distortion, limits.max_stretch),
             _at_least("distorted", seen.likeness, limits.min_likeness),
+            _at_most("distorted", seen.damaged, limits.max_damage),
         ),
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from errors import SENTENCES, FaceError
 from face_checks import Check, CheckedFace
 from photos.decoding_cost import decoding_seconds
 from photos.pixels import Photo, Pixels
+from restoration import restored
 from settings import Settings
 
 
@@ -32,13 +33,13 @@ class Trace:
         stages_ms: stage -> milliseconds of wall time.
         figures: `similarity` or `liveness` -> what was measured; None where it could not be.
         quality: of the latest photo that passed every check, as `face_checks.photo_quality`; None before.
-        unstretched: of a photo that is to enrol somebody new and looks stretched: the template of the face unstretched.
+        restored: the templates of the face as `restoration.restored` gives it, if the photo is to enrol somebody new.
     """
 
     stages_ms: dict[str, float] = field(default_factory=dict)
     figures: dict[str, float | None] = field(default_factory=dict)
     quality: float | None = None
-    unstretched: Template | None = None
+    restored: Sequence[Template] = ()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -96,7 +97,7 @@ class Pipeline:
             trace: gets the stages' times, the figures and the quality.
             client: who sent the photo; clients take turns.
             enrols: whether the template is to be stored, as in `face_checks.check_photo`.
-            new_person: whether the photo is to enrol somebody new: then `trace.unstretched` is made where it is needed.
+            new_person: whether the photo is to enrol somebody new: then `trace.restored` is made where it is needed.
             picture: whether the photo may show a picture of a face, such as a card's portrait: then liveness is not
                 checked, and the limits are those of `face_checks.limits_for_pictures`.
             attempt: a challenge's steps and the frames that show the person doing them.
@@ -114,9 +115,8 @@ class Pipeline:
             with trace.stage("embed"):
                 try:
                     template = self.engine.embed(photo.pixels, found.face)
-                    looks_stretched = found.attributes.distortion >= face_checks.MIN_STRETCH_TO_UNDO
-                    trace.unstretched = self._unstretched(photo, found) if new_person and looks_stretched else None
-                except ValueError as error:
+                    trace.restored = self._restored(photo, found) if new_person else ()
+                except (ValueError, cv2.error) as error:
                     raise face_checks.cannot_be_embedded(found.checks) from error
             if attempt is not None:
                 with trace.stage("challenge"):
@@ -124,8 +124,9 @@ class Pipeline:
             trace.quality = face_checks.photo_quality(found.checks)
             return template
 
-    def _unstretched(self, photo: Photo, found: CheckedFace) -> Template:
-        return self.engine.embed(*face_checks.unstretched(photo.pixels, found.face, found.attributes.stretch))
+    def _restored(self, photo: Photo, found: CheckedFace) -> list[Template]:
+        faces = restored(photo.pixels, found.face, found.attributes)
+        return [self.engine.embed(part, face) for part, face in faces]
 
     def _judge_attempt(self, attempt: Attempt, template: Template, checks: list[Check], trace: Trace) -> None:
         """Look at the frames of a challenge; FaceError as `template`, with the photo's checks before the frames'."""

@@ -134,7 +134,8 @@ class Settings:
     max_hidden: float = _check(0.97, "probability that landmarks are hidden", low=0, high=1)
     max_eyes_shut: float = _check(0.65, "probability of shut eyes", low=0, high=1)
     max_stretch: float = _check(1.45, "width / height against an unstretched face", low=1, high=10)
-    min_likeness: float = _check(0.65, "estimated cosine to the undamaged photo", low=-1, high=1)
+    min_likeness: float = _check(0.63, "estimated cosine to the undamaged photo", low=-1, high=1)
+    max_damage: float = _check(0.6, "probability that compression, noise or a filter damaged the photo", low=0, high=1)
     min_liveness: float = _check(0.8, "probability of a live face", low=0, high=1)
 
     max_file_bytes: int = _load(8 * 1024 * 1024, "largest photo file, bytes", low=1024, high=256 * 1024 * 1024)

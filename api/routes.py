@@ -112,7 +112,7 @@ def _add_enrolment(app: Flask, settings: Settings, parts: Parts, metrics: Metric
             user_id = gallery.enrol(
                 template,
                 duplicate_cosine=cosine_of(settings.duplicate_threshold, engine.cosine_at_half),
-                unstretched=record.trace.unstretched,
+                restored=record.trace.restored,
                 request_key=request_key,
                 quality=record.trace.quality,
             )

@@ -98,6 +98,7 @@ MEASURES = {
     "colour": Measure("unnatural_colour", "max_colour_distance", "distance from skin", lambda m: m.colour_distance),
     "stretch": Measure("distorted", "max_stretch", "width / height, or the inverse", lambda m: m.attributes.distortion),
     "likeness": Measure("distorted", "min_likeness", "estimated likeness", lambda m: m.attributes.likeness),
+    "damage": Measure("distorted", "max_damage", "probability of damage", lambda m: m.attributes.damaged),
     "hidden": Measure("landmarks_hidden", "max_hidden", "probability", lambda m: m.attributes.hidden),
     "mask": Measure("mask", "max_mask", "probability", lambda m: m.attributes.mask),
     "sunglasses": Measure("sunglasses", "max_sunglasses", "probability", lambda m: m.attributes.sunglasses),

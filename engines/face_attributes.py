@@ -16,7 +16,7 @@ from photos.pixels import Pixels
 
 @dataclass(frozen=True)
 class FaceAttributes:
-    """What one aligned crop shows. All but the last five are probabilities (0...1).
+    """What one aligned crop shows. All but yaw to likeness are probabilities (0...1).
 
     Attributes:
         mask: a mask over mouth and nose, or the mouth alone.
@@ -33,6 +33,7 @@ class FaceAttributes:
         stretch: width over height, against a photo that nobody stretched (1).
         likeness: cosine (-1...1) between the embeddings of this crop and of the same photo before compression, noise,
             blur or stretching, as the network estimates it.
+        damaged: compression, noise or a filter has damaged the photo, more than cameras and messengers do.
     """
 
     mask: float = 0.0
@@ -48,6 +49,7 @@ class FaceAttributes:
     roll: float = 0.0
     stretch: float = 1.0
     likeness: float = 1.0
+    damaged: float = 0.0
 
     @property
     def distortion(self) -> float:
@@ -134,4 +136,5 @@ def _attributes(found: dict[str, float]) -> FaceAttributes:
         roll=found["roll"],
         stretch=2.0 ** found["stretch"],
         likeness=found["likeness"],
+        damaged=found["damaged"],
     )

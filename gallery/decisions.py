@@ -39,7 +39,7 @@ class NewFace:
     """A face to be enrolled, with the arguments of `Gallery.enrol`."""
 
     template: Template
-    unstretched: Template | None = None
+    restored: Sequence[Template] = ()
     request_key: str | None = None
     quality: float | None = None
 
@@ -131,7 +131,7 @@ class Gallery:
         template: Template,
         *,
         duplicate_cosine: float,
-        unstretched: Template | None = None,
+        restored: Sequence[Template] = (),
         request_key: str | None = None,
         quality: float | None = None,
     ) -> str:
@@ -139,8 +139,8 @@ class Gallery:
 
         Args:
             template: float32[d], L2-normalised; ValueError otherwise.
-            unstretched: the same of the photo with its proportions put right, if they seem to be wrong. The person
-                whom it shows is enrolled already, too. It is not stored.
+            restored: the same of the face as it may have been before somebody changed the photo. The person whom one
+                of them shows is enrolled already, too. They are not stored.
             duplicate_cosine: from this cosine up, the best candidate is the same person.
             request_key: the hash of the client's Idempotency-Key. If a request with the same hash enrolled a person
                 within 24 hours, that person's user_id is returned.
@@ -153,7 +153,7 @@ class Gallery:
             FaceError: `duplicate_face`; `database_unavailable`, after which the person may be enrolled or not;
                 `overloaded`.
         """
-        probes = self._probes(template, unstretched)
+        probes = self._probes(template, restored)
         # The long search comes first, while other threads decide. The decision itself searches only what is new since.
         searched = self._copy.caught_up()
         settled = self._settled(searched, None, probes, duplicate_cosine, request_key)
@@ -223,7 +223,7 @@ class Gallery:
         Raises:
             FaceError: `database_unavailable`, after which any of them may be enrolled or not; `overloaded`.
         """
-        probes = [self._probes(face.template, face.unstretched) for face in faces]
+        probes = [self._probes(face.template, face.restored) for face in faces]
         user_ids: list[str | None] = [None] * len(faces)
         start = 0
         with self._deciding():
@@ -429,9 +429,9 @@ class Gallery:
         """Write what is missing in the snapshot."""
         self._copy.close()
 
-    def _probes(self, template: Template, unstretched: Template | None) -> list[Template]:
+    def _probes(self, template: Template, restored: Sequence[Template]) -> list[Template]:
         """The templates that a new face is searched by; the first is the one that is stored."""
-        return [self._checked(one) for one in (template, unstretched) if one is not None]
+        return [self._checked(one) for one in (template, *restored)]
 
     def _checked(self, template: Template) -> Template:
         # One NaN would silently win every search, and the product of longer vectors is not a cosine.

@@ -131,28 +131,11 @@ def test_whoever_looks_down_is_told_to_raise_the_chin() -> None:
         FaceAttributes(stretch=1.01 * LIMITS.max_stretch),
         FaceAttributes(stretch=0.99 / LIMITS.max_stretch),
         FaceAttributes(likeness=LIMITS.min_likeness - 0.01),
+        FaceAttributes(damaged=LIMITS.max_damage + 0.01),
     ],
 )
 def test_a_photo_that_was_changed_to_look_like_nobody_is_refused_as_distorted(seen: FaceAttributes) -> None:
     assert codes_of(a_photo(), seen=seen) == ["distorted"]
-
-
-@pytest.mark.parametrize("stretch", [1.4, 0.7])
-@pytest.mark.parametrize("left", [0, 200], ids=["inside", "at the edge"])
-def test_a_face_unstretched_has_its_proportions_again(portrait: Pixels, stretch: float, left: int) -> None:
-    def moved(face: Face, factor: float) -> Face:
-        points = (np.concatenate([face.landmarks, face.box.reshape(2, 2)]) - (left, 0) + 0.5) * (factor, 1) - 0.5
-        return Face(points[5:].ravel().astype(np.float32), face.score, points[:5].astype(np.float32))
-
-    straight = portrait[:, left:]
-    wide = np.asarray(cv2.resize(straight, None, fx=stretch, fy=1), np.uint8)
-    part, found = face_checks.unstretched(wide, moved(PORTRAIT_FACE, stretch), stretch)
-    assert part.size < wide.size / 2
-    before = face_checks.aligned_face(np.ascontiguousarray(straight), moved(PORTRAIT_FACE, 1))
-    after = face_checks.aligned_face(part, found)
-    off = np.abs(before.astype(float) - after)[face_checks.FACE_REGION].mean()
-    stretched = np.abs(before.astype(float) - face_checks.aligned_face(wide, moved(PORTRAIT_FACE, stretch)))
-    assert off < 3 < stretched[face_checks.FACE_REGION].mean()
 
 
 def test_shut_eyes_are_refused() -> None:

@@ -22,7 +22,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("api",),
     ("pipeline",),
     ("challenge",),
-    ("face_checks",),
+    ("face_checks", "restoration"),
     ("settings",),
     ("env_file",),
     ("gallery",),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
 from bootstrap import load_engine
-from engines.face_attributes import FaceAttributesModel
+from engines.face_attributes import FaceAttributes, FaceAttributesModel
 from engines.model_slots import ModelSlots
 from errors import FaceError
 from photos.decode import decode
 from photos.pixels import Pixels
 from pipeline import Pipeline, Trace
-from settings import PROJECT, Settings
-from tests.support.fakes import packaged_photo
+from settings import PROJECT, Settings, load_settings
+from tests.support.fakes import NO_GATES, ScriptedAttributes, ScriptedEngine, a_face, packaged_photo
 
 
 @pytest.fixture(scope="module")
@@ -103,16 +105,37 @@ def test_a_stretched_photo_is_told_from_the_same_person_s_unstretched(
     photo = png(np.asarray(cv2.resize(astronaut, None, fx=factor, fy=1), np.uint8))
     trace = Trace()
     stretched = pipeline.template(photo, trace, new_person=True)
-    assert trace.unstretched is not None
-    assert float(straight @ trace.unstretched) > float(straight @ stretched) + 0.02
+    assert float(straight @ trace.restored[0]) > float(straight @ stretched) + 0.02
     pipeline.template(photo, trace, enrols=False)
-    assert trace.unstretched is None
+    assert not trace.restored
 
 
-def test_a_photo_that_nobody_stretched_is_embedded_once(pipeline: Pipeline, astronaut: Pixels) -> None:
+def test_a_noisy_photo_is_told_from_the_same_person_s_smoothed(pipeline: Pipeline, astronaut: Pixels) -> None:
+    straight = pipeline.template(png(astronaut))
+    noise = np.random.default_rng(5).normal(0, 40, astronaut.shape)
+    photo = png(np.clip(astronaut + noise, 0, 255).astype(np.uint8))
+    trace, careless = Trace(), replace(pipeline.settings, min_likeness=-1.0, max_damage=1.0)
+    noisy = replace(pipeline, settings=careless).template(photo, trace, new_person=True)
+    assert float(straight @ trace.restored[-1]) > float(straight @ noisy) + 0.02
+
+
+def test_a_face_that_cannot_be_restored_is_refused(pipeline: Pipeline, astronaut: Pixels) -> None:
+    engine, reader = ScriptedEngine(), ScriptedAttributes()
+    one_eyed = a_face(42.5, (225.0, 101.0))
+    one_eyed.landmarks[1] = one_eyed.landmarks[0]
+    engine.faces, reader.seen = [one_eyed], FaceAttributes(likeness=0.7)
+    settings = load_settings({}, environ=NO_GATES, env_file=None)
+    careless = replace(pipeline, engine=engine, reader=reader, settings=settings)
+    careless.template(png(astronaut))
+    with pytest.raises(FaceError) as refused:
+        careless.template(png(astronaut), new_person=True)
+    assert refused.value.code == "landmarks_hidden"
+
+
+def test_a_photo_that_nobody_changed_is_embedded_once(pipeline: Pipeline, astronaut: Pixels) -> None:
     trace = Trace()
     pipeline.template(png(astronaut), trace, new_person=True)
-    assert trace.unstretched is None
+    assert not trace.restored
 
 
 @pytest.mark.parametrize(("width", "code"), [(340, None), (270, "face_too_small")])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from labels import INPUT, LEFT, LIKENESS, OUTPUTS, PROBABILITIES, ROLL, STRETCH, TOP, UNITS, YAW
+from labels import DAMAGED, INPUT, LEFT, LIKENESS, OUTPUTS, PROBABILITIES, ROLL, STRETCH, TOP, UNITS, YAW
 from numpy.typing import NDArray
 from overlays import Image
 from torch import nn
@@ -41,8 +41,16 @@ class Residual(nn.Module):
         return torch.relu(x + self.second(self.first(x)))
 
 
+def _branch(features: int, width: int) -> nn.Sequential:
+    """Adds one number to what the rest of the network finds: nothing, before it has learned."""
+    layers = nn.Sequential(nn.Dropout(0.2), nn.Linear(features, width), nn.ReLU(inplace=True), nn.Linear(width, 1))
+    nn.init.zeros_(layers[-1].weight)
+    nn.init.zeros_(layers[-1].bias)
+    return layers
+
+
 class Net(nn.Module):
-    """float [n, 3, 128, 128] BGR 0..255 → float [n, 14], named by OUTPUTS: logits, then quantities in UNITS.
+    """float [n, 3, 128, 128] BGR 0..255 → float [n, 15], named by OUTPUTS: logits, quantities in UNITS, a logit.
 
     It sees the whole face in five steps down to 4x4, and each eye by itself in three: whether an eye is shut is a
     matter of two or three pixels. Both eyes share their weights; one of them is mirrored.
@@ -60,11 +68,9 @@ class Net(nn.Module):
         self.eye_shut = nn.Linear(48, 1)
         features = 24 * 64 + 192 * 4 + 2 * 32 + 2 * 48
         self.hidden = nn.Sequential(nn.Dropout(0.2), nn.Linear(features, 160), nn.ReLU(inplace=True), nn.Dropout(0.2))
-        self.head = nn.Linear(160, len(OUTPUTS))
-        # It learns on by itself, last: see `fit_likeness`.
-        self.likeness = nn.Sequential(nn.Dropout(0.2), nn.Linear(features, 96), nn.ReLU(inplace=True), nn.Linear(96, 1))
-        nn.init.zeros_(self.likeness[-1].weight)
-        nn.init.zeros_(self.likeness[-1].bias)
+        self.head = nn.Linear(160, len(OUTPUTS) - 1)
+        # They learn by themselves, last: see `fit_branches`.
+        self.likeness, self.damaged = _branch(features, 96), _branch(features, 192)
 
     def forward(self, view: torch.Tensor) -> torch.Tensor:
         x = (view - 127.5) / 64.0
@@ -83,12 +89,19 @@ class Net(nn.Module):
         shut = self.eye_shut(left) + self.eye_shut(right)
         likeness = found[:, LIKENESS:] + self.likeness(seen)
         return torch.cat(
-            [found[:, :SHUT], found[:, SHUT : SHUT + 1] + shut, found[:, SHUT + 1 : LIKENESS], likeness], 1
+            [
+                found[:, :SHUT],
+                found[:, SHUT : SHUT + 1] + shut,
+                found[:, SHUT + 1 : LIKENESS],
+                likeness,
+                self.damaged(seen),
+            ],
+            1,
         )
 
 
 class Exported(nn.Module):
-    """uint8 [n, 160, 160, 3] BGR, as `aligned_face` cuts it → nine probabilities and five quantities."""
+    """uint8 [n, 160, 160, 3] BGR, as `aligned_face` cuts it → nine probabilities, five quantities, a probability."""
 
     def __init__(self, net: Net) -> None:
         super().__init__()
@@ -99,7 +112,8 @@ class Exported(nn.Module):
         view = crops[:, TOP : TOP + INPUT, LEFT : LEFT + INPUT].permute(0, 3, 1, 2).float()
         found = self.net(view)
         count = len(PROBABILITIES)
-        return torch.cat([torch.sigmoid(found[:, :count]), found[:, count:] * self.units], 1)
+        quantities = found[:, count:DAMAGED] * self.units
+        return torch.cat([torch.sigmoid(found[:, :count]), quantities, torch.sigmoid(found[:, DAMAGED:])], 1)
 
 
 # Regions and hints count half, and likeness twice, since few samples have it. Sunglasses, other coverings and shut eyes
@@ -129,13 +143,13 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def loss_of(found: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """One loss a sample [n]: cross-entropy over the known labels, and smooth L1 of the known quantities."""
     count = len(PROBABILITIES)
-    weights = torch.tensor([WEIGHTS.get(name, 1.0) for name in OUTPUTS])
+    weights = torch.tensor([WEIGHTS.get(name, 1.0) for name in OUTPUTS[:DAMAGED]])
     each = cross_entropy(found[:, :count], labels[:, :count]) * weights[:count]
-    measured = labels[:, count:].isfinite().float() * weights[count:]
+    measured = labels[:, count:DAMAGED].isfinite().float() * weights[count:]
     # Most faces are not stretched: without this the answer is drawn towards that.
     measured[:, STRETCH - count] *= torch.where(labels[:, STRETCH].abs() < 0.02, 0.3, 2.0)
-    target = torch.nan_to_num(labels[:, count:]) / torch.from_numpy(UNITS)
-    off = nn.functional.smooth_l1_loss(found[:, count:], target, reduction="none", beta=0.15)
+    target = torch.nan_to_num(labels[:, count:DAMAGED]) / torch.from_numpy(UNITS)
+    off = nn.functional.smooth_l1_loss(found[:, count:DAMAGED], target, reduction="none", beta=0.15)
     return each.sum(1) + (off * measured).sum(1)
 
 
@@ -198,33 +212,37 @@ def fit(
     return final
 
 
-def fit_likeness(net: Net, images: Image, labels: NDArray[np.float32], *, epochs: float, peak: float, seed: int) -> Net:
-    """Train what the network adds to its likeness, on distorted samples; every other output stays as it is."""
+def fit_branches(net: Net, images: Image, labels: NDArray[np.float32], *, epochs: float, peak: float, seed: int) -> Net:
+    """Train the branches of likeness and damage on distorted samples; every other output stays as it is."""
     torch.manual_seed(seed)
+    branches = nn.ModuleList([net.likeness, net.damaged])
     net = net.eval().requires_grad_(requires_grad=False)
-    net.likeness.requires_grad_(requires_grad=True).train()
-    optimiser = torch.optim.AdamW(net.likeness.parameters(), lr=peak, weight_decay=0.03)
+    branches.requires_grad_(requires_grad=True).train()
+    optimiser = torch.optim.AdamW(branches.parameters(), lr=peak, weight_decay=0.03)
     steps = int(epochs * len(images) / BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=steps, pct_start=0.08)
-    pixels, truth, unit = (
-        torch.from_numpy(images),
-        torch.from_numpy(labels),
-        float(UNITS[LIKENESS - len(PROBABILITIES)]),
-    )
+    pixels, truth = torch.from_numpy(images), torch.from_numpy(labels)
     running = 0.0
     for step in range(steps):
         rows = torch.randint(len(images), (BATCH,))
         x, y = _varied(pixels[rows].permute(0, 3, 1, 2).float(), truth[rows])
-        found = net(x.contiguous(memory_format=torch.channels_last))[:, LIKENESS]
-        loss = nn.functional.smooth_l1_loss(found, y[:, LIKENESS] / unit, beta=0.15)
+        loss = _loss_of_branches(net(x.contiguous(memory_format=torch.channels_last)), y)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
         running += 0.01 * (loss.item() - running)
         if step % 500 == 499:
-            log.info("step %d of %d, loss of the likeness %.4f", step + 1, steps, running / (1 - 0.99 ** (step + 1)))
+            log.info("step %d of %d, loss of the branches %.4f", step + 1, steps, running / (1 - 0.99 ** (step + 1)))
     return net.eval()
+
+
+def _loss_of_branches(found: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    unit = float(UNITS[LIKENESS - len(PROBABILITIES)])
+    measured, known = labels[:, LIKENESS].isfinite(), labels[:, DAMAGED] >= 0
+    likeness = nn.functional.smooth_l1_loss(found[measured, LIKENESS], labels[measured, LIKENESS] / unit, beta=0.15)
+    soft = labels[known, DAMAGED] * 0.97 + 0.015
+    return likeness + nn.functional.binary_cross_entropy_with_logits(found[known, DAMAGED], soft)
 
 
 def mean_of(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

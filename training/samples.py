@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import damage
 import numpy as np
 import overlays
 import teachers
-from labels import INPUT, LEFT, LIKENESS, OUTPUTS, PROBABILITIES, QUANTITIES, ROLL, STRETCH, TOP, YAW
+from damage import UNKNOWN
+from labels import DAMAGED, INPUT, LEFT, LIKENESS, OUTPUTS, PROBABILITIES, QUANTITIES, ROLL, STRETCH, TOP, YAW
 from numpy.typing import NDArray
 from overlays import Image
 
@@ -24,7 +26,6 @@ _FREE = ("chandrikadeb7", "SlinkoIgor", "muxspace", "marait123")
 RESEARCH_ONLY = ("utk", "celeba", "lfw", "interfacegan")
 SOURCES = ("free", "no-nc", "all")
 FREE_CUTOUTS = ("hand",)
-UNKNOWN = -1.0
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def _labels(**known: float) -> NDArray[np.float32]:
     given = {"eyes": 0.0, **known}
     hidden_eyes = "shut" not in given and (given["eyes"] != 0 or given.get("sunglasses", 0) != 0)
     values = [given.get(name, 0.0) for name in PROBABILITIES] + [np.nan] * len(QUANTITIES)
-    labels = np.array(values, np.float32)
+    labels = np.array([*values, 0.0], np.float32)
     labels[STRETCH] = 0
     if hidden_eyes:
         labels[PROBABILITIES.index("shut")] = UNKNOWN
@@ -261,6 +262,8 @@ RECIPE = {
     "mask and sunglasses": 0.005, "shut": 0.035, "drawn shut": 0.03, "drawn half": 0.015, "half": 0.01, "open": 0.03,
     "distorted": 0.24,
 }  # fmt: skip
+# What the last round learns from: distorted faces, and real crops beside them, the old and the bearded among them.
+RECIPE_OF_DISTORTED = {"distorted": 0.6, "none": 0.15, "none+more": 0.2, "clean variant": 0.05}
 KNOWN = {
     "mask": _labels(mask=1, nose=1, mouth=1, other=UNKNOWN, eyes=UNKNOWN, hand=UNKNOWN, spectacles=UNKNOWN),
     "sunglasses": _labels(sunglasses=1, eyes=1, hand=UNKNOWN, spectacles=UNKNOWN),
@@ -360,33 +363,9 @@ def _distortion(rng: Rng) -> tuple[float, list[str]]:
     stretch = 1.0 if rng.random() < 0.3 else float(np.exp(rng.uniform(-1, 1) * np.log(2.2)))
     if rng.random() < 0.35:
         stretch = float(np.exp(rng.normal(0, 0.16)))
-    shares = {"noise": 0.35, "jpeg": 0.45, "blur": 0.12, "small": 0.12}
-    steps = [name for name, share in shares.items() if rng.random() < share]
+    kinds = damage.chosen(rng)
     # What nobody distorted must be known as well as what somebody did.
-    return (1.0, []) if rng.random() < 0.25 else (stretch, steps)
-
-
-def _damaged(rng: Rng, photo: Image, steps: list[str], inter_eye: float) -> Image:
-    """What noise, compression, blur and too few pixels leave of a photo, in any order."""
-    for name in rng.permutation(steps):
-        if name == "noise":
-            size = photo.shape if rng.random() < 0.7 else (*photo.shape[:2], 1)
-            if rng.random() < 0.85:
-                photo = np.clip(photo + rng.normal(0, rng.uniform(3, 60), size), 0, 255).astype(np.uint8)
-            else:
-                hit = rng.random(photo.shape[:2])
-                share = rng.uniform(0.005, 0.12)
-                photo = np.where((hit < share)[..., None], 0, np.where((hit > 1 - share)[..., None], 255, photo))
-                photo = photo.astype(np.uint8)
-        elif name == "jpeg":
-            quality = int(np.exp(rng.uniform(np.log(2), np.log(70))))
-            photo = cv2.imdecode(cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
-        elif name == "blur":
-            photo = cv2.GaussianBlur(photo, (0, 0), rng.uniform(0.02, 0.1) * inter_eye)
-        else:
-            small = cv2.resize(photo, None, fx=14 / inter_eye, fy=14 / inter_eye, interpolation=cv2.INTER_AREA)
-            photo = cv2.resize(small, (photo.shape[1], photo.shape[0]), interpolation=int(rng.integers(3)))
-    return photo
+    return (1.0, []) if rng.random() < 0.25 else (stretch, kinds)
 
 
 def distorted(
@@ -396,15 +375,15 @@ def distorted(
     assert face.mesh is not None
     inter_eye = float(np.exp(rng.uniform(np.log(26), np.log(90))))
     scale = inter_eye / 44
-    image, (stretch, steps) = face.image, _distortion(rng)
+    image, (stretch, kinds) = face.image, _distortion(rng)
     if rng.random() < 0.4:
         image = warped(rng, image)
         if rng.random() < 0.6:  # filters of apps leave the rest of a photo as it is
-            stretch, steps = 1.0, []
+            stretch, kinds = 1.0, []
     across, down = scale * stretch**0.5, scale / stretch**0.5
     photo = cv2.resize(image, None, fx=across, fy=down, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     photo, corner = _in_a_scene(rng, photo, int(44 * max(across, down)), donor)
-    photo = _damaged(rng, photo, steps, inter_eye)
+    photo, grade = damage.damaged(rng, photo, kinds, inter_eye)
     reduced = min(1.0, DETECTED / max(photo.shape))
     found = detector.landmarks(cv2.resize(photo, None, fx=reduced, fy=reduced, interpolation=cv2.INTER_AREA))
     landmarks = teachers.five_points(face.mesh) * (across, down) + corner if found is None else found / reduced
@@ -416,7 +395,7 @@ def distorted(
         matrix[:, :2] /= 2 * zoom
     image = cv2.warpAffine(photo, matrix, (overlays.SIZE,) * 2, borderMode=cv2.BORDER_REPLICATE)
     labels = _labels(shut=UNKNOWN, hand=UNKNOWN, spectacles=UNKNOWN)
-    labels[STRETCH] = np.log2(stretch)
+    labels[STRETCH], labels[DAMAGED] = np.log2(stretch), grade
     if face.embedding is None:
         straight = teachers.similarity(teachers.five_points(face.mesh), teachers.CROP_POINTS)
         plain = cv2.warpAffine(face.image, straight, (overlays.SIZE,) * 2, borderMode=cv2.BORDER_REPLICATE)
@@ -532,7 +511,7 @@ def _bank_part(task: tuple[int, int, int]) -> tuple[Image, NDArray[np.float32]]:
 def bank(  # noqa: PLR0917 - what samples are made of
     pictures: Pictures, pack: Path, count: int, seed: int, workers: int, recipe: dict[str, float] = RECIPE
 ) -> tuple[Image, NDArray[np.float32]]:
-    """`count` composed samples: uint8 [count, 128, 128, 3] BGR and float32 [count, 14] labels."""
+    """`count` composed samples: uint8 [count, 128, 128, 3] BGR and float32 [count, 15] labels."""
     global _shared, _pack, _recipe
     _shared, _pack, _recipe = pictures, pack, recipe
     step = 500

@@ -25,7 +25,7 @@ from overlays import Image
 
 log = logging.getLogger(__name__)
 
-SOFTENED_PEAK, LIKENESS_PEAK = 1e-3, 3e-3
+SOFTENED_PEAK, BRANCHES_PEAK = 1e-3, 3e-3
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
 
     The last of these rounds begins with the mean of all before. The mean of both begins the rounds on softened labels,
     of which each begins with the mean of that and of those before. The mean of the softened rounds is the network. At
-    last it learns from distorted samples alone what to add to its likeness; nothing else of it changes.
+    last it learns from distorted samples what to add to its likeness, and what damage is; nothing else of it changes.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, nargs="+", default=[12.0, 8.0, 8.0, 8.0], help="of each round")
     parser.add_argument("--peaks", type=float, nargs="+", default=[2e-3, 1e-3, 1e-3, 8e-4], help="learning rates")
     parser.add_argument("--softened-epochs", type=float, nargs="+", default=[8.0, 8.0], help="of each softened round")
-    parser.add_argument("--distorted", type=int, default=24_000, help="samples of the round on distorted faces alone")
+    parser.add_argument("--distorted", type=int, default=40_000, help="samples of the round on distorted faces")
     parser.add_argument("--distorted-epochs", type=float, default=8.0, help="of that round")
     parser.add_argument("--start", type=Path, help="weights (.pt) to begin with; they are not in the mean")
     parser.add_argument("--seed", type=int, default=3, help="of the first round; later rounds add to it")
@@ -81,8 +81,8 @@ def main() -> None:
         torch.save(states[-1], args.out.with_name(f"{args.out.stem}-softened-{number + 1}.pt"))
     net.load_state_dict(network.mean_of(states))
     seed = args.seed + 200
-    images, labels = samples.bank(pictures, args.pack, args.distorted, seed, args.workers, {"distorted": 1.0})
-    net = network.fit_likeness(net, images, labels, epochs=args.distorted_epochs, peak=LIKENESS_PEAK, seed=seed)
+    images, labels = samples.bank(pictures, args.pack, args.distorted, seed, args.workers, samples.RECIPE_OF_DISTORTED)
+    net = network.fit_branches(net, images, labels, epochs=args.distorted_epochs, peak=BRANCHES_PEAK, seed=seed)
     network.export(net, args.out)
 
 

@@ -166,7 +166,7 @@ class Importer:
     def _enrol(self, photos: list[ProcessedPhoto]) -> list[ReportLine]:
         """Enrol a person with each of these photos; return the report's lines."""
         faces = [
-            NewFace(photo.template, photo.unstretched, request_key(photo.digest), photo.quality)
+            NewFace(photo.template, photo.restored, request_key(photo.digest), photo.quality)
             for photo in photos
             if photo.template is not None
         ]
@@ -217,7 +217,7 @@ class Importer:
         return _line(photo, "photo_added", user_id, "")
 
     def _duplicate_message(self, photo: ProcessedPhoto) -> str:
-        probes = [one for one in (photo.template, photo.unstretched) if one is not None]
+        probes = [] if photo.template is None else [photo.template, *photo.restored]
         found = [best for one in probes if (best := self._gallery.search(one)) is not None]
         path = self._path_of.get(max(found, key=lambda best: best.cosine).user_id) if found else None
         return f"the same face as {path}" if path else CODES["duplicate_face"][1]

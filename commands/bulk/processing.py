@@ -37,7 +37,7 @@ class ProcessedPhoto:
         template: float32[d], L2-normalised; None if the photo was refused.
         error: why it was refused; None if it was not.
         quality: as `face_checks.photo_quality`; None if the photo was refused.
-        unstretched: as `Trace.unstretched`.
+        restored: as `Trace.restored`.
     """
 
     photo: Photo
@@ -45,7 +45,7 @@ class ProcessedPhoto:
     template: Template | None
     error: FaceError | None
     quality: float | None = None
-    unstretched: Template | None = None
+    restored: Sequence[Template] = ()
 
 
 def one_thread_per_photo(settings: Settings) -> Settings:
@@ -87,7 +87,7 @@ def process_photos(
         trace = Trace()
         try:
             template = pipeline.template(data, trace, new_person=True)
-            return ProcessedPhoto(photo, digest, template, None, trace.quality, trace.unstretched)
+            return ProcessedPhoto(photo, digest, template, None, trace.quality, trace.restored)
         except FaceError as refusal:
             if refusal.status >= 500:  # the machine's fault, not the photo's
                 raise

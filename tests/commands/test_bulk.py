@@ -146,7 +146,7 @@ def test_a_stretched_copy_is_a_duplicate_and_its_line_names_the_photo_that_it_co
         importer = Importer(bench.store, bench.engine, gallery, bench.settings, report, None)
         for number, photo in enumerate((first, copied)):
             importer.take(ProcessedPhoto(photo, str(number), a_template(number), None))
-        importer.take(ProcessedPhoto(stretched, "2", a_template(2), None, unstretched=a_template(1)))
+        importer.take(ProcessedPhoto(stretched, "2", a_template(2), None, restored=[a_template(1)]))
         importer.finish()
         lines = report.lines
     assert [line.code for line in lines.values()] == ["enrolled", "enrolled", "duplicate_face"]

@@ -112,6 +112,18 @@ def test_compression_and_noise_cost_likeness(model: FaceAttributesModel, face: P
     assert max(model.read(compressed).likeness, model.read(noisy).likeness) < LIMITS.min_likeness
 
 
+@pytest.mark.parametrize(("quality", "noise"), [(6, 0), (95, 30)], ids=["compressed", "noisy"])
+def test_compression_and_noise_are_damage_where_they_leave_much_likeness(
+    model: FaceAttributesModel, face: Pixels, quality: int, noise: float
+) -> None:
+    noisy = np.clip(face + np.random.default_rng(5).normal(0, noise, face.shape), 0, 255).astype(np.uint8)
+    file = cv2.imencode(".jpg", noisy, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    damaged = np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR), np.uint8)
+    assert model.read(face).damaged < 0.5 * LIMITS.max_damage
+    assert model.read(damaged).damaged > LIMITS.max_damage
+    assert model.read(damaged).likeness > LIMITS.min_likeness
+
+
 def test_open_eyes_are_open_and_lids_drawn_over_them_shut_them(model: FaceAttributesModel, face: Pixels) -> None:
     lids = face.copy()
     rows = np.arange(160, dtype=np.float32)
@@ -165,7 +177,7 @@ def test_without_its_file_the_service_does_not_start(tmp_path: Path, content: by
 
 OUTPUTS = [
     "mask", "sunglasses", "other", "eyes", "nose", "mouth", "shut", "hand", "spectacles", "yaw", "pitch", "roll",
-    "stretch", "likeness",
+    "stretch", "likeness", "damaged",
 ]  # fmt: skip
 
 

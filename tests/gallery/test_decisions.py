@@ -240,24 +240,24 @@ def test_a_threshold_that_is_no_number_refuses() -> None:
         gallery.enrol(a_face(1), duplicate_cosine=float("nan"))
 
 
-def test_a_stretched_photo_of_an_enrolled_person_is_a_duplicate_by_the_face_unstretched() -> None:
+def test_a_changed_photo_of_an_enrolled_person_is_a_duplicate_by_the_face_restored() -> None:
     store = TheStore()
     gallery = a_gallery(store)
     enrolled(gallery)
-    stretched, unstretched = another_photo(a_face(), 0.3), another_photo(a_face(), 0.6)
+    changed, restored = another_photo(a_face(), 0.3), [a_face(9), another_photo(a_face(), 0.6)]
     with pytest.raises(FaceError, match="duplicate_face"):
-        gallery.enrol(stretched, duplicate_cosine=SAME_FACE, unstretched=unstretched)
-    faces = [NewFace(stretched, unstretched), NewFace(a_face(1)), NewFace(a_face(2), another_photo(a_face(1), 0.6))]
+        gallery.enrol(changed, duplicate_cosine=SAME_FACE, restored=restored)
+    faces = [NewFace(changed, restored), NewFace(a_face(1)), NewFace(a_face(2), [another_photo(a_face(1), 0.6)])]
     results = gallery.enrol_many(faces, duplicate_cosine=SAME_FACE)
     assert [user_id is None for user_id in results] == [True, False, True]
     assert len(store.log) == 2
 
 
-def test_of_a_stretched_photo_the_template_is_stored_as_it_is() -> None:
+def test_of_a_changed_photo_the_template_is_stored_as_it_is() -> None:
     store = TheStore()
     gallery = a_gallery(store)
-    gallery.enrol(a_face(), duplicate_cosine=SAME_FACE, unstretched=a_face(1))
-    gallery.enrol_many([NewFace(a_face(2), a_face(3))], duplicate_cosine=SAME_FACE)
+    gallery.enrol(a_face(), duplicate_cosine=SAME_FACE, restored=[a_face(1)])
+    gallery.enrol_many([NewFace(a_face(2), [a_face(3)])], duplicate_cosine=SAME_FACE)
     stored = [entry.template for entry in store.log if entry.template is not None]
     assert [one @ a_face(seed) for one, seed in zip(stored, (0, 2), strict=True)] == pytest.approx([1, 1])
 

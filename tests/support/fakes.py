@@ -135,6 +135,7 @@ NO_GATES = {
     "MAX_EYES_SHUT": "1",
     "MAX_STRETCH": "10",
     "MIN_LIKENESS": "-1",
+    "MAX_DAMAGE": "1",
 }
 
 
