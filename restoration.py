@@ -15,8 +15,8 @@ from photos.resampling import halved
 # From this measured stretch on, the face is looked for unstretched, too. 14 in 100 photos that nobody stretched measure
 # as much.
 MIN_STRETCH_TO_UNDO = 1.1
-# Below this estimated likeness the face is looked for smoothed, too: 9 in 100 clean photos. Of the distorted copies that
-# would enrol (benchmarks/distorted_copies.py), 3 in 100 are found so with the compact model and 9 with a MobileFaceNet
+# Below this estimated likeness the face is looked for smoothed, too: 9 in 100 clean photos. So 3 in 100 of the distorted
+# copies that would enrol (benchmarks/distorted_copies.py) are found with the compact model, and 9 with a MobileFaceNet
 # pack; with MAX_DAMAGE=1 it is 28 and 20. No copy is taken for somebody else for it with the compact model, and 2 in
 # 1,000 with the pack.
 MAX_LIKENESS_TO_SMOOTH = 0.8
@@ -24,8 +24,8 @@ MAX_LIKENESS_TO_SMOOTH = 0.8
 SMOOTHING = 1 / 35
 # What is cut out around the face, in sides of its box to every side: the recogniser's crop and more.
 _AROUND_BOX = 0.5
-# The picture is halved while the face keeps this inter-eye distance, twice that of the recognisers' input. What is done to it
-# costs the same for every photo then.
+# The picture is halved while the face keeps this inter-eye distance, twice that of the recognisers' input. So a large
+# photo costs as little as a small one.
 _INTER_EYE_PX = 70.0
 
 

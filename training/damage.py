@@ -10,8 +10,8 @@ from overlays import Image
 
 Rng = np.random.Generator
 
-# Strengths count as they arrive in the aligned crop, where the eyes are this many pixels apart. What `overlays.look` does
-# to real crops, as cameras do it, is none: noise up to 10, JPEG from 30 on.
+# Strengths count as they arrive in the aligned crop, where the eyes are this many pixels apart. What `overlays.look`
+# does to real crops, as cameras do it, is none: noise up to 10, JPEG from 30 on.
 EYES_APART = 44
 # The label of what is neither plainly damage nor plainly none: nothing is learned of it.
 UNKNOWN = -1.0
