@@ -15,10 +15,10 @@ from photos.resampling import halved
 # From this measured stretch on, the face is looked for unstretched, too. 14 in 100 photos that nobody stretched measure
 # as much.
 MIN_STRETCH_TO_UNDO = 1.1
-# Below this estimated likeness the face is looked for smoothed, too: 9 in 100 clean photos. So 3 in 100 of the distorted
-# copies that would enrol (benchmarks/distorted_copies.py) are found with the compact model, and 9 with a MobileFaceNet
-# pack; with MAX_DAMAGE=1 it is 28 and 20. No copy is taken for somebody else for it with the compact model, and 2 in
-# 1,000 with the pack.
+# Below this estimated likeness, in 9 of 100 clean photos, the face is looked for smoothed, too. Of the distorted copies
+# that would enrol (benchmarks/distorted_copies.py), 3 in 100 are found so with the compact model, and 9 with a
+# MobileFaceNet pack; with MAX_DAMAGE=1 it is 28 and 20. No copy is taken for somebody else for it with the compact
+# model, and 2 in 1,000 with the pack.
 MAX_LIKENESS_TO_SMOOTH = 0.8
 # The deviation of the Gaussian, in inter-eye distances: one pixel of the recognisers' own input.
 SMOOTHING = 1 / 35
