@@ -17,11 +17,11 @@ from engines.base import ENOUGH_SIDE, FRAME_SIDE, Engine, Face, Template
 from engines.face_attributes import AttributeReader
 from engines.liveness import Liveness
 from engines.model_slots import NOBODY, Client, ModelSlots
+from engines.restoration import restored
 from errors import SENTENCES, FaceError
 from face_checks import Check, CheckedFace
 from photos.decoding_cost import decoding_seconds
 from photos.pixels import Photo, Pixels
-from restoration import restored
 from settings import Settings
 
 
@@ -33,7 +33,7 @@ class Trace:
         stages_ms: stage -> milliseconds of wall time.
         figures: `similarity` or `liveness` -> what was measured; None where it could not be.
         quality: of the latest photo that passed every check, as `face_checks.photo_quality`; None before.
-        restored: the templates of the face as `restoration.restored` gives it, if the photo is to enrol somebody new.
+        restored: the templates of the face as `restored` gives it, if the photo is to enrol somebody new.
     """
 
     stages_ms: dict[str, float] = field(default_factory=dict)

@@ -22,7 +22,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("api",),
     ("pipeline",),
     ("challenge",),
-    ("face_checks", "restoration"),
+    ("face_checks",),
     ("settings",),
     ("env_file",),
     ("gallery",),

@@ -10,7 +10,7 @@ from engines.base import Face
 from engines.face_attributes import FaceAttributes
 from face_checks import FACE_REGION, aligned_face
 from photos.pixels import Pixels
-from restoration import restored
+from engines.restoration import restored
 from tests.support.fakes import a_face, packaged_photo
 
 
