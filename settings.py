@@ -107,7 +107,7 @@ class Settings:
     challenge_verify: str = _decision("", "for /verify alone [CHALLENGE]", choices=("off", "accept", "require"))
     verify_threshold: float = _decision(0.5, "lowest similarity that /verify accepts", low=-1, high=1)
     duplicate_threshold: float = _decision(math.nan, "of a duplicate sign-up [VERIFY_THRESHOLD]", low=-1, high=1)
-    max_photos: int = _decision(5, "photos a person may have; a further one replaces the oldest", low=1, high=100)
+    max_photos: int = _decision(5, "photos of a person; one more replaces the oldest", low=1, high=100)
     update_template: str = _decision(
         "off", "add a better photo of a verified person: off or on_verify", choices=("off", "on_verify")
     )
@@ -135,7 +135,7 @@ class Settings:
     max_eyes_shut: float = _check(0.65, "probability of shut eyes", low=0, high=1)
     max_stretch: float = _check(1.45, "width / height against an unstretched face", low=1, high=10)
     min_likeness: float = _check(0.63, "estimated cosine to the undamaged photo", low=-1, high=1)
-    max_damage: float = _check(0.6, "probability that compression, noise or a filter damaged the photo", low=0, high=1)
+    max_damage: float = _check(0.6, "probability that the photo is damaged", low=0, high=1)
     min_liveness: float = _check(0.8, "probability of a live face", low=0, high=1)
 
     max_file_bytes: int = _load(8 * 1024 * 1024, "largest photo file, bytes", low=1024, high=256 * 1024 * 1024)

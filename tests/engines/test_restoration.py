@@ -8,9 +8,9 @@ import pytest
 
 from engines.base import Face
 from engines.face_attributes import FaceAttributes
+from engines.restoration import restored
 from face_checks import FACE_REGION, aligned_face
 from photos.pixels import Pixels
-from engines.restoration import restored
 from tests.support.fakes import a_face, packaged_photo
 
 
