@@ -144,7 +144,7 @@ def test_shut_eyes_are_refused() -> None:
 
 def test_who_is_only_compared_may_blink_and_send_a_distorted_photo_and_is_told_what_was_measured() -> None:
     reader = ScriptedAttributes()
-    reader.seen = FaceAttributes(eyes_shut=0.99, likeness=-0.5)
+    reader.seen = FaceAttributes(eyes_shut=0.99, likeness=-0.5, damaged=0.99)
     checks = check_photo(a_photo(), [a_face()], LIMITS, reader, enrols=False).checks
     assert [check.measured for check in checks if check.code in face_checks.ONLY_FOR_ENROLMENT] == [0.99, -0.5]
     assert all(check.passed and check.hint is None for check in checks)

@@ -259,7 +259,9 @@ def test_a_photo_that_matches_barely_or_is_not_better_adds_nothing(
     assert "update" not in [line["event"] for _, line in lines_of(tmp_path / "audit")]
 
 
-@pytest.mark.parametrize("seen", [FaceAttributes(eyes_shut=1.0), FaceAttributes(likeness=0.0)])
+@pytest.mark.parametrize(
+    "seen", [FaceAttributes(eyes_shut=1.0), FaceAttributes(likeness=0.0), FaceAttributes(damaged=1.0)]
+)
 def test_shut_eyes_and_a_distorted_photo_verify_but_are_never_stored(
     engine: ScriptedEngine, store: SqliteStore, tmp_path: Path, seen: FaceAttributes
 ) -> None:

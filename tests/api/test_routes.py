@@ -267,7 +267,7 @@ def test_shut_eyes_and_distortion_refuse_a_photo_to_be_stored_and_nobody_who_is_
     client: Any, post: Post, covering: ScriptedAttributes
 ) -> None:
     post("/signUp")
-    covering.seen = FaceAttributes(eyes_shut=0.99, likeness=0.0)
+    covering.seen = FaceAttributes(eyes_shut=0.99, likeness=0.0, damaged=0.99)
     assert post("/signUp").json["code"] == post("/analyze").json["code"] == "eyes_closed"
     assert post("/verify").status_code == client.post("/compare", data=photos_of("/compare")).status_code == 200
 
