@@ -88,9 +88,14 @@ def _stretch(image: Pixels, _: Eyes, width: float) -> Pixels:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
-def _compress(image: Pixels, _: Eyes, quality: float) -> Pixels:
-    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1]
-    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
+def saved(ending: str, flag: int) -> Degrade:
+    """Save the photo as a file with this ending; `flag` is OpenCV's name of the strength."""
+
+    def apply(image: Pixels, _: Eyes, value: float) -> Pixels:
+        data = cv2.imencode(ending, image, [flag, int(value)])[1]
+        return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
+
+    return apply
 
 
 def _cut(*sides: str) -> Degrade:
@@ -126,7 +131,7 @@ DEGRADATIONS = (
     Degradation("shaken across", "length / inter-eye", "sharpness", _SHAKES, _shake(0)),
     Degradation("shaken down", "length / inter-eye", "sharpness", _SHAKES, _shake(90)),
     Degradation("shaken diagonally", "length / inter-eye", "sharpness", _SHAKES, _shake(45)),
-    Degradation("JPEG", "quality", "damage", (30, 15, 10, 7, 4), _compress),
+    Degradation("JPEG", "quality", "damage", (30, 15, 10, 7, 4), saved(".jpg", cv2.IMWRITE_JPEG_QUALITY)),
     Degradation("noise", "sigma, grey levels", "damage", (5, 10, 20, 30, 40, 60), _noise),
     Degradation("stretched", "width", "stretch", (0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2), _stretch),
     Degradation("shrunk", "inter-eye, px", "inter-eye", (32, 28, 24, 20, 16, 13, 10), _shrink),

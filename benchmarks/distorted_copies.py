@@ -15,13 +15,12 @@ import argparse
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from benchmarks.degradations import DEGRADATIONS, Eyes
+from benchmarks.degradations import DEGRADATIONS, Eyes, eye_distance, saved
 from benchmarks.evaluate_checks import read_people
 from bootstrap import engine_of
 from commands.evaluate.biometrics import wilson
@@ -35,6 +34,8 @@ from photos.pixels import Pixels
 from pipeline import Pipeline, Trace
 from settings import PROJECT, Settings, add_flags, load_settings
 from store.sqlite import SqliteStore
+
+_DEGRADE = {kind.name: kind.apply for kind in DEGRADATIONS}
 
 
 def _widen(image: Pixels, _: Eyes, factor: float) -> Pixels:
@@ -66,19 +67,11 @@ def _pulled(image: Pixels, centres: Eyes, radius: float, power: float) -> Pixels
 def _middle_pulled(image: Pixels, eyes: Eyes, power: float) -> Pixels:
     across = eyes[1] - eyes[0]
     nose = eyes.mean(axis=0) + 0.6 * np.array([-across[1], across[0]])
-    return _pulled(image, nose[None], 1.9 * float(np.hypot(*across)), power)
+    return _pulled(image, nose[None], 1.9 * eye_distance(eyes), power)
 
 
 def _eyes_pulled(image: Pixels, eyes: Eyes, power: float) -> Pixels:
-    return _pulled(image, eyes, 0.6 * float(np.hypot(*(eyes[1] - eyes[0]))), power)
-
-
-def _saved(ending: str, flag: int) -> Callable[[Pixels, Eyes, float], Pixels]:
-    def saved(image: Pixels, _: Eyes, value: float) -> Pixels:
-        file = cv2.imencode(ending, image, [flag, int(value)])[1]
-        return np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR), np.uint8)
-
-    return saved
+    return _pulled(image, eyes, 0.6 * eye_distance(eyes), power)
 
 
 def _few_colours(image: Pixels, _: Eyes, step: float) -> Pixels:
@@ -105,8 +98,7 @@ def _halftone(image: Pixels, _: Eyes, period: float) -> Pixels:
 
 
 def _squares(image: Pixels, eyes: Eyes, inter_eye: float) -> Pixels:
-    factor = min(1.0, inter_eye / float(np.hypot(*(eyes[1] - eyes[0]))))
-    small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    small = _DEGRADE["shrunk"](image, eyes, inter_eye)
     return np.asarray(cv2.resize(small, image.shape[1::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
@@ -119,13 +111,13 @@ def _salt_and_pepper(image: Pixels, _: Eyes, share: float) -> Pixels:
 
 
 APPLY = {
-    **{kind.name: kind.apply for kind in DEGRADATIONS},
+    **_DEGRADE,
     "wider": _widen,
     "higher": _heighten,
     "mirrored": _mirror,
     "salt and pepper": _salt_and_pepper,
-    "WebP": _saved(".webp", cv2.IMWRITE_WEBP_QUALITY),
-    "JPEG 2000": _saved(".jp2", cv2.IMWRITE_JPEG2000_COMPRESSION_X1000),
+    "WebP": saved(".webp", cv2.IMWRITE_WEBP_QUALITY),
+    "JPEG 2000": saved(".jp2", cv2.IMWRITE_JPEG2000_COMPRESSION_X1000),
     "few colours": _few_colours,
     "sharpened": _sharpened,
     "painted": _painted,

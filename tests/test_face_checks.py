@@ -17,7 +17,7 @@ from errors import FaceError
 from face_checks import check_photo, judge, measure, pose_of
 from photos.pixels import Pixels
 from settings import Settings
-from tests.support.fakes import ScriptedAttributes, a_face, a_photo, packaged_photo
+from tests.support.fakes import PORTRAIT_FACE, ScriptedAttributes, a_face, a_photo, a_portrait
 
 LIMITS = Settings()
 # The order in which api.md lists the reasons of a refusal.
@@ -47,11 +47,7 @@ ORDER = [
 
 @pytest.fixture(scope="module")
 def portrait() -> Pixels:
-    """A real photo that passes every check; its face is `PORTRAIT_FACE`."""
-    return packaged_photo("skimage", "data", "astronaut.png")
-
-
-PORTRAIT_FACE = a_face(42.5, (225.0, 101.0), -4.0)
+    return a_portrait()
 
 
 def codes_of(

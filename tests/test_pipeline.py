@@ -16,7 +16,7 @@ from photos.decode import decode
 from photos.pixels import Pixels
 from pipeline import Pipeline, Trace
 from settings import PROJECT, Settings, load_settings
-from tests.support.fakes import NO_GATES, ScriptedAttributes, ScriptedEngine, a_face, packaged_photo
+from tests.support.fakes import NO_GATES, PORTRAIT_FACE, ScriptedAttributes, ScriptedEngine, a_portrait
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def astronaut() -> Pixels:
-    return packaged_photo("skimage", "data", "astronaut.png")
+    return a_portrait()
 
 
 def png(image: Pixels) -> bytes:
@@ -121,9 +121,8 @@ def test_a_noisy_photo_is_told_from_the_same_person_s_smoothed(pipeline: Pipelin
 
 def test_a_face_that_cannot_be_restored_is_refused(pipeline: Pipeline, astronaut: Pixels) -> None:
     engine, reader = ScriptedEngine(), ScriptedAttributes()
-    one_eyed = a_face(42.5, (225.0, 101.0))
-    one_eyed.landmarks[1] = one_eyed.landmarks[0]
-    engine.faces, reader.seen = [one_eyed], FaceAttributes(likeness=0.7)
+    landmarks = PORTRAIT_FACE.landmarks[[0, 0, 2, 3, 4]]
+    engine.faces, reader.seen = [replace(PORTRAIT_FACE, landmarks=landmarks)], FaceAttributes(likeness=0.7)
     settings = load_settings({}, environ=NO_GATES, env_file=None)
     careless = replace(pipeline, engine=engine, reader=reader, settings=settings)
     careless.template(png(astronaut))

@@ -13,7 +13,7 @@ Rng = np.random.Generator
 # Strengths count as they arrive in the aligned crop, where the eyes are this many pixels apart. What `overlays.look`
 # does to real crops, as cameras do it, is none: noise up to 10, JPEG from 30 on.
 EYES_APART = 44
-# The label of what is neither plainly damage nor plainly none: nothing is learned of it.
+# The label of a photo that is neither plainly damaged nor plainly undamaged. The network learns nothing from it.
 UNKNOWN = -1.0
 
 
@@ -25,7 +25,7 @@ def _grade(strength: float, none: float, damage: float) -> float:
 
 
 def _between(rng: Rng, low: float, high: float) -> float:
-    """A strength of which every factor is as likely."""
+    """A strength between two limits; doubling it is as likely everywhere."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 

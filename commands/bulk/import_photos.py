@@ -217,7 +217,8 @@ class Importer:
         return _line(photo, "photo_added", user_id, "")
 
     def _duplicate_message(self, photo: ProcessedPhoto) -> str:
-        probes = [] if photo.template is None else [photo.template, *photo.restored]
+        assert photo.template is not None
+        probes = (photo.template, *photo.restored)
         found = [best for one in probes if (best := self._gallery.search(one)) is not None]
         path = self._path_of.get(max(found, key=lambda best: best.cosine).user_id) if found else None
         return f"the same face as {path}" if path else CODES["duplicate_face"][1]

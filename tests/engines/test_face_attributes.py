@@ -18,7 +18,7 @@ from engines.model_files import ModelUnavailable
 from face_checks import FRAME_EYE_CENTRE_PX, aligned_face
 from photos.pixels import Pixels
 from settings import PROJECT, Settings
-from tests.support.fakes import a_face, packaged_photo
+from tests.support.fakes import PORTRAIT_FACE, a_portrait
 
 LIMITS = Settings()
 EYE, MOUTH = 22.0, 44.0  # pixels from the point between the eyes, across and down
@@ -32,7 +32,7 @@ def model() -> FaceAttributesModel:
 @pytest.fixture(scope="module")
 def face() -> Pixels:
     """A clean face, cut out as the service cuts it."""
-    return aligned_face(packaged_photo("skimage", "data", "astronaut.png"), a_face(42.5, (225.0, 101.0), -4.0))
+    return aligned_face(a_portrait(), PORTRAIT_FACE)
 
 
 def painted(
@@ -91,11 +91,10 @@ def test_something_over_the_lower_face_is_seen(
 
 def stretched(width: float) -> Pixels:
     """The face of a photo that somebody made so many times as wide."""
-    photo = packaged_photo("skimage", "data", "astronaut.png")
-    straight = a_face(42.5, (225.0, 101.0), -4.0)
-    landmarks = (straight.landmarks * (width, 1)).astype(np.float32)
+    photo = a_portrait()
+    landmarks = (PORTRAIT_FACE.landmarks * (width, 1)).astype(np.float32)
     size = (round(photo.shape[1] * width), photo.shape[0])
-    return aligned_face(np.asarray(cv2.resize(photo, size), np.uint8), replace(straight, landmarks=landmarks))
+    return aligned_face(np.asarray(cv2.resize(photo, size), np.uint8), replace(PORTRAIT_FACE, landmarks=landmarks))
 
 
 def test_a_wider_and_a_higher_photo_are_stretched_and_the_photo_itself_is_not(model: FaceAttributesModel) -> None:

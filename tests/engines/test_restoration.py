@@ -11,16 +11,12 @@ from engines.face_attributes import FaceAttributes
 from engines.restoration import restored
 from face_checks import FACE_REGION, aligned_face
 from photos.pixels import Pixels
-from tests.support.fakes import a_face, packaged_photo
+from tests.support.fakes import PORTRAIT_FACE, a_portrait
 
 
 @pytest.fixture(scope="module")
 def portrait() -> Pixels:
-    """A real photo; its face is `PORTRAIT_FACE`."""
-    return packaged_photo("skimage", "data", "astronaut.png")
-
-
-PORTRAIT_FACE = a_face(42.5, (225.0, 101.0), -4.0)
+    return a_portrait()
 
 
 def apart(one: Pixels, other: Pixels) -> float:

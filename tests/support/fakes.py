@@ -64,6 +64,14 @@ def packaged_photo(package: str, *parts: str) -> Pixels:
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
 
 
+def a_portrait() -> Pixels:
+    """A real photo of one person that passes every check; its face is `PORTRAIT_FACE`."""
+    return packaged_photo("skimage", "data", "astronaut.png")
+
+
+PORTRAIT_FACE = a_face(42.5, (225.0, 101.0), -4.0)
+
+
 class ScriptedEngine:
     """Finds the faces and gives the template that a test sets; `hold` keeps detection busy until it is released."""
 
