@@ -19,8 +19,8 @@ ALICE, BOB = ("alice", "192.0.2.1"), ("bob", "192.0.2.2")
 class Line:
     """Photos that wait while the one slot is held, each in a thread; `served` tells in which order they got it."""
 
-    def __init__(self, longest_wait_s: float = math.inf, slots: int = 1) -> None:
-        self.slots = ModelSlots(slots, longest_wait_s)
+    def __init__(self, longest_wait_s: float = math.inf, slots: int = 1, *, holding_s: float = 0.0) -> None:
+        self.slots, self.holding_s = ModelSlots(slots, longest_wait_s), holding_s
         self.served: list[str] = []
         self.threads: list[threading.Thread] = []
 
@@ -28,6 +28,7 @@ class Line:
         def wait() -> None:
             with self.slots.slot(client, decoding_s):
                 self.served.append(name)
+                time.sleep(self.holding_s)
 
         before = len(self.slots._waiting)
         self.threads.append(threading.Thread(target=wait, daemon=True))
@@ -52,7 +53,7 @@ def test_photos_of_one_client_get_the_models_in_the_order_of_asking_and_nobody_g
 
 
 def test_clients_take_turns() -> None:
-    line = Line()
+    line = Line(holding_s=0.1)  # turns go by time, and a busy machine holds up a thread for less
     with line.slots.slot(ALICE):
         for name in ("a1", "a2", "a3", "a4"):
             line.join(name, ALICE)
